@@ -1,0 +1,37 @@
+# Every target works on a fresh clone with Python 3.11 and nothing else: it creates .venv and installs what it needs.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CASES := $(if $(NNDIAG_CASES),$(NNDIAG_CASES),)
+
+.PHONY: demo test check bench samples schema clean
+
+demo: $(STAMP)
+	@$(BIN)/nndiag scan sample_checkpoints/dying_mlp
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+samples: $(STAMP)
+	$(BIN)/python sample_checkpoints/make.py
+
+schema: $(STAMP)
+	$(BIN)/python -m nndiag.report.schema src/nndiag/nndiag.schema.json
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/speed.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,23 @@
+"""Nndiag: examine saved neural-network checkpoints.
+
+The functions for library users are those of the command line: ``nndiag.scan``. They are loaded when they
+are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nndiag.pipeline import Outcome, ScanSettings, scan
+
+__version__ = "0.1.0"
+__all__ = ["Outcome", "ScanSettings", "__version__", "scan"]
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__") or name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from nndiag import pipeline
+
+    return getattr(pipeline, name)

@@ -1,0 +1,14 @@
+"""Checkpoints: path → tensors, optimiser state, metadata.
+
+A checkpoint is hostile input: nothing in it is executed, its claims are checked before anything is
+allocated, and every failure is one line. One file per format; models, probes and measures must not come in
+here.
+"""
+
+from __future__ import annotations
+
+from nndiag.checkpoint.discovery import find_checkpoints
+from nndiag.checkpoint.opening import open_checkpoint
+from nndiag.checkpoint.record import Checkpoint, Place, SavedOptimizer
+
+__all__ = ["Checkpoint", "Place", "SavedOptimizer", "find_checkpoints", "open_checkpoint"]

@@ -1,0 +1,117 @@
+"""torch.save's zip archives: directory checked, pickle walked through, and only then loaded."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from nndiag.checkpoint.inventory import Inventory
+from nndiag.checkpoint.pickle_walk import MAX_PICKLE, walk_pickle
+from nndiag.checkpoint.source import damaged, size_of, summary
+from nndiag.checkpoint.torch_load import load_checked
+from nndiag.errors import InputError
+
+_ENCRYPTED = 0x1
+
+
+def load_zip(path: Path, file: BinaryIO, lazily: bool = False) -> object:
+    """Load a zip archive that torch.save wrote.
+
+    Args:
+        path: the file's name.
+        file: the file, at its start.
+        lazily: map it into memory instead of reading it.
+
+    Raises:
+        InputError: it is damaged, another kind of zip, or claims what it does not hold.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            top = entries[0].filename.partition("/")[0] if entries else ""
+            _check_kind(path, top, {entry.filename for entry in entries})
+            _check_entries(path, entries, size_of(file))
+            pickled = archive.read(f"{top}/data.pkl")
+    except InputError:
+        raise
+    # zipfile raises half a dozen kinds of exception over damaged bytes.
+    except Exception as error:
+        raise damaged(path, summary(error)) from error
+    _check_same_view(path, file, top, entries, pickled)
+    _check_claims(path, top, entries, pickled)
+    file.seek(0)
+    # torch.load chooses another reader by this suffix when it is given a path.
+    return load_checked(path, file, lazily and path.suffix != ".safetensors")
+
+
+def _check_kind(path: Path, top: str, names: set[str]) -> None:
+    tails = {name.removeprefix(f"{top}/") for name in names}
+    save = "save model.state_dict() with torch.save and give that"
+    if "constants.pkl" in tails:
+        raise InputError(path, "is a TorchScript archive, which is code", save)
+    if "data.pkl" in tails and f"{top}/data.pkl" in names:
+        return
+    if "archive_format" in tails or any(tail.startswith("models/") for tail in tails):
+        raise InputError(path, "is a torch.export archive (.pt2), which is code", save)
+    if "policy.pth" in names:
+        raise InputError(path, "is a Stable-Baselines3 archive", "unzip it and give the policy.pth inside")
+    if "model.weights.h5" in names:
+        raise InputError(
+            path, "is a Keras archive, which is not supported", "save the weights as safetensors"
+        )
+    if any(name.endswith(".npy") for name in names):
+        raise InputError(
+            path, "is an .npz archive of NumPy arrays", "give it as --data, or give the checkpoint"
+        )
+    raise InputError(path, "is a zip archive that torch.save did not write", "give the checkpoint itself")
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
+    again = "save it again with torch.save"
+    # torch looks names up without regard to case
+    if len({entry.filename.lower() for entry in entries}) != len(entries):
+        raise InputError(path, "is refused: its zip directory names an entry twice", again)
+    for entry in entries:
+        if entry.flag_bits & _ENCRYPTED:
+            raise InputError(path, "is refused: its zip entries are encrypted", "decrypt it first")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise InputError(path, "is refused: its zip entries are compressed", again)
+        if entry.filename.endswith("/data.pkl") and entry.file_size > MAX_PICKLE:
+            raise InputError(path, f"has a pickle of more than {MAX_PICKLE} bytes", "save the weights alone")
+    if sum(entry.file_size for entry in entries) > size:
+        raise InputError(path, "is refused: its zip entries overlap", again)
+
+
+def _check_same_view(
+    path: Path, file: BinaryIO, top: str, entries: list[zipfile.ZipInfo], pickled: bytes
+) -> None:
+    """Refuse an archive that Python's zip reader (checked here) and torch's (loads it) see differently."""
+    file.seek(0)
+    prefix = f"{top}/"
+    try:
+        reader = torch._C.PyTorchFileReader(file)
+        sizes = {entry.filename.removeprefix(prefix): entry.file_size for entry in entries}
+        same = set(reader.get_all_records()) == set(sizes) and reader.get_record("data.pkl") == pickled
+    except Exception as error:
+        raise damaged(path, summary(error)) from error
+    if not same:
+        raise InputError(path, "is refused: its zip directory is ambiguous", "save it again with torch.save")
+
+
+def _check_claims(path: Path, top: str, entries: list[zipfile.ZipInfo], pickled: bytes) -> None:
+    inventory = Inventory(path)
+    walk_pickle(io.BytesIO(pickled), inventory)
+    sizes = {entry.filename: entry.file_size for entry in entries}
+    for storage in inventory.storages.values():
+        held = sizes.get(f"{top}/data/{storage.key}")
+        if held is None:
+            raise damaged(path, f"storage {storage.key} is missing")
+        if held < storage.nbytes:
+            raise damaged(
+                path, f"storage {storage.key} claims {storage.nbytes} bytes and its record holds {held}"
+            )
+    inventory.check_totals()

@@ -1,0 +1,156 @@
+"""The curvature level: extremes, trace and flatness of every node's block, and the optimiser's own view of
+it.
+
+Eigenvalues are of the mean loss over the probe, per (parameter unit)², weight and bias of a node
+together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nndiag.measures.blocks import Capture, NodeBlocks, ScaledBlocks
+from nndiag.measures.weights import numbers
+from nndiag.records.measured import Floats, OptimizerFacts
+from nndiag.spectrum import Blocks, Extremes, dense_extremes, lanczos_extremes, power_extremes
+
+DENSE_SIZE = 40
+"""Blocks up to this size are solved densely whatever the solver: exact, and cheaper."""
+
+FLAT_SHARE = 1e-3
+"""Without a learning rate a direction is flat where its curvature is below this share of the block's
+largest."""
+
+
+@dataclass(frozen=True)
+class CurvatureSettings:
+    """How to solve: ``solver`` is ``"lanczos"``, ``"power"`` or ``"dense"``; ``tolerance`` relative to the
+    largest eigenvalue."""
+
+    solver: str = "lanczos"
+    tolerance: float = 1e-4
+    seed: int = 0
+
+
+@dataclass
+class LayerCurvature:
+    """Per-node results of one layer, and how the solver fared."""
+
+    per_node: dict[str, Floats]
+    per_fold: dict[str, Floats]
+    converged: bool
+    products: int
+
+
+def layer_curvature(
+    capture: Capture,
+    fold_of: Tensor,
+    fold_sizes: Tensor,
+    settings: CurvatureSettings,
+    optimizer: OptimizerFacts | None,
+    preconditioner: Tensor | None,
+) -> LayerCurvature:
+    """Measure the blocks of one layer.
+
+    Args:
+        capture: what the replay kept.
+        fold_of: fold of every sample, ``(samples,)``.
+        fold_sizes: samples of every fold, ``(folds,)``.
+        settings: solver and tolerance.
+        optimizer: the update rule, where it is known.
+        preconditioner: Adam's ``P = √v̂ + ε`` as ``(nodes, size)``, where it is known.
+    """
+    parts = []
+    generator = torch.Generator().manual_seed(settings.seed)
+    for start, stop, blocks in capture.tiles():
+        scale = None if preconditioner is None else preconditioner[start:stop].rsqrt()
+        parts.append(_tile(blocks, fold_of, fold_sizes, settings, optimizer, scale, generator))
+    return LayerCurvature(
+        per_node={name: np.concatenate([p.per_node[name] for p in parts]) for name in parts[0].per_node},
+        per_fold={
+            name: np.concatenate([p.per_fold[name] for p in parts], axis=1) for name in parts[0].per_fold
+        },
+        converged=all(p.converged for p in parts),
+        products=max(p.products for p in parts),
+    )
+
+
+def _tile(
+    blocks: NodeBlocks,
+    fold_of: Tensor,
+    fold_sizes: Tensor,
+    settings: CurvatureSettings,
+    optimizer: OptimizerFacts | None,
+    scale: Tensor | None,
+    generator: torch.Generator,
+) -> LayerCurvature:
+    like = blocks.like
+    found = _solve(blocks, like, settings, generator)
+    by_fold = _largest_by_fold(blocks, found, fold_of, fold_sizes)
+    per_node = {
+        "lambda_max": numbers(found.largest),
+        "lambda_min": numbers(found.smallest),
+        "lambda_max_error": numbers(found.largest_error),
+        "lambda_min_error": numbers(found.smallest_error),
+        "trace": numbers(blocks.traces()),
+        "lambda_max_se": _standard_error(by_fold),
+        "flat_fraction": _flat_fraction(found, optimizer, scale is None),
+    }
+    effective = found.largest
+    if scale is not None:
+        effective = _solve(ScaledBlocks(blocks, scale.to(like)), like, settings, generator).largest
+        per_node["lambda_max_preconditioned"] = numbers(effective)
+    per_node.update(_dynamics(numbers(effective), optimizer, scale is not None))
+    return LayerCurvature(per_node, {"lambda_max": by_fold}, bool(found.converged.all()), found.products)
+
+
+def _solve(blocks: Blocks, like: Tensor, settings: CurvatureSettings, generator: torch.Generator) -> Extremes:
+    if settings.solver == "dense" or (settings.solver == "lanczos" and blocks.size <= DENSE_SIZE):
+        return dense_extremes(blocks, like)
+    solver = power_extremes if settings.solver == "power" else lanczos_extremes
+    return solver(blocks, like, generator=generator, tolerance=settings.tolerance)
+
+
+def _largest_by_fold(blocks: NodeBlocks, found: Extremes, fold_of: Tensor, fold_sizes: Tensor) -> Floats:
+    """Return ``vᵀ G_f v`` for the leading vector, ``(folds, nodes)``: λ_max as each fold alone sees it."""
+    forms = blocks.forms_by_sample(found.vectors).double().cpu()
+    sums = torch.zeros(len(fold_sizes), forms.shape[1], dtype=torch.float64).index_add_(0, fold_of, forms)
+    return numbers(sums / fold_sizes[:, None])
+
+
+def _standard_error(by_fold: Floats) -> Floats:
+    if len(by_fold) < 2:
+        return np.full(by_fold.shape[1], np.nan)
+    spread: Floats = by_fold.std(axis=0, ddof=1) / np.sqrt(len(by_fold))
+    return spread
+
+
+def _flat_fraction(found: Extremes, optimizer: OptimizerFacts | None, plain: bool) -> Floats:
+    """Share of a block's directions that do not relax within the horizon, or are flat beside the steepest.
+
+    Counted on the quadrature of the solver: exact for dense, one random vector's estimate for Lanczos.
+    """
+    edge = FLAT_SHARE * found.values[:, -1:]
+    if plain and optimizer is not None and optimizer.lr and optimizer.horizon:
+        edge = torch.full_like(edge, 1.0 / (optimizer.lr * optimizer.horizon))
+    flat = (found.values.abs() <= edge.clamp_min(0)).double()
+    return numbers((found.weights * flat).sum(dim=1).clamp(0, 1))
+
+
+def _dynamics(effective: Floats, optimizer: OptimizerFacts | None, preconditioned: bool) -> dict[str, Floats]:
+    """Return ``relaxation_steps = 1/(αλ)`` and ``stability_margin = λ/threshold`` of the steepest direction.
+
+    Under Adam both need the second moments; without them neither is taken.
+    """
+    if optimizer is None or not optimizer.lr or (optimizer.is_adam and not preconditioned):
+        return {}
+    threshold = optimizer.stability_threshold
+    assert threshold is not None
+    with np.errstate(divide="ignore"):
+        relaxation = 1.0 / (optimizer.lr * np.maximum(effective, 0.0))
+    decay = 0.0 if optimizer.is_adam else (optimizer.weight_decay or 0.0)
+    return {"relaxation_steps": relaxation, "stability_margin": (effective + decay) / threshold}

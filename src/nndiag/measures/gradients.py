@@ -1,0 +1,116 @@
+"""The gradients level: what reaches a node from the loss, and what the node moves in the output.
+
+``torque``: the part of ``∇_{w_i} L`` orthogonal to ``w_i`` turns the node, the rest only rescales it.
+``influence``: the node's
+share of the trace of the empirical neural tangent kernel, ``E_n ‖∂f_n/∂θ_i‖²``; it is estimated by one
+backward pass seeded
+with independent signs, ``E_s (s·J)² = ‖J‖²``, exactly zero where it is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nndiag.measures.batchview import LayerUse
+from nndiag.measures.weights import numbers
+from nndiag.records.measured import Floats
+from nndiag.replay.jacobian import squared_norms
+from nndiag.replay.kinds import Layer
+
+
+class GradientSums:
+    """Sums over the samples of one layer, ``(nodes,)`` float64: squares of gradients at its output and of its
+    own."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        zeros = torch.zeros(layer.nodes, dtype=torch.float64)
+        self._sums: dict[str, Tensor] = {}
+        self._zeros = zeros
+
+    def add(
+        self, use: LayerUse, columns: Tensor, from_loss: Tensor | None, from_signs: Tensor | None
+    ) -> None:
+        """Add a batch: gradients at the layer's output, of the losses of single samples and of signed
+        outputs."""
+        if from_loss is not None:
+            self._add("loss_reach", from_loss.double().square().sum(dim=(0, 2)))
+            self._add("loss_squares", squared_norms(use.layer, columns, from_loss).double().sum(dim=0))
+        if from_signs is not None:
+            self._add("output_reach", from_signs.double().square().sum(dim=(0, 2)))
+            self._add("output_squares", squared_norms(use.layer, columns, from_signs).double().sum(dim=0))
+
+    def _add(self, name: str, values: Tensor) -> None:
+        self._sums[name] = self._sums.get(name, self._zeros) + values.cpu()
+
+    def mean(self, name: str, samples: int) -> Floats | None:
+        """Return a sum divided by the number of samples; ``None`` where it was not taken."""
+        return numbers(self._sums[name] / samples) if name in self._sums else None
+
+
+def mean_gradient_measures(rows: Tensor, gradient: Tensor, has_bias: bool) -> dict[str, Floats]:
+    """Return ``gradient_norm`` and ``torque_ratio`` per node from the gradient of the mean loss.
+
+    ``torque_ratio = ‖g − (g·w)w/‖w‖²‖ / ‖g‖`` on the weights without the bias; NaN where ``g`` is zero.
+
+    Args:
+        rows: parameters, ``(nodes, size)``.
+        gradient: ``∂L/∂rows``.
+        has_bias: whether the last column is a bias.
+    """
+    g = gradient.double()
+    w = rows.double()
+    g_weights, w = (g[:, :-1], w[:, :-1]) if has_bias else (g, w)
+    norm = torch.linalg.vector_norm(w, dim=1, keepdim=True)
+    direction = torch.where(
+        norm > 0, w / norm.clamp_min(torch.finfo(torch.float64).tiny), torch.zeros_like(w)
+    )
+    along = (g_weights * direction).sum(dim=1, keepdim=True)
+    across = torch.linalg.vector_norm(g_weights - along * direction, dim=1)
+    return {
+        "gradient_norm": numbers(torch.linalg.vector_norm(g, dim=1)),
+        "torque_ratio": numbers(across / torch.linalg.vector_norm(g_weights, dim=1)),
+    }
+
+
+def gradient_measures(
+    sums: GradientSums, samples: int, mean: Mapping[str, Floats], preactivation_std: Floats | None
+) -> dict[str, Floats]:
+    """Return the measures per node that rest on gradients of single samples.
+
+    ``gradient_spread² = E‖g_n‖² − ‖E g_n‖²``, ``gradient_signal = ‖E g_n‖ / spread``, ``gradient_reach² =
+    E‖∂ℓ_n/∂z‖²``,
+    ``output_reach² = E‖∂f_n/∂z‖²``, ``sensitivity = output_reach · std(z)``, ``tangent_kernel =
+    E‖∂f_n/∂θ‖²``.
+    """
+    found: dict[str, Floats] = {}
+    reach, squares = sums.mean("loss_reach", samples), sums.mean("loss_squares", samples)
+    if reach is not None and squares is not None:
+        norm = mean["gradient_norm"]
+        spread = np.sqrt(np.maximum(squares - norm**2, 0))
+        found["gradient_reach"] = np.sqrt(reach)
+        found["gradient_spread"] = spread
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found["gradient_signal"] = norm / spread
+    reach, squares = sums.mean("output_reach", samples), sums.mean("output_squares", samples)
+    if reach is not None and squares is not None:
+        found["output_reach"] = np.sqrt(reach)
+        found["tangent_kernel"] = squares
+        if preactivation_std is not None:
+            found["sensitivity"] = found["output_reach"] * preactivation_std
+    return found
+
+
+def torque_of_layer(torque: Floats) -> dict[str, float]:
+    """Return mean and 10th percentile of the torque over the nodes that have a gradient."""
+    present = torque[np.isfinite(torque)]
+    if present.size == 0:
+        return {}
+    return {
+        "torque_ratio_mean": float(present.mean()),
+        "torque_ratio_p10": float(np.quantile(present, 0.1)),
+    }

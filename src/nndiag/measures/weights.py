@@ -1,0 +1,67 @@
+"""The weights level: norms, biases and repeated rows, of a layer's parameters alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nndiag.records.measured import Floats
+
+DUPLICATE_TOLERANCE = 1e-6
+"""Two rows are one where they differ by less than this share of their norm."""
+
+COMPARABLE_ROWS = 8192
+"""Layers with more nodes are not searched for repeated rows."""
+
+
+def weight_measures(rows: Tensor, has_bias: bool) -> dict[str, Floats]:
+    """Return ``weight_norm``, ``bias``, ``parameter_norm`` and ``nonfinite_parameters`` per node.
+
+    Args:
+        rows: ``(nodes, size)``, the bias last where there is one.
+        has_bias: whether there is one.
+    """
+    weights = rows[:, :-1] if has_bias else rows
+    found = {
+        "weight_norm": _norm(weights),
+        "parameter_norm": _norm(rows),
+        "nonfinite_parameters": (~torch.isfinite(rows)).sum(dim=1),
+    }
+    if has_bias:
+        found["bias"] = rows[:, -1]
+    return {name: numbers(values) for name, values in found.items()}
+
+
+def duplicate_rows(rows: Tensor) -> tuple[tuple[int, int], ...]:
+    """Return pairs ``(node, earlier node)`` whose weights and biases are equal up to a sign and to rounding.
+
+    Rows of zeros and rows that are not finite repeat nothing.
+    """
+    norms = _norm(rows)
+    usable = torch.isfinite(norms) & (norms > 0)
+    index = torch.nonzero(usable).flatten()
+    if len(index) < 2 or len(rows) > COMPARABLE_ROWS:
+        return ()
+    unit = rows[index].double() / norms[index, None]
+    cosine = torch.tril(unit @ unit.T, diagonal=-1).abs()
+    ratio = norms[index, None] / norms[None, index]
+    # ‖a ∓ b‖² / ‖a‖² = 1 + 1/r² − 2cos/r; near r = 1 both parts must be small
+    same = (1 - cosine < DUPLICATE_TOLERANCE**2 / 2 + 1e-12) & ((ratio - 1).abs() < DUPLICATE_TOLERANCE)
+    return first_partners(same.numpy(), index.numpy())
+
+
+def first_partners(same: np.ndarray, index: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Return for every row of a lower-triangular mask that has an entry the pair with its first column."""
+    repeated = np.flatnonzero(same.any(axis=1))
+    return tuple((int(index[row]), int(index[int(same[row].argmax())])) for row in repeated)
+
+
+def numbers(values: Tensor) -> Floats:
+    """Return a tensor of any dtype as float64 in numpy."""
+    return values.detach().cpu().double().numpy()
+
+
+def _norm(rows: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(rows.double(), dim=1)
+    return norm

@@ -1,0 +1,32 @@
+"""The network that a configuration describes."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from nndiag.config.record import RunConfig
+from nndiag.config.trust import require_trust
+from nndiag.model.factory import build_model
+from nndiag.model.sequential import build_sequential
+
+
+def build_from_config(config: RunConfig, trust: bool) -> nn.Module | None:
+    """Return the network of the ``[model]`` table, or ``None`` where there is no such table.
+
+    A layer list is data and always allowed. A factory is code: the user's own ``pyproject.toml`` may name
+    one, a scanned directory only with ``trust``.
+
+    Raises:
+        UsageError: the layers or the spec are wrong.
+        InputError: the factory comes from the scanned directory and ``trust`` is false.
+        ModelError: the factory fails.
+    """
+    table = config.model
+    if table.sequential is not None:
+        return build_sequential(
+            table.sequential, f"{config.origin('model.sequential').source} [model] sequential"
+        )
+    if table.factory is None:
+        return None
+    origin = require_trust(config, "model.factory", trust)
+    return build_model(table.factory, origin.folder, table.kwargs, option=f"{origin.source} [model] factory")

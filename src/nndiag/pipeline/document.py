@@ -1,0 +1,108 @@
+"""From numbers, findings and verdicts to the record of one checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from nndiag.checkpoint import Checkpoint
+from nndiag.probe.probe import Probe
+from nndiag.records import report
+from nndiag.records.measured import Measured, OptimizerFacts
+from nndiag.records.report import VERDICTS
+from nndiag.remedies import Goal, action_for
+from nndiag.rules.diagnose import JudgedLayer
+
+
+def diagnosis(
+    checkpoint: Checkpoint,
+    parameters: int,
+    probe: Probe | None,
+    measured: Measured,
+    judged: Sequence[JudgedLayer],
+    goal: Goal,
+    all_nodes: bool,
+) -> report.Diagnosis:
+    """Return everything said of one checkpoint as a record."""
+    curvature = measured.curvature
+    return report.Diagnosis(
+        checkpoint=_checkpoint_facts(checkpoint, parameters, measured.optimizer),
+        probe=None if probe is None or measured.samples is None else _probe_facts(probe),
+        level=measured.level.label,  # type: ignore[arg-type]
+        curvature=None if curvature is None else report.CurvatureFacts(**asdict(curvature)),
+        timing=report.Timing(**asdict(measured.timing)),
+        model=report.ModelDiagnosis(loss=measured.loss, gradient_norm=measured.gradient_norm),
+        layers=tuple(_layer(layer) for layer in judged),
+        nodes=tuple(node for layer in judged for node in _nodes(layer, goal, all_nodes)),
+        unmeasured=tuple(report.Unmeasured(name=n, reason=r) for n, r in measured.unmeasured),
+    )
+
+
+def _checkpoint_facts(
+    checkpoint: Checkpoint, parameters: int, optimizer: OptimizerFacts | None
+) -> report.CheckpointFacts:
+    known: dict[str, Any] | None = None
+    if optimizer is not None:
+        known = {name: value for name, value in asdict(optimizer).items() if value is not None}
+    return report.CheckpointFacts(
+        path=str(checkpoint.path),
+        format=checkpoint.format,
+        sha256=checkpoint.sha256,
+        step=checkpoint.step,
+        epoch=checkpoint.epoch,
+        parameters=parameters,
+        optimizer=known,
+    )
+
+
+def _probe_facts(probe: Probe) -> report.ProbeFacts:
+    return report.ProbeFacts(
+        samples=len(probe),
+        loss=probe.loss.name if probe.loss else None,
+        sha256=probe.sha256,
+        folds=probe.fold_count,
+        has_targets=probe.has_targets,
+    )
+
+
+def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
+    layer = judged.measures
+    counts = judged.counts
+    return report.LayerDiagnosis(
+        name=layer.name,
+        kind=layer.kind,
+        nodes=layer.nodes,
+        fan_in=layer.fan_in,
+        parameters=layer.parameters,
+        activation=layer.activation,
+        verdicts={verdict: counts[verdict] for verdict in VERDICTS},
+        measures={name: _finite(value) for name, value in layer.per_layer.items()},
+        findings=judged.findings,
+    )
+
+
+def _nodes(judged: JudgedLayer, goal: Goal, all_nodes: bool) -> list[report.NodeDiagnosis]:
+    layer = judged.measures
+    columns = {name: values.tolist() for name, values in layer.per_node.items()}
+    indices = range(layer.nodes) if all_nodes else sorted(judged.by_node)
+    found = []
+    for i in indices:
+        findings = judged.by_node.get(i, ())
+        node = report.NodeDiagnosis(
+            layer=layer.name,
+            index=i,
+            verdict=judged.verdicts[i],  # type: ignore[arg-type]
+            steady=judged.steady[i],
+            curvature_kind=layer.curvature_kind,  # type: ignore[arg-type]
+            measures={name: _finite(values[i]) for name, values in columns.items()},
+            findings=findings,
+            action=action_for(findings, goal, layer.is_output),
+        )
+        found.append(node)
+    return found
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

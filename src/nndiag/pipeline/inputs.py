@@ -1,0 +1,142 @@
+"""What a scan works on: configuration, checkpoints, model and probe, from flags and files.
+
+Flags win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nndiag.checkpoint import find_checkpoints
+from nndiag.config.callables import load_callable, names_code
+from nndiag.config.load import load_run_config, load_user_config
+from nndiag.config.record import RunConfig, merge
+from nndiag.config.trust import require_trust
+from nndiag.errors import InputError, UsageError
+from nndiag.model.factory import build_model
+from nndiag.model.from_config import build_from_config
+from nndiag.pipeline.settings import ScanSettings
+from nndiag.probe.data import Data, load_data
+from nndiag.probe.loss import Loss, custom_loss, named_loss
+from nndiag.probe.probe import Probe, cast_inputs
+
+Note = Callable[[str], None]
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything but the weights.
+
+    ``model`` and ``probe`` are ``None`` where they were not given.
+    """
+
+    config: RunConfig
+    files: tuple[Path, ...]
+    model: nn.Module | None
+    probe: Probe | None
+
+
+def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
+    """Find and build what a scan works on.
+
+    Raises:
+        UsageError: options or configuration are wrong.
+        InputError, ModelError: something is missing, refused or does not work.
+    """
+    for path in paths:
+        if not path.exists():
+            raise InputError(path, "there is no such file or directory", "check the path")
+    config = merge(load_user_config(Path.cwd()), load_run_config(paths[0]))
+    _check_device(settings.device)
+    model = _model(config, settings)
+    data = _data(config, settings)
+    probe = None if data is None else _probe(data, config, settings, note)
+    return Inputs(config, _files(paths, config, settings), model, probe)
+
+
+def _files(paths: Sequence[Path], config: RunConfig, settings: ScanSettings) -> tuple[Path, ...]:
+    exclude = [] if config.probe.data is None else [config.origin("probe.data").folder / config.probe.data]
+    if settings.data is not None:
+        exclude.append(Path(settings.data))
+    found = [
+        file for path in paths for file in find_checkpoints(path, config.checkpoints.include, exclude=exclude)
+    ]
+    if settings.every is not None:
+        found = found[:: -settings.every][::-1]  # counted from the end: the last one is always there
+    return tuple(found[-settings.last :] if settings.last is not None else found)
+
+
+def _model(config: RunConfig, settings: ScanSettings) -> nn.Module | None:
+    if settings.model is None:
+        if settings.model_args:
+            raise UsageError(
+                "--model-arg", "there is no --model to give it to", "add --model file.py:callable"
+            )
+        model = build_from_config(config, settings.trust)
+    else:
+        model = build_model(settings.model, Path.cwd(), settings.model_args)
+    return None if model is None else model.to(settings.device, DTYPES[settings.dtype])
+
+
+def _data(config: RunConfig, settings: ScanSettings) -> Data | None:
+    limit = settings.limit if settings.limit is not None else config.probe.limit
+    if settings.data is not None:
+        return load_data(settings.data, Path.cwd(), limit, settings.seed)
+    if config.probe.data is None:
+        return None
+    origin = config.origin("probe.data")
+    if names_code(config.probe.data):
+        require_trust(config, "probe.data", settings.trust)
+    option = f"{origin.source} [probe] data"
+    return load_data(config.probe.data, origin.folder, limit, settings.seed, option=option)
+
+
+def _probe(data: Data, config: RunConfig, settings: ScanSettings, note: Note) -> Probe:
+    for sentence in data.notes:
+        note(sentence)
+    device = torch.device(settings.device)
+    targets = None if data.targets is None else data.targets.to(device)
+    return Probe(
+        inputs=cast_inputs(data.inputs, DTYPES[settings.dtype], device),
+        targets=targets,
+        loss=_loss(data, config, settings, note),
+        batch_size=settings.batch_size or config.probe.batch_size or 256,
+        folds=settings.folds,
+        sha256=data.sha256,
+    )
+
+
+def _loss(data: Data, config: RunConfig, settings: ScanSettings, note: Note) -> Loss | None:
+    if settings.loss is not None:
+        return _loss_of(settings.loss, Path.cwd(), "--loss")
+    if config.probe.loss is not None:
+        if names_code(config.probe.loss):
+            require_trust(config, "probe.loss", settings.trust)
+        origin = config.origin("probe.loss")
+        return _loss_of(config.probe.loss, origin.folder, f"{origin.source} [probe] loss")
+    if data.targets is None:
+        return None
+    name = "mse" if data.targets.is_floating_point() else "cross_entropy"
+    kind = "floating" if data.targets.is_floating_point() else "integer"
+    note(f"no --loss given: {name} taken, since the targets are {kind} numbers")
+    return named_loss(name)
+
+
+def _loss_of(spec: str, folder: Path, option: str) -> Loss:
+    if not names_code(spec):
+        return named_loss(spec)
+    return custom_loss(spec, load_callable(spec, folder, option, InputError))  # type: ignore[arg-type]
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}", f"it cannot be used ({why})", "use --device cpu") from error

@@ -1,0 +1,75 @@
+"""The weights level of a file without a model: every matrix and kernel in it is a layer, its first axis
+counts nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from nndiag.checkpoint import Place
+from nndiag.errors import InputError, UsageError
+from nndiag.measures.record import weights_only
+from nndiag.records.measured import Measured
+from nndiag.replay.kinds import KINDS, Layer
+
+_LABELS = {2: "matrix", 3: "kernel 1d", 4: "kernel 2d", 5: "kernel 3d"}
+
+
+def choose_place(
+    places: Sequence[Place], weights_key: str | None, strip_prefix: str | None
+) -> dict[str, Tensor]:
+    """Return the tensors to look at where no model says which.
+
+    Raises:
+        UsageError: several places hold weights and none was chosen, or the one chosen is not there.
+    """
+    named = {place.key: place for place in places}
+    if weights_key is not None and weights_key not in named:
+        known = ", ".join(key or "(top level)" for key in named)
+        raise UsageError(
+            f"--weights-key {weights_key}", "the checkpoint has no such place", f"it has {known}"
+        )
+    if weights_key is None and len(named) > 1:
+        known = ", ".join(f'"{key}"' for key in named)
+        raise UsageError("checkpoint", f"weights lie in several places: {known}", "choose with --weights-key")
+    place = named[weights_key] if weights_key is not None else places[0]
+    prefix = "" if strip_prefix is None else strip_prefix.rstrip(".") + "."
+    tensors = {name.removeprefix(prefix): t for name, t in place.tensors.items() if name.startswith(prefix)}
+    if not tensors:
+        raise UsageError(
+            f"--strip-prefix {strip_prefix}", "no name starts with it", "see the names in the file"
+        )
+    return tensors
+
+
+def measure_weights(tensors: Mapping[str, Tensor]) -> Measured:
+    """Return what the weights alone say of the layers that the names and shapes suggest.
+
+    Raises:
+        InputError: there is no matrix or kernel among them.
+    """
+    layers = tuple(layer for name, t in tensors.items() if (layer := _layer(name, t, tensors)) is not None)
+    if not layers:
+        raise InputError("checkpoint", "it holds no matrices or kernels", "give a checkpoint of a network")
+    return weights_only(layers, tensors)
+
+
+def _layer(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> Layer | None:
+    if tensor.dim() not in _LABELS or not tensor.is_floating_point() or not tensor.numel():
+        return None
+    owner, _, last = name.rpartition(".")
+    bias_name = f"{owner}.bias" if owner else "bias"
+    bias = tensors.get(bias_name) if last == "weight" else None
+    has_bias = bias is not None and bias.shape == tensor.shape[:1]
+    label = owner if last == "weight" and owner else name
+    nodes = tensor.shape[0]
+    return Layer(
+        label,
+        KINDS[0],
+        _LABELS[tensor.dim()],
+        nodes,
+        tensor.numel() // nodes,
+        name,
+        bias_name if has_bias else None,
+    )

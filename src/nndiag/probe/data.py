@@ -1,0 +1,153 @@
+"""The data that a model is measured on: read, checked, and identified by a hash.
+
+Files are read as arrays only; nothing in them is executed. What is wrong with the data is said here, before
+any pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nndiag.config.callables import names_code
+from nndiag.config.suggest import suggest
+from nndiag.errors import InputError, UsageError, printable
+from nndiag.probe.from_code import read_callable
+from nndiag.probe.from_file import READERS
+from nndiag.probe.named import Named, named_tensors
+
+
+@dataclass(frozen=True)
+class Data:
+    """Probe samples.
+
+    ``inputs`` are the model's positional inputs and ``targets`` the loss's, each with samples along its first
+    axis, in the types they were saved in. ``sha256`` is of the file, or for a callable of the tensors
+    themselves. ``notes`` are sentences for stderr.
+    """
+
+    inputs: tuple[Tensor, ...] = field(repr=False)
+    targets: Tensor | None = field(repr=False)
+    sha256: str | None
+    source: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(self.inputs[0])
+
+
+def load_data(
+    spec: str, folder: Path, limit: int | None = None, seed: int = 0, *, option: str = "--data"
+) -> Data:
+    """Load a probe.
+
+    Args:
+        spec: a ``.safetensors``, ``.npz`` or ``.pt`` file that holds ``x`` (or ``x0``, ``x1``, …) and
+            optionally ``y``, or ``file.py:callable`` or ``pkg.mod:callable`` that returns tensors ``x`` or
+            ``(x, y)``, or an iterable of such batches, such as a DataLoader. Whether a callable may run is
+            the caller's to decide.
+        folder: what a relative path counts from.
+        limit: how many samples to keep, from the first; no more batches than that takes are drawn.
+        seed: seeds torch, numpy and ``random`` while a callable runs; their states are put back.
+        option: where the spec was given, for messages.
+
+    Raises:
+        UsageError: the spec is malformed or names no callable, or ``limit`` is below 1.
+        InputError: the file is missing, damaged or refused, the callable fails, or the arrays cannot serve as
+            a probe.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError("--limit", f"is {limit}", "give at least 1")
+    path = folder / spec
+    reader = READERS.get(path.suffix.lower())
+    if reader is None and names_code(spec):
+        arrays = _cut(read_callable(spec, folder, limit, seed, option), limit)
+        _check(arrays, spec)
+        return Data(arrays.inputs, arrays.targets, _tensor_hash(arrays), spec, _notes(arrays))
+    if reader is None:
+        known = ", ".join(READERS)
+        raise UsageError(
+            f"{option} {spec}", "is no kind of probe that is known", f"give {known} or file.py:callable"
+        )
+    if not path.is_file():
+        near = [other.name for other in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
+        do = suggest(path.name, near) if near else "check the path; it counts from where the spec stands"
+        raise InputError(path, "there is no such file", do)
+    arrays = _cut(named_tensors(reader(path), spec), limit)
+    _check(arrays, spec)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Data(arrays.inputs, arrays.targets, digest, spec, _notes(arrays))
+
+
+def _cut(arrays: Named, limit: int | None) -> Named:
+    """Return the first ``limit`` samples; arrays without a first axis are left for the check to find."""
+    if limit is None:
+        return arrays
+    cut = {name: tensor[:limit] if tensor.dim() else tensor for name, tensor in arrays.tensors.items()}
+    return Named(cut, arrays.left_out)
+
+
+def _check(arrays: Named, source: str) -> None:
+    """Refuse what cannot be a probe: scalars, no samples, different numbers of them, values that are not
+    finite.
+    """
+    for name, tensor in arrays.tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise InputError(source, f"{name} is not a dense array", "save it as a plain dense array")
+        if tensor.dim() == 0:
+            raise InputError(
+                source, f"{name} is a single number", "save one row a sample, samples along the first axis"
+            )
+    lengths = {name: len(tensor) for name, tensor in arrays.tensors.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} has {count}" for name, count in lengths.items())
+        raise InputError(
+            source, f"the numbers of samples differ: {said}", "give every array one row a sample"
+        )
+    if not arrays.inputs[0].numel():
+        raise InputError(source, "holds no samples", "give at least one")
+    for name, tensor in arrays.tensors.items():
+        if tensor.is_floating_point() or tensor.is_complex():
+            # Types of one byte know no isfinite.
+            plain = tensor if tensor.element_size() > 1 else tensor.float()
+            bad = tensor.numel() - int(torch.isfinite(plain).sum())
+            if bad:
+                values = "1 value that is" if bad == 1 else f"{bad:,} values that are"
+                raise InputError(
+                    source,
+                    f"{name} holds {values} not finite",
+                    "leave those samples out or fill the values in",
+                )
+
+
+def _notes(arrays: Named) -> tuple[str, ...]:
+    notes = [
+        f"probe: {name} holds whole numbers 0 to 255 (uint8); scale them if training did"
+        for name, tensor in arrays.tensors.items()
+        if tensor.dtype == torch.uint8 and name != "y"
+    ]
+    if arrays.left_out:
+        notes.append(f"probe: {arrays.left_out} not used")
+    return tuple(printable(note) for note in notes)
+
+
+def _tensor_hash(arrays: Named) -> str:
+    """Return the hash of the tensors' names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in arrays.tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    plain = tensor.contiguous()
+    plain = torch.view_as_real(plain) if plain.is_complex() else plain
+    return plain.view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,77 @@
+"""The probe: inputs, targets and loss, cut into batches and folds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nndiag.probe.loss import Loss
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A run of consecutive samples; ``start`` is the place of the first in the probe."""
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor | None
+    start: int
+
+    def __len__(self) -> int:
+        return int(self.inputs[0].shape[0])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Samples to examine a model on.
+
+    Sample ``n`` belongs to fold ``n mod folds``, whatever the batch size.     ``loss`` is ``None`` where
+    none was named: then nothing that needs one is measured.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor | None
+    loss: Loss | None
+    batch_size: int = 256
+    folds: int = 4
+    sha256: str | None = None
+
+    def __len__(self) -> int:
+        return int(self.inputs[0].shape[0])
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there are targets."""
+        return self.targets is not None
+
+    @property
+    def fold_count(self) -> int:
+        """Folds that hold at least one sample."""
+        return max(1, min(self.folds, len(self)))
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches in order."""
+        for start in range(0, len(self), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            targets = None if self.targets is None else self.targets[part]
+            yield Batch(tuple(x[part] for x in self.inputs), targets, start)
+
+    def fold_of(self, batch: Batch) -> Tensor:
+        """Return the fold of every sample of a batch, ``(batch,)``."""
+        return torch.arange(batch.start, batch.start + len(batch)) % self.fold_count
+
+    @property
+    def fold_sizes(self) -> Tensor:
+        """Return how many samples each fold holds, ``(folds,)`` float64."""
+        return torch.bincount(torch.arange(len(self)) % self.fold_count).double()
+
+
+def cast_inputs(inputs: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """Bring inputs to the model's precision: floating and 8-bit ones become ``dtype``, labels and tokens stay
+    integers."""
+    small = (torch.uint8, torch.int8)
+    return tuple(
+        x.to(device, dtype) if x.is_floating_point() or x.dtype in small else x.to(device) for x in inputs
+    )

@@ -1,0 +1,167 @@
+"""The document that ``nndiag scan --format json`` prints, as frozen pydantic models; the schema is made from
+them.
+
+A measure that was not taken is absent from its mapping; a number that is not finite is ``null``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Severity = Literal["error", "warning", "info"]
+Verdict = Literal["healthy", "collapsed", "plateau", "source", "saddle", "unknown"]
+ActionKind = Literal[
+    "prune", "reinitialise", "merge", "bias_warmup", "angular_noise", "lower_lr", "raise_lr", "none"
+]
+Number = float | int | str | bool | None
+VERDICTS: tuple[Verdict, ...] = ("healthy", "collapsed", "plateau", "source", "saddle", "unknown")
+DEGENERATE: tuple[Verdict, ...] = ("collapsed", "plateau")
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Finding(Record):
+    """One thing that holds, with the numbers that show it.
+
+    ``cause`` is the code of the finding it follows from.
+    """
+
+    code: str
+    name: str
+    severity: Severity
+    message: str
+    evidence: dict[str, Number]
+    cause: str | None = None
+
+
+class Action(Record):
+    """What to do about a node.
+
+    ``verified`` is what a trial on the probe showed, or null where none was made.
+    """
+
+    kind: ActionKind
+    reason: str
+    verified: dict[str, Number] | None = None
+
+
+class CheckpointFacts(Record):
+    """The file: where it is, what it is, and where in training it was written."""
+
+    path: str
+    format: str
+    sha256: str
+    step: int | None = None
+    epoch: int | None = None
+    parameters: int
+    optimizer: dict[str, Any] | None = None
+
+
+class ProbeFacts(Record):
+    """What the numbers rest on."""
+
+    samples: int
+    loss: str | None
+    sha256: str | None
+    folds: int
+    has_targets: bool
+
+
+class CurvatureFacts(Record):
+    """How the curvature was computed.
+
+    ``coverage`` is the share of the loss curvature's trace that was kept.
+    """
+
+    kind: Literal["hessian", "ggn", "mixed"]
+    coverage: float
+    solver: str
+    converged: bool
+    products: int
+
+
+class Timing(Record):
+    """Seconds; a part that did not run is null."""
+
+    forward_backward_s: float | None
+    capture_s: float | None
+    curvature_s: float | None
+    total_s: float
+
+
+class ModelDiagnosis(Record):
+    """What concerns the whole network."""
+
+    loss: float | None = None
+    gradient_norm: float | None = None
+    findings: tuple[Finding, ...] = ()
+    certificate: dict[str, Any] | None = None
+
+
+class LayerDiagnosis(Record):
+    """One layer: its size, how many of its nodes have which verdict, its own measures and findings."""
+
+    name: str
+    kind: str
+    nodes: int
+    fan_in: int
+    parameters: int
+    activation: str | None = None
+    verdicts: dict[Verdict, int]
+    measures: dict[str, float | None]
+    findings: tuple[Finding, ...] = ()
+
+
+class NodeDiagnosis(Record):
+    """One node: ``layer`` is the dotted path of the owner of its parameters, ``index`` counts along the unit
+    axis."""
+
+    layer: str
+    index: int
+    verdict: Verdict
+    steady: bool = True
+    curvature_kind: Literal["hessian", "ggn"] | None = None
+    measures: dict[str, float | None]
+    findings: tuple[Finding, ...] = ()
+    action: Action
+
+
+class Unmeasured(Record):
+    """A parameter that was not measured, and why."""
+
+    name: str
+    reason: str
+
+
+class Diagnosis(Record):
+    """Everything said of one checkpoint.
+
+    ``nodes`` holds those with findings unless all were asked for.
+    """
+
+    checkpoint: CheckpointFacts
+    probe: ProbeFacts | None = None
+    level: Literal["weights", "activations", "gradients", "curvature"]
+    curvature: CurvatureFacts | None = None
+    timing: Timing
+    model: ModelDiagnosis
+    layers: tuple[LayerDiagnosis, ...]
+    nodes: tuple[NodeDiagnosis, ...]
+    unmeasured: tuple[Unmeasured, ...] = ()
+
+
+class Report(Record):
+    """The whole document: one diagnosis a checkpoint, in training order."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    nndiag_version: str
+    settings: dict[str, Any]
+    checkpoints: tuple[Diagnosis, ...] = Field(min_length=1)

@@ -1,0 +1,8 @@
+"""What to do about a node: one action each, from its findings and the goal.
+
+Reads findings and verdicts only; carrying an action out, and trying it, is another room's work.
+"""
+
+from nndiag.remedies.actions import Goal, action_for
+
+__all__ = ["Goal", "action_for"]

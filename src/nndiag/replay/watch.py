@@ -1,0 +1,262 @@
+"""Seeing a forward pass as it happens: which layers are called on what, and which activation acts on their
+units.
+
+Torch functions are watched, not modules, so ``nn.ReLU``, ``F.relu``, ``x.relu_()`` and ``x.clamp(min=0)``
+are one thing, and a layer that is called twice is seen twice. Nothing is registered on the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from nndiag.replay.kinds.base import Layer, Use
+from nndiag.replay.linearity import LinearityProof, tensors_in
+from nndiag.replay.nonlinearity import Nonlinearity, recognise
+from nndiag.replay.units import AFFINE, Units, moved
+
+
+class Observer(Protocol):
+    """What is told of the units while their values exist.
+
+    All tensors are ``(batch, units, rest)``.
+    """
+
+    def produced(self, layer: Layer, z: Tensor) -> object:
+        """Look at a layer's output; the result is kept in ``Call.produced``."""
+
+    def put_out(self, layer: Layer, activation: Nonlinearity | None, z: Tensor, y: Tensor) -> object:
+        """Look at what the units put out: ``y = φ(z)``, or ``y = z`` where no activation acts on them."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One use of a layer in a forward pass.
+
+    ``edge`` is where the gradient with respect to the layer's output is taken, whatever is done to it in
+    place later. ``activation`` is the nonlinearity that alone consumes the output; ``reading`` what the
+    observer said of the units.
+    """
+
+    layer: Layer
+    use: Use
+    edge: GradientEdge
+    units: Units
+    positions: int
+    shape: torch.Size
+    produced: object = None
+    activation: Nonlinearity | None = None
+    reading: object = None
+    consumed: bool = False
+    is_output: bool = False
+    latest: tuple[Tensor, Units] | None = field(default=None, repr=False)
+
+    def close(self) -> None:
+        """Forget the last tensor seen; nothing more is read."""
+        self.latest = None
+
+
+class Watch(TorchFunctionMode):
+    """A mode under which one forward pass is run.
+
+    Args:
+        layers: the layer of every weight, by the identity of the parameter.
+        observer: told of what layers produce and units put out.
+        constants: identities of the tensors that are the same for every sample: parameters and buffers.
+    """
+
+    def __init__(self, layers: Mapping[int, Layer], observer: Observer, constants: frozenset[int]) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self.proof = LinearityProof()
+        self._layers = layers
+        self._functions = frozenset(f for layer in layers.values() for f in layer.kind.functions)
+        self._observer = observer
+        self._constants = constants
+        self._tags = WeakTensorKeyDictionary()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run the function and follow units through it."""
+        kwargs = kwargs or {}
+        name, in_place = _base_name(getattr(func, "__name__", ""), args, kwargs)
+        result = self._run(func, name, in_place, args, kwargs)
+        self.proof.see(name, args, kwargs, result)
+        return result
+
+    def finish(self) -> None:
+        """Read the units that nothing consumed: those of the network's output."""
+        for call in self.calls:
+            if not call.consumed and call.latest is not None:
+                self._read(call, None, *call.latest)
+                call.is_output = True
+            call.close()
+
+    def _run(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        in_place: bool,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        layer = self._layer_of(name, args, kwargs)
+        tagged = [t for t in tensors_in((args, kwargs)) if t in self._tags]
+        activation = recognise(name, args, kwargs) if tagged and args and args[0] is tagged[0] else None
+        before = tagged[0].shape if tagged else ()
+        if tagged and activation is not None:
+            result = self._activate(func, activation, in_place, args, kwargs)
+        elif tagged and in_place and self._follow(name, args, kwargs, tagged, before, before) is None:
+            self._escape(tagged)
+            result = func(*args, **kwargs)
+        else:
+            result = func(*args, **kwargs)
+            if tagged and isinstance(result, Tensor | tuple | list):
+                self._pass_on(name, args, kwargs, tagged, before, result)
+        if layer is not None and isinstance(result, Tensor):
+            self._enter(layer, args, kwargs, result)
+        return result
+
+    def _layer_of(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layer | None:
+        if name not in self._functions:
+            return None
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        return self._layers.get(id(weight))
+
+    def _enter(self, layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        """Take note of a layer's output, whose units are followed from here on."""
+        source = args[0] if args else kwargs["input"]
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        units = layer.kind.units(output, layer)
+        options = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
+        use = Use(source.detach(), (None, None, None, *args[3:]), options, tuple(weight.shape))
+        positions = layer.kind.positions(output, layer)
+        call = Call(layer, use, get_gradient_edge(output), units, positions, output.shape)
+        with torch.no_grad():
+            call.produced = self._observer.produced(layer, units.split(output))
+        self.calls.append(call)
+        self._tag(output, call, units)
+
+    def _tag(self, tensor: Tensor, call: Call, units: Units) -> None:
+        self._tags[tensor] = (call, units)
+        if not call.consumed:
+            call.latest = (tensor, units)
+
+    def _activate(
+        self,
+        func: Callable[..., Any],
+        activation: Nonlinearity,
+        in_place: bool,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        call, units = self._tags[args[0]]
+        z = args[0].detach().clone() if in_place else args[0]
+        result = func(*args, **kwargs)
+        if in_place:
+            del self._tags[args[0]]
+        if not call.consumed:
+            self._read(call, activation, z, units, result)
+        elif call.activation is not None and call.activation.name != activation.name:
+            self._read(call, None, z, units)  # two different activations act on the same units
+        return result
+
+    def _pass_on(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tagged: list[Tensor],
+        before: tuple[int, ...],
+        result: object,
+    ) -> None:
+        outputs = [t for t in tensors_in(result) if t.is_floating_point()]
+        if not outputs or name in ("detach", "__get__"):
+            return
+        after = self._follow(name, args, kwargs, tagged, before, outputs[0].shape)
+        if after is None:
+            self._escape(tagged)
+        else:
+            self._tag(outputs[0], *after)
+
+    def _follow(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tagged: list[Tensor],
+        before: tuple[int, ...],
+        after: tuple[int, ...],
+    ) -> tuple[Call, Units] | None:
+        """Return the call and the new place of its units where a function keeps them apart."""
+        if len(tagged) != 1:
+            return None
+        if name in AFFINE and not all(
+            self._constant(t) for t in tensors_in((args, kwargs)) if t is not tagged[0]
+        ):
+            return None
+        if name not in AFFINE and not (args and args[0] is tagged[0]):
+            return None
+        call, units = self._tags[tagged[0]]
+        place = moved(name, units, before, after, args, kwargs)
+        return None if place is None else (call, place)
+
+    def _constant(self, tensor: Tensor) -> bool:
+        """Whether a tensor does not vary with the sample: a parameter, a buffer or a number."""
+        return id(tensor) in self._constants or (tensor.dim() == 0 and tensor.is_leaf)
+
+    def _escape(self, tagged: list[Tensor]) -> None:
+        """Units went into something that is neither an activation nor keeps them apart."""
+        for tensor in tagged:
+            call, units = self._tags[tensor]
+            if not call.consumed or call.activation is not None:
+                self._read(call, None, tensor, units)
+
+    def _read(
+        self, call: Call, activation: Nonlinearity | None, z: Tensor, units: Units, y: Tensor | None = None
+    ) -> None:
+        with torch.no_grad():
+            split = units.split(z.detach())
+            out = split if y is None else units.split(y.detach())
+            call.reading = self._observer.put_out(call.layer, activation, split, out)
+        call.activation = activation
+        call.consumed = True
+        call.close()
+
+
+def _base_name(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return a function's name without the mark of its in-place form, and whether it works in place."""
+    if name.startswith("__"):
+        return name, name.startswith("__i") and name != "__invert__"
+    flagged = kwargs.get("inplace") is True or (name in _INPLACE_FLAG and any(a is True for a in args))
+    return name.rstrip("_"), name.endswith("_") or flagged
+
+
+_INPLACE_FLAG = frozenset(
+    [
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "celu",
+        "selu",
+        "silu",
+        "mish",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "threshold",
+    ]
+)

@@ -1,0 +1,73 @@
+"""The report as JSON: one document, or one line a checkpoint. Equal reports give equal bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from nndiag.records.report import VERDICTS, Report
+
+_OPEN_DEPTH = 4
+"""Down to here every entry has lines of its own; what lies deeper, such as a node, stands on one line."""
+
+
+def render_json(report: Report) -> str:
+    """Return the whole report as one JSON document; a number that is not finite is ``null``."""
+    return "".join(_written(_plain(report), 0)) + "\n"
+
+
+def render_jsonl(report: Report) -> str:
+    """Return one JSON object a line for each checkpoint; each has the versions, so that it stands alone."""
+    head = {"schema_version": report.schema_version, "nndiag_version": report.nndiag_version}
+    return "".join(_compact(head | _plain(diagnosis)) + "\n" for diagnosis in report.checkpoints)
+
+
+def _plain(value: object) -> Any:
+    """Return ``value`` as JSON types: fields in declared order, free keys sorted, no infinities."""
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in _fields(type(value))}
+    if isinstance(value, dict):
+        return {str(key): _plain(value[key]) for key in sorted(value, key=_key_order)}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return _plain(to_jsonable_python(value))
+
+
+@cache
+def _fields(record: type[BaseModel]) -> tuple[str, ...]:
+    return tuple(record.model_fields)
+
+
+def _key_order(key: object) -> tuple[int, str]:
+    """Order verdicts as the catalogue does, everything else by the alphabet."""
+    return (VERDICTS.index(key) if key in VERDICTS else len(VERDICTS)), str(key)
+
+
+def _written(value: Any, depth: int) -> Iterator[str]:
+    if depth >= _OPEN_DEPTH or not value or not isinstance(value, dict | list):
+        yield _compact(value)
+        return
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    inner = "\n" + "  " * (depth + 1)
+    yield opening
+    for place, item in enumerate(value):
+        yield ("," if place else "") + inner
+        if isinstance(value, dict):
+            yield _compact(item) + ": "
+            item = value[item]
+        yield from _written(item, depth + 1)
+    yield "\n" + "  " * depth + closing
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(", ", ": "))

@@ -1,0 +1,11 @@
+"""The catalogue of findings and the verdicts: what the numbers mean.
+
+``RULES`` is in order of code. Rules read records; torch must not come in, nor the code of the measures.
+"""
+
+from nndiag.rules import activations, curvature, gradients, weights
+from nndiag.rules.base import Rule
+
+RULES: tuple[Rule, ...] = (*weights.RULES, *activations.RULES, *gradients.RULES, *curvature.RULES)
+
+__all__ = ["RULES", "Rule"]

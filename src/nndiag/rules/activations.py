@@ -1,0 +1,222 @@
+"""Findings that the units' outputs on the probe show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
+
+if TYPE_CHECKING:
+    from nndiag.records.measured import LayerMeasures
+
+EXACTLY_FLAT = frozenset(
+    ["relu", "relu6", "clamp", "maximum", "hardtanh", "threshold", "hardsigmoid", "hardswish"]
+)
+"""Activations with a side on which the slope is exactly zero."""
+
+RECTIFIERS = frozenset(["relu", "clamp", "maximum", "threshold"])
+"""Those of them that are linear on the other side."""
+
+
+def dead(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``φ'(z_{n,t,i}) = 0`` for every sample ``n`` and position ``t``."""
+    active = layer.per_node.get("active_fraction")
+    if active is None or layer.activation not in EXACTLY_FLAT:
+        return
+    bound = 1 - 0.05 ** (1 / max(context.samples, 1))
+    message = (
+        f"never active on {count(context.samples, 'sample')} "
+        f"(it fires on less than {100 * bound:.2g} % of such data, with 95 % confidence)"
+    )
+    for i in where(active == 0):
+        evidence = {"active_fraction": 0.0, "threshold": 0.0, "samples": context.samples, "rate_below": bound}
+        yield Hit(i, message, evidence)
+
+
+def saturated(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``|φ'(z)| < 1e-3 max|φ'|`` for every sample and position, for a smooth activation."""
+    active = layer.per_node.get("active_fraction")
+    if active is None or layer.activation in EXACTLY_FLAT:
+        return
+    samples = count(context.samples, "sample")
+    message = f"saturated on all of {samples}: the slope of its {layer.activation} is nearly zero"
+    for i in where(active == 0):
+        yield Hit(i, message, {"active_fraction": 0.0, "threshold": 0.0, "samples": context.samples})
+
+
+def constant_output(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``std(y_i) ≤ ratio · median_j std(y_j)``."""
+    spread = layer.per_node.get("output_std")
+    if spread is None or context.samples < 2:
+        return
+    edge = context.threshold("constant_ratio") * context.scales.layer.get("output_std", 0.0)
+    mean = layer.per_node["output_mean"]
+    for i in where(spread <= edge):
+        message = f"puts out {short(mean[i])} on every sample"
+        yield Hit(
+            i, message, {"output_std": float(spread[i]), "threshold": edge, "output_mean": float(mean[i])}
+        )
+
+
+def dormant(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``E|y_i| / mean_j E|y_j| ≤ τ``."""
+    score = layer.per_node.get("dormancy")
+    if score is None or layer.activation is None:
+        return
+    edge = context.threshold("dormancy")
+    for i in where(score <= edge):
+        message = f"nearly silent: {short(100 * score[i])} % of its layer's mean activation"
+        yield Hit(i, message, {"dormancy": float(score[i]), "threshold": edge})
+
+
+def always_on(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``φ'(z) = 1`` for every sample and position."""
+    active = layer.per_node.get("active_fraction")
+    if active is None or layer.activation not in RECTIFIERS:
+        return
+    for i in where(active == 1):
+        message = f"active on all of {count(context.samples, 'sample')}: it acts as a linear unit"
+        yield Hit(i, message, {"active_fraction": 1.0, "threshold": 1.0})
+
+
+def duplicate_output(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``|corr(y_i, y_j)| = 1`` for an earlier node ``j``."""
+    for node, earlier in layer.duplicates.get("outputs", ()):
+        evidence = {"duplicate_of": earlier, "threshold": 1e-9}
+        yield Hit(node, f"puts out a multiple of node {earlier} on every sample", evidence)
+
+
+def dead_data(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``D = (1/N) Σ_n 1{max_i z_{n,i} ≤ 0}`` above the threshold."""
+    share = layer.per_layer.get("dead_data_fraction")
+    edge = context.threshold("dead_data")
+    if share is None or share <= edge:
+        return
+    lost = round(share * context.samples)
+    lost_of = f"{count(lost, 'sample')} of {context.samples:,}"
+    message = f"{lost_of} activate no unit of the layer: nothing of them gets through"
+    yield Hit(None, message, {"dead_data_fraction": share, "threshold": edge})
+
+
+def rank_collapse(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``exp(H(σ/Σσ))`` of the centred outputs at or below the threshold."""
+    rank = layer.per_layer.get("effective_rank")
+    room = min(layer.nodes, context.samples)
+    edge = max(1.5, context.threshold("rank_ratio") * room)
+    if rank is None or room < 8 or rank > edge:
+        return
+    message = f"its {layer.nodes:,} outputs span {short(rank)} effective dimensions"
+    yield Hit(None, message, {"effective_rank": rank, "threshold": edge})
+
+
+def layer_degenerate(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """More than half of the nodes dead, collapsed or on a plateau."""
+    share = context.degenerate / layer.nodes
+    edge = context.threshold("degenerate_fraction")
+    if share > edge:
+        message = f"{context.degenerate:,} of its {layer.nodes:,} nodes are dead, collapsed or on a plateau"
+        yield Hit(None, message, {"degenerate_fraction": share, "threshold": edge})
+
+
+RULES = (
+    Rule("ND201", "dead", "node", "warning", "the unit is on the flat side of its activation on every sample", Doc(
+        meaning="The unit never activates on the probe: for a ReLU, its pre-activation is at or below zero for every "
+        "sample and position. It passes nothing on, receives no gradient and cannot recover by gradient steps.",
+        measured="active_fraction, the share of samples and positions at which the activation is not flat, is exactly "
+        "zero. With N samples and none active, the unit's true firing rate is below 1 − 0.05^(1/N) at 95 % confidence "
+        "(about 3/N).",
+        why="A step that pushed the bias far down (learning rate too large), weight decay, an input layer that died "
+        "before it, an unlucky initialisation.",
+        do="While the network still trains: reinitialise it (incoming weights new, outgoing zero: the function does "
+        "not change). For a finished network: prune it; the outputs on the probe do not change. Many dead units in "
+        "one checkpoint: lower the learning rate or use a leaky activation.",
+        harmless="When the probe does not cover the data: a unit may be alive on inputs that the probe lacks. A few "
+        "per cent of dead units are common in networks that trained well.",
+        source="Lu et al. 2019, Dying ReLU and Initialization; the rule of three for the confidence bound.",
+    ), dead),
+    Rule("ND202", "saturated", "node", "warning", "the unit's smooth activation is flat on every sample", Doc(
+        meaning="The slope of the unit's activation (tanh, sigmoid, GELU, …) is nearly zero wherever the probe takes "
+        "it, so almost no gradient passes and the unit hardly learns.",
+        measured="The share of samples and positions with |φ'(z)| at least 1e-3 of the steepest slope is exactly zero.",
+        why="Weights or biases that grew too large, inputs that are not normalised, a learning rate that threw the "
+        "unit out.",
+        do="Reinitialise it while training, or normalise the layer's inputs; prune it from a finished network, its "
+        "nearly constant output folded into the next bias.",
+        harmless="Where the unit is meant to be a switch, for example a gate that is always open.",
+        source="Glorot and Bengio 2010, section 3.",
+    ), saturated),
+    Rule("ND203", "constant-output", "node", "warning", "the unit puts out one number on every sample", Doc(
+        meaning="The unit's output does not depend on the input: to the layers after it, it is a bias.",
+        measured="Standard deviation of the output over samples and positions at most constant_ratio of the layer's "
+        "median.",
+        why="A dead unit (then ND201 is the cause), collapsed weights, a saturated activation, a zero scale in a norm, "
+        "or inputs that are all constant themselves.",
+        do="Prune it and fold its output into the next bias: the function on the probe does not change. While "
+        "training: reinitialise it.",
+        harmless="For the output of a unit that the probe does not exercise.",
+        source="Unit pruning with compensation in the bias: replacement by the mean.",
+    ), constant_output, ("constant_ratio",)),
+    Rule("ND204", "dormant", "node", "warning", "the unit is nearly silent beside its layer", Doc(
+        meaning="The unit's mean absolute activation is a tiny share of its layer's. Networks that keep training on "
+        "changing targets lose plasticity as such units pile up.",
+        measured="E|y_i| divided by the layer's mean of it, at most τ = 0.025.",
+        why="As for dead units, before the end; small incoming weights; a feature that is rare in the probe.",
+        do="While training: reinitialise (ReDo). For a finished network it is a candidate for pruning, to be verified "
+        "on data: a rare feature may matter.",
+        harmless="Sparse detectors of rare inputs score low and are alive: look at active_fraction and sensitivity.",
+        source="Sokar et al. 2023, The Dormant Neuron Phenomenon in Deep Reinforcement Learning.",
+    ), dormant, ("dormancy",)),
+    Rule("ND205", "always-on", "node", "info", "the rectifier never rectifies: the unit is linear", Doc(
+        meaning="The unit is active for every sample and position, so its activation does nothing on this probe.",
+        measured="active_fraction is exactly one, for an activation that is linear where it is not flat.",
+        why="A large positive bias, or inputs of one sign.",
+        do="Nothing, usually. Many such units make a layer linear and waste depth.",
+        harmless="Usually: it is information, not a defect.",
+        source="The definition of the rectifier.",
+    ), always_on),
+    Rule("ND206", "duplicate-output", "node", "warning", "the unit repeats another unit's output", Doc(
+        meaning="On every sample the unit's output is the same multiple of an earlier unit's, up to a constant: the "
+        "two carry one feature.",
+        measured="Correlation of the two outputs over samples and positions within 1e-9 of ±1, both active in at "
+        "least 32 places.",
+        why="Duplicate or parallel weights, symmetric initialisation, inputs that are copies of each other.",
+        do="Merge the two (add the outgoing weights, scaled): the function on the probe does not change. While "
+        "training: reinitialise one.",
+        harmless="In ensembles or symmetric architectures where it is meant.",
+        source="Srinivas and Babu 2015, Data-free parameter pruning.",
+    ), duplicate_output),
+    Rule("ND250", "dead-data", "layer", "warning", "samples that activate no unit of the layer", Doc(
+        meaning="For these samples every unit of the layer is on its flat side: nothing of the input passes, the "
+        "output is the same for all of them, and no gradient of theirs reaches this layer or those before it.",
+        measured="D, the share of the samples for which no unit is active at any position; above the threshold "
+        "dead_data.",
+        why="Biases that drifted down, a layer that is too narrow, inputs far from those it was trained on.",
+        do="Raise the biases of the layer by the gap (bias warm-up: δ = −min_n max_i z + ε), widen it, or use a leaky "
+        "slope.",
+        harmless="When those samples are meant to give nothing, such as padding.",
+        source="Coverage of the data by active units: the dead-data fraction of prototype-surface control theory.",
+    ), dead_data, ("dead_data",)),
+    Rule("ND251", "rank-collapse", "layer", "warning", "the layer's outputs have collapsed to few dimensions", Doc(
+        meaning="The outputs of the layer's units over the probe lie close to a space of very few dimensions, so the "
+        "layers after it see little of the input.",
+        measured="Effective rank: the exponential of the entropy of the normalised singular values of the centred "
+        "outputs; at or below the larger of 1.5 and rank_ratio times the smaller of nodes and samples.",
+        why="Dead or duplicate units, deep linear stretches without normalisation, collapsed self-supervised targets.",
+        do="Look at the nodes' findings first. Else add normalisation or residual connections, or lower the learning "
+        "rate.",
+        harmless="Where the input itself has few dimensions, or before a narrow output.",
+        source="Roy and Vetterli 2007, The effective rank.",
+    ), rank_collapse, ("rank_ratio",)),
+    Rule("ND252", "layer-degenerate", "layer", "error", "more than half of the layer's nodes are degenerate", Doc(
+        meaning="More than half of the layer's nodes are dead, collapsed or on a plateau. The layer has lost most of "
+        "its capacity.",
+        measured="Nodes whose verdict is collapsed or plateau (dead units are on a plateau), over all nodes of the "
+        "layer.",
+        why="See the findings of its nodes, which share a cause as a rule.",
+        do="While training: go back to the checkpoint before it happened and lower the learning rate, or reinitialise "
+        "the nodes. For a finished network that works: prune; the layer is wider than it needs to be.",
+        harmless="In networks much wider than the task, where the output is good all the same.",
+        source="The definition of this tool.",
+    ), layer_degenerate, ("degenerate_fraction",)),
+)  # fmt: skip

@@ -1,0 +1,116 @@
+"""What a rule is: a code with its documentation, and a small function from numbers to hits.
+
+Rules read records and never the code that measured them. This module imports neither numpy nor pydantic,
+so that the catalogue prints at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from nndiag.records.level import Level
+
+if TYPE_CHECKING:
+    from nndiag.records.measured import LayerMeasures, Mask, Measured
+
+Severity = Literal["error", "warning", "info"]
+Subject = Literal["node", "layer", "model"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One place where a rule holds: a node's index (``None`` for a layer), what to say, and the numbers that
+    show it."""
+
+    index: int | None
+    message: str
+    evidence: Mapping[str, float | int | str | bool | None]
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What "small" and "large" are measured against in one layer and in the whole model.
+
+    A scale is the median over the nodes for which the measure is positive; it is 0 where there is none.
+    """
+
+    layer: Mapping[str, float]
+    model: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a rule may know beside the layer: the whole measurement, the thresholds, and the scales of the
+    layer.
+
+    ``degenerate`` counts the layer's dead, collapsed and plateau nodes; it is set for layer rules only.
+    """
+
+    measured: Measured
+    thresholds: Mapping[str, float]
+    scales: Scales
+    degenerate: int = 0
+
+    @property
+    def samples(self) -> int:
+        """Samples that the numbers rest on."""
+        return self.measured.samples or 0
+
+    def threshold(self, name: str) -> float:
+        """Return a threshold by name."""
+        return self.thresholds[name]
+
+
+@dataclass(frozen=True)
+class Doc:
+    """What ``nndiag explain`` prints, a paragraph each."""
+
+    meaning: str
+    measured: str
+    why: str
+    do: str
+    harmless: str
+    source: str
+
+
+Find = Callable[["LayerMeasures", Context], Iterator[Hit]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A finding of the catalogue.
+
+    ``thresholds`` names those that it uses.
+    """
+
+    code: str
+    name: str
+    on: Subject
+    severity: Severity
+    summary: str
+    doc: Doc
+    find: Find = field(repr=False)
+    thresholds: tuple[str, ...] = ()
+
+    @property
+    def level(self) -> Level | None:
+        """The level that it needs, from the hundreds digit; ``None`` for codes beyond the levels."""
+        digit = int(self.code[2])
+        return Level(digit) if digit in Level._value2member_map_ else None
+
+
+def where(mask: Mask) -> list[int]:
+    """Return the indices at which a mask holds."""
+    return [int(i) for i in mask.nonzero()[0]]
+
+
+def count(number: int, noun: str) -> str:
+    """Return ``"4,000 samples"``, ``"1 sample"``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def short(value: float) -> str:
+    """Return a number with three significant digits."""
+    return f"{value:.3g}"

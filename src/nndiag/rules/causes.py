@@ -1,0 +1,47 @@
+"""Which finding of a node or layer follows from which other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+FOLLOWS: tuple[tuple[str, frozenset[str]], ...] = (
+    (
+        "ND101",
+        frozenset(
+            [
+                "ND102",
+                "ND103",
+                "ND104",
+                "ND201",
+                "ND202",
+                "ND203",
+                "ND204",
+                "ND206",
+                "ND251",
+                "ND301",
+                "ND302",
+                "ND304",
+                "ND401",
+                "ND402",
+            ]
+        ),
+    ),
+    ("ND102", frozenset(["ND201", "ND202", "ND203", "ND204", "ND301", "ND304", "ND401"])),
+    ("ND201", frozenset(["ND203", "ND204", "ND301", "ND304", "ND401"])),
+    ("ND202", frozenset(["ND203", "ND301", "ND304", "ND401"])),
+    ("ND103", frozenset(["ND402"])),
+    ("ND104", frozenset(["ND206"])),
+    ("ND304", frozenset(["ND301", "ND401"])),
+    ("ND203", frozenset(["ND204", "ND401"])),
+    ("ND301", frozenset(["ND401"])),
+    ("ND252", frozenset(["ND250", "ND251", "ND350"])),
+)
+"""Causes, the deepest first, each with what follows from it where both hold at one place."""
+
+
+def cause_of(code: str, present: Collection[str]) -> str | None:
+    """Return the deepest finding among those present from which ``code`` follows, or ``None``."""
+    for cause, consequences in FOLLOWS:
+        if cause in present and code in consequences and cause != code:
+            return cause
+    return None

@@ -1,0 +1,102 @@
+"""Findings that the curvature of the nodes' blocks shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nndiag.rules.base import Context, Doc, Hit, Rule, short, where
+
+if TYPE_CHECKING:
+    from nndiag.records.measured import Floats, LayerMeasures, Mask
+
+
+def flat(layer: LayerMeasures, context: Context, curvature: Floats) -> Mask:
+    """Return the mask of nodes on a plateau, given their largest curvature, ``(..., nodes)``.
+
+    Flat: ``λ_max ≤ ratio · median λ_max`` of the layer (of the model where the whole layer is flat), or a
+    relaxation time
+    ``1/(αλ_max)`` beyond the horizon. A flat node that still moves the output has nothing left to learn,
+    and is none.
+    """
+    scale = context.scales.layer.get("lambda_max", 0.0) or context.scales.model.get("lambda_max", 0.0) * 1e-3
+    mask: Mask = curvature <= context.threshold("flat_curvature") * scale
+    relaxation, facts = layer.per_node.get("relaxation_steps"), context.measured.optimizer
+    if relaxation is not None and facts is not None and facts.horizon:
+        mask = mask | (relaxation > facts.horizon)
+    kernel, usual = layer.per_node.get("tangent_kernel"), context.scales.layer.get("tangent_kernel", 0.0)
+    if kernel is not None:
+        mask = mask & (kernel <= context.threshold("flat_influence") * usual)
+    return mask
+
+
+def unstable(layer: LayerMeasures, context: Context, margin: Floats) -> Mask:
+    """Return the mask of nodes above the optimiser's stability threshold, given their margin, ``(...,
+    nodes)``."""
+    mask: Mask = margin > context.threshold("stability_margin")
+    return mask
+
+
+def plateau(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``1/(αλ_max)`` beyond the horizon or ``λ_max`` negligible, and no influence."""
+    curvature = layer.per_node.get("lambda_max")
+    if curvature is None:
+        return
+    relaxation = layer.per_node.get("relaxation_steps")
+    scale = context.scales.layer.get("lambda_max", 0.0)
+    facts = context.measured.optimizer
+    for i in where(flat(layer, context, curvature)):
+        evidence = {
+            "lambda_max": float(curvature[i]),
+            "threshold": context.threshold("flat_curvature") * scale,
+        }
+        message = f"flat in every direction: λ_max {short(curvature[i])} where {short(scale)} is usual"
+        if relaxation is not None and facts is not None and facts.horizon:
+            evidence |= {"relaxation_steps": float(relaxation[i]), "horizon": facts.horizon}
+        yield Hit(i, message, evidence)
+
+
+def source(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``λ_max`` (preconditioned under Adam) above the largest stable eigenvalue."""
+    margin = layer.per_node.get("stability_margin")
+    facts = context.measured.optimizer
+    if margin is None or facts is None or not facts.lr:
+        return
+    for i in where(unstable(layer, context, margin)):
+        largest = facts.lr / margin[i]
+        message = (
+            f"a learning rate of {short(facts.lr)} overshoots: curvature {short(margin[i])} times the stable limit; "
+            f"stable below {short(largest)}"
+        )
+        evidence = {
+            "stability_margin": float(margin[i]), "threshold": context.threshold("stability_margin"),
+            "largest_stable_lr": float(largest),
+        }  # fmt: skip
+        yield Hit(i, message, evidence)
+
+
+RULES = (
+    Rule("ND401", "plateau", "node", "warning", "no direction of the node relaxes, and it has no influence", Doc(
+        meaning="Even along the steepest direction of its own parameters the loss is flat at this node, and the "
+        "output does not depend on it. Gradient steps leave it where it is.",
+        measured="λ_max of the node's block of the curvature at most flat_curvature of its layer's median, or a "
+        "relaxation time 1/(αλ_max) longer than the steps trained; and its trace of the empirical neural tangent "
+        "kernel at most flat_influence of the layer's median. A flat node that moves the output has nothing left to "
+        "learn and is not meant.",
+        why="A dead or saturated unit, no influence downstream, inputs of zero.",
+        do="See its cause. If its weights are fine and nothing is dead, a larger learning rate for it, or decay.",
+        harmless="In a finished network, where it means that the node can go.",
+        source="The linearised update map, |1 − αλ| near one: relaxation times.",
+    ), plateau, ("flat_curvature", "flat_influence")),
+    Rule("ND402", "source", "node", "error", "the node's curvature is above the optimiser's stability threshold", Doc(
+        meaning="Along a direction of this node's own parameters the optimiser's step overshoots and grows: "
+        "linearised at this checkpoint, the update map repels.",
+        measured="λ_max of the node's block plus coupled weight decay over 2(1+β)/α (SGD with momentum β), or of the "
+        "block preconditioned by Adam's own second moments over (2+2β₁)/((1−β₁)α). The block is a part of the full "
+        "Hessian, so the full one is at least as sharp.",
+        why="A learning rate too large for where the training has come, a spike, the edge of stability overshot.",
+        do="Lower the learning rate, at least for this node's group, below the value given; or clip, or warm up again.",
+        harmless="At the edge of stability full-batch training hovers at a margin of one and still makes progress.",
+        source="Cohen et al. 2021 and 2022 on the edge of stability.",
+    ), source, ("stability_margin",)),
+)  # fmt: skip

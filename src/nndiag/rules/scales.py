@@ -1,0 +1,38 @@
+"""What small and large are measured against: medians over the nodes that have the measure at all."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nndiag.records.measured import Floats, LayerMeasures, Measured
+from nndiag.rules.base import Scales
+
+_MEDIANS = ("weight_norm", "output_std", "gradient_norm", "lambda_max", "tangent_kernel")
+_LARGEST = ("gradient_reach", "output_reach")
+
+
+def model_scales(measured: Measured) -> dict[str, float]:
+    """Return the medians over layers of their medians, and the largest of each reach as ``<name>_max``."""
+    found = {}
+    for name in _MEDIANS:
+        values = [_median(layer.per_node[name]) for layer in measured.layers if name in layer.per_node]
+        found[name] = _median(np.array(values))
+    for name in _LARGEST:
+        largest = [
+            float(np.nanmax(layer.per_node[name], initial=0.0))
+            for layer in measured.layers
+            if name in layer.per_node
+        ]
+        found[f"{name}_max"] = max(largest, default=0.0)
+    return found
+
+
+def layer_scales(layer: LayerMeasures, model: dict[str, float]) -> Scales:
+    """Return the scales of one layer."""
+    medians = {name: _median(layer.per_node[name]) for name in _MEDIANS if name in layer.per_node}
+    return Scales(medians, model)
+
+
+def _median(values: Floats) -> float:
+    positive = values[np.isfinite(values) & (values > 0)]
+    return float(np.median(positive)) if positive.size else 0.0

@@ -1,0 +1,62 @@
+"""Every threshold of the rules: its name, default, unit and what it decides.
+
+Set by name in
+``nndiag.toml``, ``[rules.thresholds]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nndiag.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One number that a rule compares with."""
+
+    name: str
+    default: float
+    unit: str
+    decides: str
+
+
+THRESHOLDS = (
+    Threshold("collapse_ratio", 1e-3, "× the layer's median weight norm, or × its initial scale 1/√3",
+              "below it a node's incoming weights count as collapsed (ND102)"),
+    Threshold("explode_ratio", 100.0, "× the layer's median weight norm",
+              "above it a node's weights count as exploded (ND103)"),
+    Threshold("constant_ratio", 1e-5, "× the layer's median standard deviation",
+              "below it an output counts as constant (ND203)"),
+    Threshold("dormancy", 0.025, "× the layer's mean absolute activation", "at or below it a unit is dormant (ND204)"),
+    Threshold("dead_data", 0.05, "share of the samples", "above it a layer loses data (ND250)"),
+    Threshold("rank_ratio", 0.01, "× the smaller of nodes and samples",
+              "at or below it (and always at 1.5) a layer's outputs have collapsed in rank (ND251)"),
+    Threshold("degenerate_fraction", 0.5, "share of the nodes", "above it a layer is degenerate (ND252)"),
+    Threshold("zero_ratio", 1e-9, "× the largest of the model",
+              "at or below it a gradient counts as zero (ND301, ND304)"),
+    Threshold("no_torque", 0.01, "share of the gradient", "below it a node does not turn (ND302)"),
+    Threshold("torque_gradient", 0.1, "× the layer's median gradient norm", "below it torque is not judged (ND302)"),
+    Threshold("low_torque", 0.1, "mean torque ratio", "below it a layer turns too little (ND350)"),
+    Threshold("flat_curvature", 1e-6, "× the layer's median λ_max", "at or below it curvature is negligible (ND401)"),
+    Threshold("flat_influence", 1e-4, "× the layer's median tangent kernel",
+              "above it a flat node has nothing left to learn and is no plateau (ND401)"),
+    Threshold("stability_margin", 1.0, "× the optimiser's threshold", "above it a node is a source (ND402)"),
+)  # fmt: skip
+
+
+def thresholds(changed: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Return all thresholds by name, with changes applied.
+
+    Raises:
+        UsageError: a change names no threshold.
+    """
+    values = {t.name: t.default for t in THRESHOLDS}
+    for name, value in (changed or {}).items():
+        if name not in values:
+            raise UsageError(
+                f"[rules.thresholds] {name}", "there is no such threshold", f"use one of {', '.join(values)}"
+            )
+        values[name] = float(value)
+    return values

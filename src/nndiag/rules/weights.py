@@ -1,0 +1,105 @@
+"""Findings that the weights alone show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
+
+if TYPE_CHECKING:
+    from nndiag.records.measured import LayerMeasures
+
+INITIAL_SCALE = 3**-0.5
+"""Norm of a row under torch's default initialiser, uniform in ±1/√fan_in: 1/√3 whatever the fan-in."""
+
+
+def non_finite(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``Σ_j 1{θ_ij is NaN or ±inf} > 0``."""
+    bad = layer.per_node["nonfinite_parameters"]
+    for i in where(bad > 0):
+        number = int(bad[i])
+        verb = "is" if number == 1 else "are"
+        message = f"{count(number, 'parameter')} of it {verb} not finite"
+        yield Hit(i, message, {"nonfinite_parameters": number, "threshold": 0})
+
+
+def zero_collapse(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``‖w_i‖ < ratio · max(median_j ‖w_j‖, 1/√3)``."""
+    norm = layer.per_node["weight_norm"]
+    scale = max(context.scales.layer.get("weight_norm", 0.0), INITIAL_SCALE)
+    edge = context.threshold("collapse_ratio") * scale
+    for i in where(norm < edge):
+        message = f"incoming weights have collapsed: norm {short(norm[i])} where {short(scale)} is usual"
+        yield Hit(i, message, {"weight_norm": float(norm[i]), "threshold": edge})
+
+
+def exploding_norm(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``‖w_i‖ > ratio · median_j ‖w_j‖``."""
+    norm = layer.per_node["weight_norm"]
+    scale = context.scales.layer.get("weight_norm", 0.0)
+    edge = context.threshold("explode_ratio") * scale
+    if layer.nodes < 3 or scale <= 0:
+        return
+    for i in where(norm > edge):
+        message = (
+            f"weights have exploded: norm {short(norm[i])}, {short(norm[i] / scale)} times the layer's median"
+        )
+        yield Hit(i, message, {"weight_norm": float(norm[i]), "threshold": edge})
+
+
+def duplicate_weights(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``‖θ_i ∓ θ_j‖ ≤ 1e-6 ‖θ_j‖`` for an earlier node ``j``."""
+    for node, earlier in layer.duplicates.get("weights", ()):
+        evidence = {"duplicate_of": earlier, "threshold": 1e-6}
+        yield Hit(node, f"repeats the weights of node {earlier}", evidence)
+
+
+RULES = (
+    Rule("ND101", "non-finite", "node", "error", "a parameter of the node is NaN or infinite", Doc(
+        meaning="At least one weight, or the bias, of the node is NaN or infinite. One such number spreads through "
+        "every sum that it enters, so the network's output is usually NaN too.",
+        measured="The node's parameters are counted that are not finite; one is enough.",
+        why="A learning rate above the stability threshold, a division by zero or the logarithm of zero in the loss, "
+        "an overflow in half precision, a damaged file.",
+        do="Go back to the last checkpoint without the finding, lower the learning rate or clip gradients, and look "
+        "for the first step at which the loss was not finite.",
+        harmless="Never, unless the node is unused.",
+        source="IEEE 754 arithmetic.",
+    ), non_finite),
+    Rule("ND102", "zero-collapse", "node", "warning", "the node's incoming weights have shrunk to nothing", Doc(
+        meaning="The norm of the node's incoming weights is negligible. Whatever the input, the node puts out its "
+        "bias: it has turned into a constant.",
+        measured="‖w_i‖ (without the bias) below collapse_ratio times the larger of the layer's median norm and 1/√3, "
+        "the norm of a row under torch's default initialiser.",
+        why="Weight decay that the gradient does not balance: a unit that stopped receiving gradient shrinks by the "
+        "factor 1 − α·wd every step. Also a deliberate zero initialisation, or pruning.",
+        do="While the network still trains: reinitialise the node, and lower the weight decay if many nodes go this "
+        "way. For a finished network: prune it; its constant output folds into the next bias and the function does "
+        "not change.",
+        harmless="Straight after pruning or a zero initialisation that is meant (the last layer of a residual branch).",
+        source="The degenerate sink of the update map; Krogh and Hertz 1991 for weight decay.",
+    ), zero_collapse, ("collapse_ratio",)),
+    Rule("ND103", "exploding-norm", "node", "warning", "the node's weights are far larger than its neighbours'", Doc(
+        meaning="The node's incoming weights are larger than those of its layer by orders of magnitude. It dominates "
+        "every sum that it enters and makes the loss sharp in its own directions.",
+        measured="‖w_i‖ above explode_ratio times the layer's median norm; layers of fewer than three nodes are not "
+        "judged.",
+        why="Divergence along one direction, a gradient spike, a bad merge of checkpoints or of quantisation scales.",
+        do="Compare with earlier checkpoints to see whether it still grows. Clip gradients or lower the learning rate; "
+        "normalise or reinitialise the node.",
+        harmless="In embeddings and norm scales with known outlier features, where the network was trained that way.",
+        source="Norm growth as a sign of divergence of the update map.",
+    ), exploding_norm, ("explode_ratio",)),
+    Rule("ND104", "duplicate-weights", "node", "warning", "the node repeats another node of its layer", Doc(
+        meaning="The node has the same weights and bias as an earlier node of the layer, up to the sign. Both compute "
+        "the same feature, and receive the same gradient if their outgoing weights agree too.",
+        measured="‖θ_i ∓ θ_j‖ at most 1e-6 of the norm, for any earlier node j that is neither zero nor infinite.",
+        why="Symmetric initialisation (constants, ones), copying or net-to-net widening without noise, symmetric data "
+        "augmentation that ties two units.",
+        do="While training: reinitialise one of the two. For a finished network: merge them by adding their outgoing "
+        "weights; the function does not change.",
+        harmless="Right after a function-preserving widening that is to be trained on with noise.",
+        source="Chen, Goodfellow and Shlens 2016 (Net2Net) on symmetry.",
+    ), duplicate_weights),
+)  # fmt: skip

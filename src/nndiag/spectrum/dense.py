@@ -1,0 +1,42 @@
+"""Every eigenvalue, by forming the blocks: exact, for small blocks and for checking the other solvers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nndiag.spectrum.record import Blocks, Extremes
+
+TILE_BYTES = 64 * 2**20
+
+
+def dense_extremes(blocks: Blocks, like: Tensor) -> Extremes:
+    """Return the extremes by ``eigh`` of each block in float64, a tile of blocks at a time.
+
+    Args:
+        blocks: the stack.
+        like: gives dtype and device of the vectors returned.
+
+    Returns:
+        Extremes with zero errors; ``values`` are all eigenvalues with equal weights.
+    """
+    size = blocks.size
+    tile = max(1, TILE_BYTES // (8 * size * size))
+    parts = []
+    for start in range(0, blocks.nodes, tile):
+        matrices = blocks.matrices(start, min(blocks.nodes, start + tile)).double()
+        parts.append(torch.linalg.eigh((matrices + matrices.mT) / 2))
+    values = torch.cat([part.eigenvalues for part in parts])
+    vectors = torch.cat([part.eigenvectors[:, :, -1] for part in parts])
+    zeros = torch.zeros_like(values[:, 0])
+    return Extremes(
+        largest=values[:, -1],
+        smallest=values[:, 0],
+        largest_error=zeros,
+        smallest_error=zeros,
+        vectors=vectors.to(like),
+        values=values,
+        weights=torch.full_like(values, 1.0 / size),
+        converged=torch.ones_like(zeros, dtype=torch.bool),
+        products=size,
+    )

@@ -1,0 +1,59 @@
+"""What a solver is given and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Blocks(Protocol):
+    """A stack of ``nodes`` symmetric matrices of ``size × size``, known by its products."""
+
+    @property
+    def nodes(self) -> int:
+        """How many matrices there are."""
+
+    @property
+    def size(self) -> int:
+        """Rows of one matrix."""
+
+    @property
+    def rank_bound(self) -> int:
+        """No matrix has a larger rank, all being positive semidefinite; ``size`` where that is not known."""
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """Multiply each matrix by its own vector: ``(nodes, size) → (nodes, size)``."""
+
+    def matrices(self, start: int, stop: int) -> Tensor:
+        """Return the matrices ``start:stop`` themselves, ``(stop - start, size, size)``."""
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The signed extremes of every block: ``largest`` is λ_max, never the largest magnitude.
+
+    ``largest_error`` and ``smallest_error`` are residual norms ``‖Gv − λv‖``: an eigenvalue lies within
+    that distance. ``vectors`` are the unit vectors of ``largest``. ``values`` and ``weights`` are nodes
+    and weights of a quadrature of the spectral density (weights sum to one for every block).
+    ``converged`` says, block by block, whether both errors are below the tolerance asked for.
+    """
+
+    largest: Tensor  # (nodes,) float64
+    smallest: Tensor  # (nodes,) float64
+    largest_error: Tensor  # (nodes,) float64
+    smallest_error: Tensor  # (nodes,) float64
+    vectors: Tensor  # (nodes, size)
+    values: Tensor  # (nodes, m) float64
+    weights: Tensor  # (nodes, m) float64
+    converged: Tensor  # (nodes,) bool
+    products: int
+
+
+def random_vectors(blocks: Blocks, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return one random unit vector per block, drawn on the CPU so that every device starts alike."""
+    draws = torch.randn(blocks.nodes, blocks.size, generator=generator, dtype=torch.float64)
+    draws /= draws.norm(dim=1, keepdim=True)
+    return draws.to(like)

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from nndiag.records.report import Report
+from nndiag.report.markdown import render_markdown
+from nndiag.report.terminal import render_terminal, render_text
+from tests.report import synthetic
+from tests.report.builder import dead, diagnosis, layer, node, report
+
+HINTS = ["add --data probe.safetensors: [bold]curvature[/bold] needs it"]
+
+
+def screen(made: Report, verbose: bool = False, **environ: str) -> str:
+    sheet = io.StringIO()
+    console = Console(
+        file=sheet, width=80, force_terminal=True, legacy_windows=False,
+        _environ={"TERM": "xterm-256color", "COLORTERM": "truecolor"} | environ,
+    )  # fmt: skip
+    render_terminal(made, console, verbose=verbose, hints=HINTS)
+    return sheet.getvalue()
+
+
+def plain(ansi: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", ansi)
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("name", synthetic.ALL)
+def test_no_line_is_wider_than_the_console(name: str, width: int, verbose: bool) -> None:
+    text = render_text(synthetic.ALL[name](), width=width, verbose=verbose, hints=HINTS)
+    wide = [line for line in text.splitlines() if cell_len(line) > width]
+    assert wide == []
+    assert not [line for line in text.splitlines() if line != line.rstrip()]
+
+
+@pytest.mark.parametrize("name", synthetic.ALL)
+def test_colour_adds_nothing_but_colour(name: str) -> None:
+    made = synthetic.ALL[name]()
+    coloured = screen(made)
+    assert "\x1b[" in coloured
+    lines = [line.rstrip() for line in plain(coloured).splitlines()]
+    assert lines == render_text(made, hints=HINTS).splitlines()
+
+
+@pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+@pytest.mark.parametrize("name", ["dying", "hostile"])
+def test_without_colour_there_is_no_control_code(name: str, environ: dict[str, str]) -> None:
+    shown = screen(synthetic.ALL[name](), **environ)
+    assert all(character == "\n" or character.isprintable() for character in shown)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+@pytest.mark.parametrize("name", synthetic.ALL)
+def test_other_encodings_get_ascii(name: str, encoding: str) -> None:
+    sheet = io.BytesIO()
+    file = io.TextIOWrapper(sheet, encoding=encoding, errors="strict", newline="\n")
+    console = Console(file=file, width=80, _environ={})
+    render_terminal(synthetic.ALL[name](), console, verbose=True, hints=HINTS)
+    file.flush()
+    lines = sheet.getvalue().decode("ascii").splitlines()
+    assert len(lines) > 5
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_hostile_names_are_shown_and_do_nothing(verbose: bool) -> None:
+    calm = [line for line in screen(synthetic.hostile(), verbose).splitlines() if "[red]x[/]" in plain(line)]
+    assert len(calm) >= 4
+    shown = plain(screen(synthetic.hostile(), verbose))
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert r"\x1b[31mred" in shown
+    assert r"a\nb" in shown
+    assert not [line for line in shown.splitlines() if line.strip() in ("b", "b:")]
+    assert HINTS[0] in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("name", ["not_finite", "cnn", "dying"])
+def test_nan_is_never_on_the_screen(name: str) -> None:
+    assert not re.search(
+        r"\b(nan|inf)\b", render_text(synthetic.ALL[name]()).replace("are NaN or infinite", ""), re.I
+    )
+
+
+def test_the_first_screen_tells_the_story_and_what_to_do() -> None:
+    first = render_text(synthetic.dying(), hints=HINTS).splitlines()[:26]
+    assert first[0] == "✗ Layer 2 is dead since epoch 3: 64 of 64 nodes never fire (40 then)."
+    row = next(line for line in first if line.startswith("  2 "))
+    assert row.split() == [
+        "2",
+        "·",
+        "░░░░░",
+        "▓▓▓▓▓",
+        "█████",
+        "█████",
+        "█████",
+        "█████",
+        "█████",
+        "64/64",
+        "since",
+        "epoch",
+        "3",
+    ]
+    loss = next(line for line in first if line.startswith("  loss"))
+    assert loss.split() == ["loss", "1.93", "1.12", "2.20", "2.29", "2.30", "2.30", "2.30", "2.30", "2.30"]
+    todo = first.index("  What to do")
+    assert first[todo + 1] == "  → Reinitialise all 64 nodes of layer 2: dead on all 1,000 samples"
+    assert HINTS[0] in first[todo + 3]
+
+
+def test_the_last_checkpoint_and_the_notable_ones_are_shown_in_full() -> None:
+    def full(verbose: bool) -> list[str]:
+        text = render_text(synthetic.dying(), verbose=verbose)
+        return re.findall(r"^epoch_(\d+)\.safetensors .*─$", text, re.M)
+
+    assert full(False) == ["003", "008"]
+    assert full(True) == [f"{epoch:03}" for epoch in range(1, 9)]
+
+
+def test_findings_are_folded_under_causes_and_causes_name_their_nodes() -> None:
+    text = " ".join(render_text(synthetic.dying()).split())
+    assert "✗ error ND201 dead, layer 2: all 64 nodes never fires on any of the 1,000 samples" in text
+    assert "hence ND204 dormant, ND252 layer-degenerate (error), ND301 no-gradient, ND401 plateau" in text
+    assert "ND201 dead, layer 0: 5 of 64 nodes (0, 7, 14, 21, 28)" in text
+
+
+def test_notes_are_counted_unless_asked_for() -> None:
+    assert "5 notes (--verbose)" in render_text(synthetic.cnn())
+    assert "ND205" not in render_text(synthetic.cnn())
+    assert "• info    ND205 always-on, layer3.2.conv1: 5 of 64 nodes (0–4)" in render_text(
+        synthetic.cnn(), verbose=True
+    )
+
+
+def test_healthy_layers_of_a_deep_network_are_folded_unless_asked_for() -> None:
+    text = render_text(synthetic.deep())
+    assert re.findall(r"… (\d+) healthy layers", text) == ["7", "60", "60", "60", "9"]
+    assert len(re.findall(r"^  blocks\.\d+\.mlp\.fc1 ", text, re.M)) == 4
+    assert (
+        len(re.findall(r"^  blocks\.\d+\.mlp\.fc1 ", render_text(synthetic.deep(), verbose=True), re.M))
+        == 200
+    )
+
+
+def test_layers_that_were_not_judged_are_not_folded_as_healthy() -> None:
+    text = render_text(report(diagnosis([layer(str(i), 4, unknown=4) for i in range(50)], level="weights")))
+    assert "… 50 more layers without findings" in text
+    assert "healthy" not in text
+
+
+def test_a_long_run_is_thinned_and_keeps_both_ends() -> None:
+    text = render_text(synthetic.long_run())
+    ruler = next(line for line in text.splitlines() if line.startswith("  epoch "))
+    assert ruler.split()[1] == "0"
+    assert ruler.split()[-4:] == ["119", "at", "the", "end"]
+    assert "… 118 checkpoints" in text
+
+
+def test_a_single_healthy_checkpoint_says_so_in_one_line() -> None:
+    text = render_text(synthetic.healthy(), width=120)
+    assert text.splitlines()[0] == (
+        "✓ Nothing is wrong: all 138 nodes of 3 layers are healthy on 1,000 samples (level: curvature)."
+    )
+    assert "Findings" not in text
+    assert "What to do" not in text
+
+
+def test_the_header_says_what_the_numbers_rest_on() -> None:
+    one = synthetic.dying().checkpoints[-1]
+    loose = one.model_copy(
+        update={"curvature": one.curvature.model_copy(update={"coverage": 0.97, "converged": False})}
+    )
+    text = render_text(report(loose), width=120)
+    assert "loss 2.30 (cross_entropy) · gradient norm 0.0123 · on 1,000 samples" in text
+    assert "Hessian by lanczos, 97 % of the trace, not converged · sgd, lr 0.5 · 2 folds · 423 ms" in text
+
+
+def test_parameters_that_were_not_measured_are_named() -> None:
+    assert "not measured: pos_embed (used as a raw parameter)" in render_text(synthetic.cnn())
+
+
+def test_nodes_whose_verdict_differs_between_folds_are_said_to_be_unsteady() -> None:
+    shaky = node("0", 1, findings=dead(9)).model_copy(update={"steady": False})
+    made = report(diagnosis([layer("0", 9, plateau=2)], [node("0", 0, findings=dead(9)), shaky]))
+    shown = " ".join(render_text(made).split())
+    assert "layer 0: 2 of 9 nodes (0–1), 1 of them unsteady across folds" in shown
+    assert "1 of them unsteady" in render_markdown(made)
+
+
+def test_reasons_that_differ_are_counted() -> None:
+    nodes = [node("0", i, findings=dead(9), reason=f"reason {i % 3}") for i in range(4)]
+    text = " ".join(render_text(report(diagnosis([layer("0", 9, plateau=4)], nodes))).split())
+    assert "Reinitialise 4 nodes of layer 0: reason 0 (2); reason 1 (1); other reasons (1)" in text

@@ -1,0 +1,110 @@
+"""The solvers on matrices that are known, with no network in sight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from nndiag.spectrum import dense_extremes, lanczos_extremes, power_extremes
+
+
+class Stack:
+    def __init__(self, matrices: Tensor, rank_bound: int | None = None) -> None:
+        self.stack = matrices
+        self.nodes, self.size = matrices.shape[:2]
+        self.rank_bound = self.size if rank_bound is None else rank_bound
+
+    def product(self, vectors: Tensor) -> Tensor:
+        return torch.einsum("npq,nq->np", self.stack, vectors)
+
+    def matrices(self, start: int, stop: int) -> Tensor:
+        return self.stack[start:stop]
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def symmetric(nodes: int, size: int, rank: int | None = None) -> Tensor:
+    factor = torch.randn(nodes, size, rank or size, generator=generator(), dtype=torch.float64)
+    if rank:
+        return factor @ factor.mT
+    return factor + factor.mT
+
+
+def solve(name: str, blocks: Stack):
+    if name == "dense":
+        return dense_extremes(blocks, blocks.stack)
+    solver = {"lanczos": lanczos_extremes, "power": power_extremes}[name]
+    return solver(blocks, blocks.stack, generator=generator())
+
+
+@pytest.mark.parametrize("name", ["lanczos", "power", "dense"])
+def test_extremes_are_signed_and_not_the_largest_magnitude(name: str) -> None:
+    blocks = Stack(torch.diag_embed(torch.tensor([[2.0, 1.0, -6.0], [6.0, 1.0, -2.0]], dtype=torch.float64)))
+    found = solve(name, blocks)
+    assert found.largest.tolist() == pytest.approx([2.0, 6.0], abs=1e-3)
+    assert found.smallest.tolist() == pytest.approx([-6.0, -2.0], abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["lanczos", "power", "dense"])
+def test_the_reported_error_covers_the_true_one(name: str) -> None:
+    blocks = Stack(symmetric(7, 40))
+    truth = torch.linalg.eigvalsh(blocks.stack)
+    found = solve(name, blocks)
+    slack = 1e-9 * truth.abs().amax()
+    assert ((found.largest - truth[:, -1]).abs() <= found.largest_error + slack).all()
+    assert ((found.smallest - truth[:, 0]).abs() <= found.smallest_error + slack).all()
+
+
+def test_lanczos_converges_on_both_ends() -> None:
+    blocks = Stack(symmetric(16, 200))
+    truth = torch.linalg.eigvalsh(blocks.stack)
+    found = lanczos_extremes(blocks, blocks.stack, generator=generator(), tolerance=1e-6, max_products=200)
+    assert found.converged.all()
+    torch.testing.assert_close(found.largest, truth[:, -1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.smallest, truth[:, 0], rtol=1e-6, atol=0)
+
+
+def test_zero_rank_one_and_full_blocks_in_one_stack() -> None:
+    stack = torch.zeros(3, 30, 30, dtype=torch.float64)
+    stack[1, 4, 4] = 5.0
+    stack[2] = symmetric(1, 30)[0]
+    found = lanczos_extremes(Stack(stack), stack, generator=generator())
+    truth = torch.linalg.eigvalsh(stack)
+    assert found.largest[0] == 0
+    assert found.smallest[0] == 0
+    torch.testing.assert_close(found.largest, truth[:, -1], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found.smallest, truth[:, 0], rtol=1e-4, atol=1e-9)
+    assert found.converged.all()
+
+
+def test_a_stack_of_multiples_of_the_identity_is_not_given_a_spurious_zero() -> None:
+    stack = (
+        torch.eye(12, dtype=torch.float64)[None]
+        * torch.tensor([3.0, -2.0], dtype=torch.float64)[:, None, None]
+    )
+    found = lanczos_extremes(Stack(stack), stack, generator=generator())
+    assert found.largest.tolist() == pytest.approx([3.0, -2.0])
+    assert found.smallest.tolist() == pytest.approx([3.0, -2.0])
+
+
+def test_a_known_rank_deficit_makes_the_smallest_eigenvalue_zero() -> None:
+    stack = symmetric(4, 300, rank=150)
+    found = lanczos_extremes(Stack(stack, rank_bound=150), stack, generator=generator(), max_products=12)
+    assert found.smallest.tolist() == [0.0] * 4
+
+
+def test_not_converged_is_said() -> None:
+    stack = torch.diag_embed(torch.linspace(1, 2, 400, dtype=torch.float64))[None]
+    found = lanczos_extremes(Stack(stack), stack, generator=generator(), tolerance=1e-8, max_products=6)
+    assert not found.converged.any()
+    assert found.products == 6
+
+
+def test_quadrature_weights_sum_to_one() -> None:
+    found = lanczos_extremes(
+        Stack(symmetric(5, 60)), torch.zeros(1, dtype=torch.float64), generator=generator()
+    )
+    torch.testing.assert_close(found.weights.sum(dim=1), torch.ones(5, dtype=torch.float64))
