@@ -10,14 +10,14 @@ from tests.report import synthetic
 from tests.report.builder import dead, diagnosis, finding, layer, node, report
 
 HEADLINES = {
-    "dying": "Layer 2 is dead since epoch 3: 64 of 64 nodes never fire (40 then).",
+    "dying": "Layer 2 is dead since epoch 5 (mostly since epoch 3): all 64 nodes never fire.",
     "healthy": "Nothing is wrong: all 138 nodes of 3 layers are healthy on 1,000 samples (level: curvature).",
     "cnn": "1 of 32 nodes of layer2.1.conv1 is above the stability threshold.",
     "unknown": "Nothing wrong was found from the weights alone, but none of the 522 nodes could be judged "
     "(level: weights).",
     "not_finite": "3 of 64 nodes of layer 2 hold numbers that are not finite.",
     "single_node": "Layer hidden is dead: its only node never fires.",
-    "long_run": "Layer 0 is dead since epoch 60: 8 of 8 nodes never fire (5 then).",
+    "long_run": "Layer 0 is dead since epoch 96 (mostly since epoch 60): all 8 nodes never fire.",
     "recovering": "1 of 8 nodes of layer 0 never fires since step 100 (6 then).",
 }
 
@@ -42,7 +42,7 @@ def test_a_layer_that_was_always_dead_is_said_to_be_dead_from_the_start() -> Non
     told = events(
         report(made, made.model_copy(update={"checkpoint": made.checkpoint.model_copy(update={"step": 6})}))
     )
-    assert told[0].sentence == "Layer 0 is dead since step 5, the first checkpoint: 4 of 4 nodes never fire."
+    assert told[0].sentence == "Layer 0 is dead since step 5, the first checkpoint: all 4 nodes never fire."
 
 
 def test_the_layer_that_died_first_is_told_first() -> None:

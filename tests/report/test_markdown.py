@@ -61,7 +61,7 @@ def test_every_table_row_has_the_cells_of_its_head(name: str) -> None:
 def test_the_summary_of_a_run() -> None:
     text = render_markdown(synthetic.dying())
     assert text.startswith(
-        "# nndiag: ❌ Layer 2 is dead since epoch 3: 64 of 64 nodes never fire (40 then).\n"
+        "# nndiag: ❌ Layer 2 is dead since epoch 5 (mostly since epoch 3): all 64 nodes never fire.\n"
     )
     assert "| <code>2</code> | 0 % | 9.38 % | 62.5 % | 89.1 % | 100 % | 100 % | 100 % | 100 % |" in text
     assert text.count("<details>") == text.count("</details>") == 7

@@ -28,6 +28,11 @@ class LayerCourse:
         return trailing([2 * (count or 0) > self.nodes for count in self.degenerate])
 
     @property
+    def whole_since(self) -> int | None:
+        """The checkpoint from which on all nodes are degenerate; None: not all of them at the end."""
+        return trailing([count == self.nodes for count in self.degenerate])
+
+    @property
     def worst(self) -> float:
         """The largest share of degenerate nodes in any checkpoint."""
         return max((count or 0) for count in self.degenerate) / max(self.nodes, 1)

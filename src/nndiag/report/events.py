@@ -68,13 +68,28 @@ def _layer_events(run: Course, last: Diagnosis, groups: Sequence[Group]) -> Iter
         code, name, count = _main_state(members[layer.name], layer)
         state = _STATES.get(code, name)
         mostly = "" if count == layer.nodes else "mostly "
-        when, once = _since(run, layer.since, layer.degenerate, count)
+        when, once = _layer_since(run, layer, code, count)
         sentence = (
             f"{_start(layer.name)} is {mostly}{state}{when}: "
-            f"{share(count, layer.nodes)} {predicate(code, name, count)}{once}."
+            f"{_all_or_share(count, layer.nodes)} {predicate(code, name, count)}{once}."
         )
         causes = [g for g in groups if g.layer == layer.name and g.code == code]
         yield Event((1, layer.since, -count / layer.nodes, place), "error", sentence, _follows(causes))
+
+
+def _layer_since(run: Course, layer: LayerCourse, code: str, count: int) -> tuple[str, str]:
+    """Return since when, and how it began: a layer is dead once all of it is, not half."""
+    assert layer.since is not None
+    counts = run.present.get((code, layer.name), layer.degenerate)
+    whole = trailing([one == layer.nodes for one in counts]) if count == layer.nodes else None
+    if whole is None or whole == layer.since:
+        return _since(run, layer.since, layer.degenerate, count)
+    when, _ = _since(run, whole, counts, count)
+    return f"{when} (mostly since {run.at(layer.since)})", ""
+
+
+def _all_or_share(count: int, nodes: int) -> str:
+    return f"all {nodes:,} nodes" if count == nodes > 1 else share(count, nodes)
 
 
 def _start(layer: str) -> str:

@@ -142,8 +142,10 @@ def _step(share: float) -> int:
 def _tail(run: Course, layer: LayerCourse, look: Look) -> Text:
     now = layer.degenerate[-1]
     made = look.text(f"{look.glyphs.dash if now is None else format(now, ',')}/{layer.nodes:,}")
-    if layer.since is not None:
-        made.append_text(look.text(("  since " + run.at(layer.since), "error")))
+    if layer.whole_since is not None:
+        made.append_text(look.text(("  since " + run.at(layer.whole_since), "error")))
+    elif layer.since is not None:
+        made.append_text(look.text(("  half since " + run.at(layer.since), "error")))
     return made
 
 
