@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nndiag.probe.loss import Loss, custom_loss, named_loss
 from nndiag.probe.probe import Probe
+from nndiag.replay.kinds import Layer
 from nndiag.replay.layers import find_layers
 
 
@@ -50,7 +51,7 @@ def odd_convolutions() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 4, (3, 2), padding=(1, 2), dilation=(2, 1), padding_mode="circular"), nn.ReLU(),
         nn.Conv2d(4, 8, 3, padding="same", groups=2), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, stride=(2, 1), groups=8), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4),
+        nn.Conv2d(8, 8, 3, stride=(2, 1), groups=8), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 4),
     )  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def conv1d() -> nn.Module:
 
 
 def conv3d() -> nn.Module:
-    return nn.Sequential(nn.Conv3d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(81, 4))
+    return nn.Sequential(nn.Conv3d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 4))
 
 
 def tokens() -> nn.Module:
@@ -96,9 +97,9 @@ CASES = (
     Case("mlp_without_bias", mlp_without_bias, (6,), 4),
     Case("wide_mlp", wide_mlp, (60,), 4),
     Case("cnn", cnn, (2, 6, 6), 4),
-    Case("odd_convolutions", odd_convolutions, (2, 7, 7), 4),
+    Case("odd_convolutions", odd_convolutions, (2, 5, 5), 4),
     Case("conv1d", conv1d, (3, 10), 4),
-    Case("conv3d", conv3d, (1, 4, 4, 4), 4),
+    Case("conv3d", conv3d, (1, 3, 3, 3), 4),
     Case("tokens", tokens, (4, 5), 4),
     Case("twice", Twice, (6,), 4),
 )
@@ -133,35 +134,31 @@ def loss_named(name: str) -> Loss:
 
 
 def dense_blocks(model: nn.Module, probe: Probe) -> dict[str, Tensor]:
-    """Return the Hessian of the mean loss in every node's own parameters, by double backward, ``(nodes,
-    p, p)``.
-    """
+    """Return the Hessian of the mean loss in every node's own parameters, by double backward, ``(nodes, p, p)``."""
     assert probe.loss is not None
     assert probe.targets is not None
     output = model(*probe.inputs)
     value = probe.loss.per_sample(output, probe.loss.prepare(output, probe.targets)).mean()
     parameters = dict(model.named_parameters())
-    found = {}
-    for layer in find_layers(model):
-        names = [layer.weight] + ([layer.bias] if layer.bias else [])
-        grads = torch.autograd.grad(value, [parameters[n] for n in names], create_graph=True)
-        rows = layer.rows(dict(zip(names, grads, strict=True)))
-        found[layer.name] = torch.stack(
-            [_block(rows[i], parameters, names, layer, i) for i in range(layer.nodes)]
-        )
-    return found
+    return {layer.name: _layer_blocks(value, parameters, layer) for layer in find_layers(model)}
 
 
-def _block(row: Tensor, parameters: dict[str, Tensor], names: list[str], layer, node: int) -> Tensor:
+def _layer_blocks(value: Tensor, parameters: dict[str, Tensor], layer: Layer) -> Tensor:
+    names = [layer.weight] + ([layer.bias] if layer.bias else [])
+    own = [parameters[name] for name in names]
+    rows = layer.rows(dict(zip(names, torch.autograd.grad(value, own, create_graph=True), strict=True)))
+    if not rows.requires_grad:
+        return rows.new_zeros(layer.nodes, layer.size, layer.size)
+    every = torch.eye(rows.numel(), dtype=rows.dtype).reshape(-1, *rows.shape)
+    second = torch.autograd.grad(
+        rows, own, every, is_grads_batched=True, allow_unused=True, retain_graph=True
+    )
     lines = []
-    for entry in row:
-        if not entry.requires_grad:
-            return row.new_zeros(len(row), len(row))
-        second = torch.autograd.grad(
-            entry, [parameters[n] for n in names], retain_graph=True, allow_unused=True
-        )
+    for entry in range(rows.numel()):
         filled = {
-            n: torch.zeros_like(parameters[n]) if g is None else g for n, g in zip(names, second, strict=True)
+            name: torch.zeros_like(parameter) if part is None else part[entry]
+            for name, parameter, part in zip(names, own, second, strict=True)
         }
-        lines.append(layer.rows(filled)[node])
-    return torch.stack(lines).detach()
+        lines.append(layer.rows(filled))
+    whole = torch.stack(lines).reshape(layer.nodes, layer.size, layer.nodes, layer.size)
+    return whole[torch.arange(layer.nodes), :, torch.arange(layer.nodes)].detach()

@@ -24,8 +24,15 @@ def _log_softmax(model: nn.Module, loss: str) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+PAIRS = [
+    (case, loss)
+    for case in CASES
+    for loss in LOSSES
+    if "conv" not in case.name or loss in ("cross_entropy", "mse")
+]
+
+
+@pytest.mark.parametrize(("case", "loss"), PAIRS, ids=lambda one: getattr(one, "name", one))
 def test_extremes_and_trace_equal_the_autograd_hessian(case: Case, loss: str) -> None:
     model = _log_softmax(build(case), loss)
     if loss == "nll" and not isinstance(model, nn.Sequential):

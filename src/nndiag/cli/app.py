@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,34 +11,42 @@ import typer
 from typer.main import get_command
 
 from nndiag.cli.catalogue import explain, rules
+from nndiag.cli.endings import COULD_NOT, USAGE, as_line, print_error, silence_stdout
+from nndiag.cli.help import EXIT_CODES, GroupedCommand
 from nndiag.cli.scan import scan
-from nndiag.errors import NndiagError, printable
-
-COULD_NOT = 3
-USAGE = 2
 
 app = typer.Typer(
     name="nndiag",
-    help="Examine saved neural-network checkpoints: the health and curvature of every node.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    epilog=EXIT_CODES,
 )
 
 
 @app.callback(invoke_without_command=True)
-def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-    """Examine saved neural-network checkpoints: the health and curvature of every node."""
+def root(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    """Examine saved neural-network checkpoints: which nodes of which layers are dead, collapsed or flat, since
+    when, and what to do about it.
+
+    Start with `nndiag scan CHECKPOINT` or `nndiag scan RUN_DIRECTORY`.
+    """
     if version:
         from nndiag import __version__
 
         print(f"nndiag {__version__}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(USAGE)
 
 
-app.command()(scan)
-app.command()(explain)
+app.command(
+    cls=GroupedCommand, short_help="Measure and judge a checkpoint, or a run of them.", epilog=EXIT_CODES
+)(scan)
+app.command(cls=GroupedCommand)(explain)
 app.command()(rules)
 
 
@@ -52,45 +60,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code of the contract: 0 done, 1 gate failed, 2 usage, 3 the scan could not be completed.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _never_unencodable()
     try:
         code = get_command(app).main(args=words, prog_name="nndiag", standalone_mode=False)
         sys.stdout.flush()
         return _interrupted() if code == 130 else int(code or 0)
-    except BrokenPipeError:  # whoever read the report has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read the text has enough
+        silence_stdout()
         return 0
     except KeyboardInterrupt:
         return _interrupted()
-    except BaseException as error:
-        if isinstance(error, SystemExit | GeneratorExit):
-            raise
+    except BaseException as error:  # SystemExit too: only foreign code raises it here
         if "--verbose" in words:
             traceback.print_exception(error)
-        return _said(error)
+        line, code = as_line(error)
+        return print_error(line, code)
 
 
-def _said(error: BaseException) -> int:
-    """Print an error as one line and return its exit code."""
-    if isinstance(error, NndiagError):
-        return _line(str(error), error.exit_code)
-    if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
-        words = error.format_message().rstrip(".")
-        return _line(f"{words[:1].lower()}{words[1:]}: wrong usage; see `nndiag --help`", USAGE)
-    if isinstance(error, MemoryError) or "not enough memory" in str(error) or "out of memory" in str(error):
-        return _line(
-            "out of memory: the scan needs more than there is; use a smaller --limit or --batch-size",
-            COULD_NOT,
-        )
-    name = type(error).__name__
-    return _line(
-        f"internal error: {name}: {error}; run again with --verbose and report what it shows", COULD_NOT
-    )
+def _never_unencodable() -> None:
+    """Let stdout show an escape where its encoding lacks a sign, rather than fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _interrupted() -> int:
-    return _line("interrupted: nothing was written; run the command again", COULD_NOT)
-
-
-def _line(text: str, code: int) -> int:
-    print(f"error: {printable(text)}", file=sys.stderr)
-    return code
+    return print_error("interrupted: the work was stopped before it was done; run it again", COULD_NOT)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from typing import Annotated
+import textwrap
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nndiag.errors import UsageError
+
+if TYPE_CHECKING:
+    from nndiag.rules import Rule
 
 
 def rules(
@@ -17,33 +22,29 @@ def rules(
 ) -> None:
     """List every finding: code, name, what it is on, severity, level."""
     if thresholds:
-        _thresholds()
+        from nndiag.rules.thresholds import THRESHOLDS
+
+        for threshold in THRESHOLDS:
+            _entry(f"{threshold.name:<20} {threshold.default:<8g} ", f"{threshold.unit}: {threshold.decides}")
         return
     from nndiag.rules import RULES
 
     for rule in RULES:
-        level = rule.level.label if rule.level else "-"
-        print(f"{rule.code}  {rule.name:<18} {rule.on:<6} {rule.severity:<8} {level:<12} {rule.summary}")
+        head = f"{rule.code}  {rule.name:<17} {rule.on:<5} {rule.severity:<7} {_level(rule):<11} "
+        _entry(head, rule.summary)
 
 
 def explain(
-    code: Annotated[str, typer.Argument(help="A code such as ND201, or a name such as dead.")],
+    code: Annotated[
+        str, typer.Argument(metavar="CODE", help="A code such as ND201, or a name such as dead.")
+    ],
 ) -> None:
     """Say what a finding means, how it is measured, and what to do."""
-    from nndiag.rules import RULES
-
-    wanted = code.strip().lower()
-    rule = next((r for r in RULES if wanted in (r.code.lower(), r.name)), None)
-    if rule is None:
-        raise UsageError(f"explain {code}", "no finding has this code or name", "see `nndiag rules`")
-    import shutil
-    import textwrap
-
-    width = min(100, shutil.get_terminal_size((80, 24)).columns)
-    level = rule.level.label if rule.level else "run"
-    print(f"{rule.code} {rule.name}: {rule.summary}")
-    print(f"{rule.severity}, on a {rule.on}, needs the {level} level")
+    rule = _rule(code)
+    width = min(100, shutil.get_terminal_size((80, 24)).columns) - 1
     doc = rule.doc
+    print(f"{rule.code} {rule.name}: {rule.summary}")
+    print(f"{rule.severity}, on a {rule.on}, needs the {_level(rule)} level")
     for heading, text in (
         ("What it means", doc.meaning),
         ("How it is measured", doc.measured),
@@ -53,7 +54,7 @@ def explain(
         ("Source", doc.source),
     ):
         print(f"\n{heading}")
-        print(textwrap.fill(text, width - 1, initial_indent="  ", subsequent_indent="  "))
+        print(textwrap.fill(text, max(width, 40), initial_indent="  ", subsequent_indent="  "))
     if rule.thresholds:
         from nndiag.rules.thresholds import THRESHOLDS
 
@@ -63,10 +64,26 @@ def explain(
                 print(f"  {threshold.name} = {threshold.default:g} {threshold.unit}")
 
 
-def _thresholds() -> None:
-    from nndiag.rules.thresholds import THRESHOLDS
+def _rule(word: str) -> Rule:
+    from nndiag.config.suggest import nearest
+    from nndiag.rules import RULES
 
-    for threshold in THRESHOLDS:
-        sys.stdout.write(
-            f"{threshold.name:<20} {threshold.default:<8g} {threshold.unit}: {threshold.decides}\n"
-        )
+    wanted = word.strip().lower()
+    for rule in RULES:
+        if wanted in (rule.code.lower(), rule.name):
+            return rule
+    close = nearest(wanted, [known for rule in RULES for known in (rule.code, rule.name)])
+    do = f"did you mean {close}? See `nndiag rules`" if close else "see `nndiag rules`"
+    raise UsageError(f"explain {word}", "no finding has this code or name", do)
+
+
+def _level(rule: Rule) -> str:
+    return rule.level.label if rule.level else "run"
+
+
+def _entry(head: str, text: str) -> None:
+    """Print a line of a table; on a terminal its last column is wrapped, for other programs it is not."""
+    if sys.stdout.isatty():
+        width = max(shutil.get_terminal_size((80, 24)).columns - 1, len(head) + 20)
+        text = f"\n{' ' * len(head)}".join(textwrap.wrap(text, width - len(head)))
+    print(f"{head}{text}")

@@ -1,12 +1,12 @@
 """The activations level: what every unit puts out over the probe, added up batch by batch.
 
 Definitions as in the field: dead (flat for every sample and position), dormancy (Sokar et al. 2023), dead
-data
-(``D = (1/N) Σ_n 1{max_i z_{n,i} ≤ 0}``), effective rank (Roy and Vetterli 2007).
+data (``D = (1/N) Σ_n 1{max_i z_{n,i} ≤ 0}``), effective rank (Roy and Vetterli 2007).
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,13 +28,21 @@ DUPLICATE_SUPPORT = 32
 """Entries at which a unit must be active before its output can be called a repetition."""
 
 
+ROUNDING = 1e-12
+"""Variance, as a share of the squared mean, that equal inputs can show after a sum in single precision."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """Sums over one batch, ``(units,)`` unless said otherwise; ``open`` are the entries where the activation
-    is not flat."""
+    is not flat.
+
+    What is counted per sample is ``None`` where the first axis of the units is not the sample.
+    """
 
     activation: Nonlinearity | None
     entries: int
+    open_count: Tensor | None
     open_by_fold: Tensor | None  # (folds, units)
     open_anywhere: Tensor | None  # samples (batch,) bool: some unit is open at some position
     highest: Tensor | None  # (batch,) largest pre-activation of any unit
@@ -57,6 +65,7 @@ class ActivationObserver:
         self._fold_of = torch.zeros(0, dtype=torch.long)
         self._origin: dict[str, Tensor] = {}
         self.sums: dict[str, Sums] = {}
+        self.seconds = 0.0
 
     def begin(self, fold_of: Tensor) -> None:
         """Say which fold each sample of the coming batch belongs to."""
@@ -64,23 +73,32 @@ class ActivationObserver:
 
     def produced(self, layer: Layer, z: Tensor) -> tuple[Tensor, Tensor, int]:
         """Return sum, sum of squares and count of a layer's outputs per unit."""
+        begun = time.perf_counter()
         wide = z.double()
-        return wide.sum(dim=(0, 2)), wide.square().sum(dim=(0, 2)), z.shape[0] * z.shape[2]
+        found = wide.sum(dim=(0, 2)), wide.square().sum(dim=(0, 2)), z.shape[0] * z.shape[2]
+        self.seconds += time.perf_counter() - begun
+        return found
 
     def put_out(self, layer: Layer, activation: Nonlinearity | None, z: Tensor, y: Tensor) -> Reading:
         """Reduce one batch of a layer's units."""
+        begun = time.perf_counter()
+        reading = self._reading(layer, activation, z, y)
+        self.seconds += time.perf_counter() - begun
+        return reading
+
+    def _reading(self, layer: Layer, activation: Nonlinearity | None, z: Tensor, y: Tensor) -> Reading:
         if layer.name not in self._origin:
             self._origin[layer.name] = y.double().mean(dim=(0, 2))
         origin = self._origin[layer.name]
-        if z.shape[0] != len(self._fold_of):  # rows are not samples: no fold, no share of samples
-            activation = None
         is_open = None if activation is None or activation.flat is None else ~activation.flat(z)
+        by_sample = is_open if z.shape[0] == len(self._fold_of) else None
         return Reading(
             activation=activation,
             entries=y.shape[0] * y.shape[2],
-            open_by_fold=None if is_open is None else self._by_fold(is_open),
-            open_anywhere=None if is_open is None else is_open.flatten(1).any(dim=1),
-            highest=None if is_open is None else z.flatten(1).amax(dim=1),
+            open_count=None if is_open is None else is_open.sum(dim=(0, 2)).double(),
+            open_by_fold=None if by_sample is None else self._by_fold(by_sample),
+            open_anywhere=None if by_sample is None else by_sample.flatten(1).any(dim=1),
+            highest=None if by_sample is None else z.flatten(1).amax(dim=1),
             absolute=y.abs().double().sum(dim=(0, 2)),
             total=y.double().sum(dim=(0, 2)),
             squares=(y.double() - origin[None, :, None]).square().sum(dim=(0, 2)),
@@ -121,19 +139,26 @@ class Sums:
             (s1, q1, c1), (s2, q2, c2) = self.produced
             self.produced = [(s1 + s2, q1 + q2, c1 + c2)]
 
-    def measures(self, samples: int) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, float]]:
-        """Return measures per node, per fold and node, and per layer."""
+    def measures(self, apart: bool) -> tuple[dict[str, Floats], dict[str, Floats], dict[str, float]]:
+        """Return measures per node, per fold and node, and per layer.
+
+        Args:
+            apart: whether the rows of the layer's output are known to be the samples; what is counted per
+                sample is left out where they are not.
+        """
         reading = self.readings[0]
         node = self._moments(reading)
         fold: dict[str, Floats] = {}
         layer: dict[str, float] = {"dormant_fraction": float(np.mean(node["dormancy"] <= 0.025))}
-        if reading.open_by_fold is not None:
-            node["active_fraction"] = numbers(reading.open_by_fold.sum(dim=0) / reading.entries)
+        if reading.open_count is not None:
+            node["active_fraction"] = numbers(reading.open_count / reading.entries)
+        if apart and reading.open_by_fold is not None:
             fold["open_count"] = numbers(reading.open_by_fold)
-        if reading.open_anywhere is not None and reading.activation is not None and reading.activation.exact:
-            layer["dead_data_fraction"] = float((~reading.open_anywhere).double().mean())
+        edge = None if reading.activation is None else reading.activation.edge
+        if apart and edge is not None and reading.open_anywhere is not None:
             assert reading.highest is not None
-            layer["dead_data_gap"] = float((-reading.highest).clamp_min(0).max())
+            layer["dead_data_fraction"] = float((~reading.open_anywhere).double().mean())
+            layer["dead_data_gap"] = float((edge - reading.highest).clamp_min(0).max())
         rank = self._effective_rank(reading)
         if rank is not None:
             layer["effective_rank"] = rank
@@ -145,7 +170,7 @@ class Sums:
         shift = mean - self.origin
         variance = (reading.squares / reading.entries - shift * shift).clamp_min(0)
         total, squares, count = self.produced[0]
-        spread = (squares / count - (total / count) ** 2).clamp_min(0)
+        spread = _variance(total / count, squares / count)
         average = magnitude.mean()
         dormancy = magnitude / average if bool(average > 0) else torch.zeros_like(magnitude)
         constant = reading.high == reading.low
@@ -185,8 +210,8 @@ class Sums:
             return ()
         deviation = covariance.diagonal().clamp_min(0).sqrt()
         support = torch.full_like(deviation, reading.entries)
-        if reading.open_by_fold is not None:
-            support = reading.open_by_fold.sum(dim=0)
+        if reading.open_count is not None:
+            support = reading.open_count
         usable = (
             (support >= DUPLICATE_SUPPORT) & (deviation > 1e-6 * deviation.max()) & torch.isfinite(deviation)
         )
@@ -210,6 +235,12 @@ def _products(y: Tensor, origin: Tensor) -> Tensor | None:
     return flat.T @ flat
 
 
+def _variance(mean: Tensor, square: Tensor) -> Tensor:
+    """Return ``E z² − (E z)²``, exactly zero where it is the rounding of single precision alone."""
+    variance = (square - mean * mean).clamp_min(0)
+    return torch.where(variance <= ROUNDING * mean * mean, torch.zeros_like(variance), variance)
+
+
 def _merged(one: Reading, two: Reading) -> Reading:
     """Add two readings; two different activations on one layer's units are none."""
     same = (
@@ -220,6 +251,7 @@ def _merged(one: Reading, two: Reading) -> Reading:
     return Reading(
         activation=one.activation if same else None,
         entries=one.entries + two.entries,
+        open_count=_both(one.open_count, two.open_count, torch.add) if same else None,
         open_by_fold=_both(one.open_by_fold, two.open_by_fold, torch.add) if same else None,
         open_anywhere=_both(one.open_anywhere, two.open_anywhere, _joined) if same else None,
         highest=_both(one.highest, two.highest, _joined) if same else None,

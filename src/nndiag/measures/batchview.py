@@ -28,14 +28,19 @@ class LayerUse:
     positions: int
 
     def columns(self) -> Tensor:
-        """Return the inputs of the nodes, ``(batch, groups, positions, size)``."""
-        parts = [input_columns(self.layer, use) for use in self.uses]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        """Return the inputs of the nodes, ``(batch, groups, size, positions)``."""
+        return columns_of(self.layer, self.uses)
 
     def gather(self, gradients: Sequence[Tensor]) -> Tensor:
         """Pick the layer's own gradients, ``(batch, nodes, positions)``, from those of all calls."""
         own = [gradients[place] for place in self.places]
         return own[0] if len(own) == 1 else torch.cat(own, dim=2)
+
+
+def columns_of(layer: Layer, uses: Sequence[Use]) -> Tensor:
+    """Return the inputs of a layer's nodes over several calls, ``(batch, groups, size, positions)``."""
+    parts = [input_columns(layer, use) for use in uses]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
 
 def layer_uses(seen: Forward, leave_out: Collection[str]) -> list[LayerUse]:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from nndiag.errors import ModelError
 from nndiag.measures.activations import ActivationObserver
 from nndiag.measures.batchview import layer_uses
-from nndiag.measures.blocks import Capture
+from nndiag.measures.capture import Capture
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature, layer_curvature
 from nndiag.measures.gradients import GradientSums
 from nndiag.measures.record import layer_record
+from nndiag.measures.rows import choose_rows
 from nndiag.probe.columns import curvature_columns
 from nndiag.probe.probe import Batch, Probe
 from nndiag.records.level import Level
@@ -23,24 +24,29 @@ from nndiag.records.measured import CurvatureFacts, LayerMeasures, Measured, Opt
 from nndiag.replay.kinds import Layer
 from nndiag.replay.layers import find_layers, owners, unmeasured
 from nndiag.replay.passes import Forward, forward, main_output
-from nndiag.replay.separation import mixed_layers
+from nndiag.replay.separation import Blind, mixed_layers
 from nndiag.replay.state import undisturbed
 
 Progress = Callable[[str, int, int], None]
 """Told ``(what is being done, steps done, steps in all)``."""
+
+EXACT_WORK = 2e9
+"""Multiplications (columns times those of a forward pass over the probe) up to which all columns are exact."""
+DEFAULT_NOISE = 2e-3
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to measure and how.
 
-    ``coverage`` is the share of the loss curvature's trace that the columns must hold.
+    ``noise`` is what sampling the lesser columns of the loss curvature may cost in accuracy, as a share of the trace:
+    0 takes all of them exactly, ``None`` does so where that is cheap and else allows ``DEFAULT_NOISE``.
     """
 
     level: Level
     solver: str = "lanczos"
-    tolerance: float = 1e-4
-    coverage: float = 1.0
+    tolerance: float = 1e-3
+    noise: float | None = None
     seed: int = 0
 
 
@@ -83,6 +89,7 @@ class Replay:
         self.column_trace = self.total_trace = 0.0
         self.piecewise_linear = True
         self.repeated: set[str] = set()
+        self.capture_seconds = 0.0
         self.signs = torch.Generator().manual_seed(plan.seed)
 
     def run(self, progress: Progress) -> None:
@@ -96,7 +103,9 @@ class Replay:
 
     def _batch(self, batch: Batch) -> None:
         self.observer.begin(self.probe.fold_of(batch))
+        begun, observed = time.perf_counter(), self.observer.seconds
         seen = forward(self.model, batch.inputs, self.by_weight, self.observer)
+        self.capture_seconds += time.perf_counter() - begun - (self.observer.seconds - observed)
         for call in seen.calls:
             self.observer.commit(call.layer, call.reading, call.produced, call.is_output)  # type: ignore[arg-type]
         if self.plan.level >= Level.GRADIENTS and not bool(torch.isfinite(seen.output).all()):
@@ -110,7 +119,9 @@ class Replay:
         if self.plan.level >= Level.GRADIENTS:
             self._gradients(seen, targets)
         if self.plan.level >= Level.CURVATURE:
-            self._curvature(seen, targets)
+            begun = time.perf_counter()
+            self._curvature(seen, batch, targets)
+            self.capture_seconds += time.perf_counter() - begun
 
     def _targets(self, output: Tensor, batch: Batch) -> Tensor | None:
         if self.probe.loss is None or batch.targets is None:
@@ -141,23 +152,39 @@ class Replay:
             self.parameter_gradients[name] = value if before is None else before + value
         return at_outputs
 
-    def _curvature(self, seen: Forward, targets: Tensor | None) -> None:
+    def _curvature(self, seen: Forward, batch: Batch, targets: Tensor | None) -> None:
         loss = self.probe.loss
         assert loss is not None
         columns = curvature_columns(loss, seen.output, targets)
-        keep = columns.leading(self.plan.coverage)
-        batch = len(seen.output)
-        self.total_trace += columns.total * batch
-        self.column_trace += float(columns.traces[:keep].sum()) * batch
         linear = seen.watch.proof.holds(seen.output, loss.is_cross_entropy)
         self.piecewise_linear = self.piecewise_linear and linear and columns.negative <= 1e-9 * columns.total
-        seeds = list(columns.columns[:keep]) or [torch.zeros_like(seen.output)]
-        gradients = [seen.gradients(seed) for seed in seeds]
+        rows = choose_rows(columns.columns, self._noise(seen, len(columns.columns)), self.signs)
+        self.total_trace += columns.total * len(batch)
+        self.column_trace += rows.exact * float(columns.traces.sum()) * len(batch)
+        fold_of = self.probe.fold_of(batch)
+        self._keep(seen, [seen.gradients(seed) for seed in rows.whole], fold_of)
+        for start in range(0, len(rows.samples), self.probe.batch_size):
+            part = slice(start, start + self.probe.batch_size)
+            picked = rows.samples[part]
+            again = forward(self.model, [x[picked] for x in batch.inputs], self.by_weight, Blind())
+            self._keep(again, [again.gradients(rows.picked[part])], fold_of[picked])
+
+    def _noise(self, seen: Forward, columns: int) -> float:
+        """Return the noise accepted: none where exact columns are cheap."""
+        if self.plan.noise is not None:
+            return self.plan.noise
+        work = sum(call.layer.nodes * call.layer.fan_in * call.positions for call in seen.calls)
+        return 0.0 if columns * len(self.probe) * work <= EXACT_WORK else DEFAULT_NOISE
+
+    def _keep(self, seen: Forward, gradients: list[list[Tensor]], folds: Tensor) -> None:
         for use in layer_uses(seen, self.mixed):
             if len(use.places) > 1:
                 self.repeated.add(use.layer.name)
-            capture = self.captures.setdefault(use.layer.name, Capture(use.layer))
-            capture.add(use.uses, use.positions, [use.gather(g) for g in gradients])
+            if use.layer.name not in self.captures:
+                self.captures[use.layer.name] = Capture(
+                    use.layer, len(self.probe), self.probe.fold_count, dense=self.plan.solver == "dense"
+                )
+            self.captures[use.layer.name].add(use, [use.gather(g) for g in gradients], folds)
 
 
 def measure(
@@ -187,9 +214,9 @@ def measure(
     begun = time.perf_counter()
     with undisturbed(model, plan.seed):
         replay = Replay(model, probe, plan)
-        unit = _forward_backward_seconds(model, probe) if plan.level >= Level.CURVATURE else None
-        started = time.perf_counter()
         replay.run(progress)
+        # after the replay, which says in one line what is wrong with a model that does not run
+        unit = _forward_backward_seconds(model, probe) if plan.level >= Level.CURVATURE else None
         captured = time.perf_counter()
         curvatures = _curvatures(replay, update, progress)
         ended = time.perf_counter()
@@ -206,7 +233,12 @@ def measure(
         gradient_norm=_gradient_norm(replay),
         optimizer=None if update is None else update.facts,
         curvature=_curvature_facts(replay, curvatures, layers) if curved else None,
-        timing=Timing(unit, captured - started, ended - captured if curved else None, ended - begun),
+        timing=Timing(
+            unit,
+            replay.capture_seconds if curved else None,
+            ended - captured if curved else None,
+            ended - begun,
+        ),
         unmeasured=(*left_out, *sorted(replay.mixed.items())),
     )
 
@@ -224,13 +256,11 @@ def _forward_backward_seconds(model: nn.Module, probe: Probe) -> float:
 
 def _curvatures(replay: Replay, update: Update | None, progress: Progress) -> dict[str, LayerCurvature]:
     settings = CurvatureSettings(replay.plan.solver, replay.plan.tolerance, replay.plan.seed)
-    fold_of = torch.arange(len(replay.probe)) % replay.probe.fold_count
     found = {}
     for done, (name, capture) in enumerate(replay.captures.items()):
         progress(f"curvature of layer {name}", done, len(replay.captures))
         found[name] = layer_curvature(
-            capture,
-            fold_of,
+            capture.blocks(),
             replay.probe.fold_sizes,
             settings,
             None if update is None else update.facts,

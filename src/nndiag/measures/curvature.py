@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nndiag.measures.blocks import Capture, NodeBlocks, ScaledBlocks
+from nndiag.measures.blocks import NodeBlocks, ScaledBlocks
 from nndiag.measures.weights import numbers
 from nndiag.records.measured import Floats, OptimizerFacts
 from nndiag.spectrum import Blocks, Extremes, dense_extremes, lanczos_extremes, power_extremes
@@ -32,11 +32,11 @@ class CurvatureSettings:
     largest eigenvalue."""
 
     solver: str = "lanczos"
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
     seed: int = 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class LayerCurvature:
     """Per-node results of one layer, and how the solver fared."""
 
@@ -47,8 +47,7 @@ class LayerCurvature:
 
 
 def layer_curvature(
-    capture: Capture,
-    fold_of: Tensor,
+    blocks: NodeBlocks,
     fold_sizes: Tensor,
     settings: CurvatureSettings,
     optimizer: OptimizerFacts | None,
@@ -57,40 +56,16 @@ def layer_curvature(
     """Measure the blocks of one layer.
 
     Args:
-        capture: what the replay kept.
-        fold_of: fold of every sample, ``(samples,)``.
+        blocks: of all its nodes.
         fold_sizes: samples of every fold, ``(folds,)``.
         settings: solver and tolerance.
         optimizer: the update rule, where it is known.
         preconditioner: Adam's ``P = √v̂ + ε`` as ``(nodes, size)``, where it is known.
     """
-    parts = []
     generator = torch.Generator().manual_seed(settings.seed)
-    for start, stop, blocks in capture.tiles():
-        scale = None if preconditioner is None else preconditioner[start:stop].rsqrt()
-        parts.append(_tile(blocks, fold_of, fold_sizes, settings, optimizer, scale, generator))
-    return LayerCurvature(
-        per_node={name: np.concatenate([p.per_node[name] for p in parts]) for name in parts[0].per_node},
-        per_fold={
-            name: np.concatenate([p.per_fold[name] for p in parts], axis=1) for name in parts[0].per_fold
-        },
-        converged=all(p.converged for p in parts),
-        products=max(p.products for p in parts),
-    )
-
-
-def _tile(
-    blocks: NodeBlocks,
-    fold_of: Tensor,
-    fold_sizes: Tensor,
-    settings: CurvatureSettings,
-    optimizer: OptimizerFacts | None,
-    scale: Tensor | None,
-    generator: torch.Generator,
-) -> LayerCurvature:
-    like = blocks.like
-    found = _solve(blocks, like, settings, generator)
-    by_fold = _largest_by_fold(blocks, found, fold_of, fold_sizes)
+    found = _solve(blocks, blocks.like, settings, generator)
+    by_fold = numbers(blocks.forms_by_fold(found.vectors, len(fold_sizes)).cpu() / fold_sizes[:, None])
+    plain = preconditioner is None
     per_node = {
         "lambda_max": numbers(found.largest),
         "lambda_min": numbers(found.smallest),
@@ -98,13 +73,14 @@ def _tile(
         "lambda_min_error": numbers(found.smallest_error),
         "trace": numbers(blocks.traces()),
         "lambda_max_se": _standard_error(by_fold),
-        "flat_fraction": _flat_fraction(found, optimizer, scale is None),
+        "flat_fraction": _flat_fraction(found, optimizer, plain),
     }
     effective = found.largest
-    if scale is not None:
-        effective = _solve(ScaledBlocks(blocks, scale.to(like)), like, settings, generator).largest
+    if preconditioner is not None:
+        scaled = ScaledBlocks(blocks, preconditioner.rsqrt().to(blocks.like))
+        effective = _solve(scaled, blocks.like, settings, generator).largest
         per_node["lambda_max_preconditioned"] = numbers(effective)
-    per_node.update(_dynamics(numbers(effective), optimizer, scale is not None))
+    per_node.update(_dynamics(numbers(effective), optimizer, not plain))
     return LayerCurvature(per_node, {"lambda_max": by_fold}, bool(found.converged.all()), found.products)
 
 
@@ -113,13 +89,6 @@ def _solve(blocks: Blocks, like: Tensor, settings: CurvatureSettings, generator:
         return dense_extremes(blocks, like)
     solver = power_extremes if settings.solver == "power" else lanczos_extremes
     return solver(blocks, like, generator=generator, tolerance=settings.tolerance)
-
-
-def _largest_by_fold(blocks: NodeBlocks, found: Extremes, fold_of: Tensor, fold_sizes: Tensor) -> Floats:
-    """Return ``vᵀ G_f v`` for the leading vector, ``(folds, nodes)``: λ_max as each fold alone sees it."""
-    forms = blocks.forms_by_sample(found.vectors).double().cpu()
-    sums = torch.zeros(len(fold_sizes), forms.shape[1], dtype=torch.float64).index_add_(0, fold_of, forms)
-    return numbers(sums / fold_sizes[:, None])
 
 
 def _standard_error(by_fold: Floats) -> Floats:

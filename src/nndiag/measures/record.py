@@ -42,10 +42,11 @@ def layer_record(
     node: dict[str, Floats] = weight_measures(rows, has_bias)
     fold: dict[str, Floats] = {}
     whole: dict[str, float] = {}
-    duplicates = {"weights": duplicate_rows(rows.cpu())}
+    same, turned = duplicate_rows(rows.cpu())
+    duplicates = {"weights": same, "negated_weights": turned}
     activation = None
     if activity is not None:
-        more, fold, whole = activity.measures(samples)
+        more, fold, whole = activity.measures(apart=gradients is not None)
         node.update(more)
         duplicates["outputs"] = activity.duplicates()
         activation = activity.activation

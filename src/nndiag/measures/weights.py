@@ -33,8 +33,12 @@ def weight_measures(rows: Tensor, has_bias: bool) -> dict[str, Floats]:
     return {name: numbers(values) for name, values in found.items()}
 
 
-def duplicate_rows(rows: Tensor) -> tuple[tuple[int, int], ...]:
-    """Return pairs ``(node, earlier node)`` whose weights and biases are equal up to a sign and to rounding.
+Pairs = tuple[tuple[int, int], ...]
+
+
+def duplicate_rows(rows: Tensor) -> tuple[Pairs, Pairs]:
+    """Return pairs ``(node, earlier node)`` whose weights and biases are equal to rounding, and those of the other
+    nodes that are equal with the sign turned.
 
     Rows of zeros and rows that are not finite repeat nothing.
     """
@@ -42,13 +46,16 @@ def duplicate_rows(rows: Tensor) -> tuple[tuple[int, int], ...]:
     usable = torch.isfinite(norms) & (norms > 0)
     index = torch.nonzero(usable).flatten()
     if len(index) < 2 or len(rows) > COMPARABLE_ROWS:
-        return ()
+        return (), ()
     unit = rows[index].double() / norms[index, None]
-    cosine = torch.tril(unit @ unit.T, diagonal=-1).abs()
+    cosine = torch.tril(unit @ unit.T, diagonal=-1)
     ratio = norms[index, None] / norms[None, index]
-    # ‖a ∓ b‖² / ‖a‖² = 1 + 1/r² − 2cos/r; near r = 1 both parts must be small
-    same = (1 - cosine < DUPLICATE_TOLERANCE**2 / 2 + 1e-12) & ((ratio - 1).abs() < DUPLICATE_TOLERANCE)
-    return first_partners(same.numpy(), index.numpy())
+    # ‖a ∓ b‖² / ‖a‖² = 1 + 1/r² ∓ 2cos/r; near r = 1 both parts must be small
+    same = (1 - cosine.abs() < DUPLICATE_TOLERANCE**2 / 2 + 1e-12) & ((ratio - 1).abs() < DUPLICATE_TOLERANCE)
+    equal = first_partners((same & (cosine > 0)).numpy(), index.numpy())
+    repeated = {node for node, _ in equal}
+    turned = first_partners((same & (cosine < 0)).numpy(), index.numpy())
+    return equal, tuple(pair for pair in turned if pair[0] not in repeated)
 
 
 def first_partners(same: np.ndarray, index: np.ndarray) -> tuple[tuple[int, int], ...]:

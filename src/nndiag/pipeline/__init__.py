@@ -1,9 +1,25 @@
 """The stages in a row: from paths and settings to a report.
 
-``scan`` is what the command line and library users call.
+``scan`` is what the command line and library users call. Names are loaded when they are first used: the
+settings can be checked before torch is there.
 """
 
-from nndiag.pipeline.scanning import Outcome, scan
-from nndiag.pipeline.settings import Listener, ScanSettings
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nndiag.pipeline.listener import Listener
+    from nndiag.pipeline.scanning import Outcome, scan
+    from nndiag.pipeline.settings import ScanSettings
 
 __all__ = ["Listener", "Outcome", "ScanSettings", "scan"]
+
+_PLACES = {"Listener": "listener", "Outcome": "scanning", "ScanSettings": "settings", "scan": "scanning"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -5,8 +5,8 @@ Flags win.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,16 +14,18 @@ from torch import nn
 
 from nndiag.checkpoint import find_checkpoints
 from nndiag.config.callables import load_callable, names_code
-from nndiag.config.load import load_run_config, load_user_config
+from nndiag.config.load import RUN_FILE, load_run_config, load_user_config
 from nndiag.config.record import RunConfig, merge
+from nndiag.config.suggest import nearest
 from nndiag.config.trust import require_trust
-from nndiag.errors import InputError, UsageError
+from nndiag.errors import InputError, ModelError, UsageError
 from nndiag.model.factory import build_model
 from nndiag.model.from_config import build_from_config
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.probe.data import Data, load_data
 from nndiag.probe.loss import Loss, custom_loss, named_loss
 from nndiag.probe.probe import Probe, cast_inputs
+from nndiag.replay.layers import find_layers
 
 Note = Callable[[str], None]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -49,39 +51,86 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
         UsageError: options or configuration are wrong.
         InputError, ModelError: something is missing, refused or does not work.
     """
-    for path in paths:
-        if not path.exists():
-            raise InputError(path, "there is no such file or directory", "check the path")
+    _check_paths(paths)
     config = merge(load_user_config(Path.cwd()), load_run_config(paths[0]))
+    _note_unread(paths, note)
     _check_device(settings.device)
+    files = _files(paths, config, settings, note)
     model = _model(config, settings)
     data = _data(config, settings)
     probe = None if data is None else _probe(data, config, settings, note)
-    return Inputs(config, _files(paths, config, settings), model, probe)
+    return Inputs(config, files, model, probe)
 
 
-def _files(paths: Sequence[Path], config: RunConfig, settings: ScanSettings) -> tuple[Path, ...]:
+def _check_paths(paths: Sequence[Path]) -> None:
+    if not paths:
+        raise UsageError("PATH", "no checkpoint is given", "name a checkpoint or a run directory")
+    for path in paths:
+        try:
+            known, near = path.exists(), _names_beside(path)
+        except OSError as error:
+            why = f"cannot be read ({error.strerror})"
+            raise InputError(path, why, "check the path and its permissions") from error
+        if not known:
+            close = nearest(path.name, near)
+            do = f'did you mean "{close}"?' if close else "check the path"
+            raise InputError(path, "there is no such file or directory", do)
+
+
+def _names_beside(path: Path) -> list[str]:
+    return [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+
+
+def _note_unread(paths: Sequence[Path], note: Note) -> None:
+    """Say that of several run directories only the first one's configuration counts."""
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    read = (folders[0] / RUN_FILE).resolve()
+    for folder in folders[1:]:
+        other = folder / RUN_FILE
+        if other.is_file() and other.resolve() != read:
+            note(f"{other} is not read: the configuration beside the first PATH counts")
+
+
+def _files(paths: Sequence[Path], config: RunConfig, settings: ScanSettings, note: Note) -> tuple[Path, ...]:
     exclude = [] if config.probe.data is None else [config.origin("probe.data").folder / config.probe.data]
     if settings.data is not None:
         exclude.append(Path(settings.data))
-    found = [
-        file for path in paths for file in find_checkpoints(path, config.checkpoints.include, exclude=exclude)
-    ]
+    include = config.checkpoints.include
+    found: dict[Path, Path] = {}
+    for path in paths:
+        for file in find_checkpoints(path, include, exclude=exclude):
+            if file.resolve() in found:
+                note(f"{file} is given more than once; it is scanned once")
+            found.setdefault(file.resolve(), file)
+    files = tuple(found.values())
     if settings.every is not None:
-        found = found[:: -settings.every][::-1]  # counted from the end: the last one is always there
-    return tuple(found[-settings.last :] if settings.last is not None else found)
+        files = files[:: -settings.every][::-1]  # counted from the end: the last one is always there
+    return files[-settings.last :] if settings.last is not None else files
 
 
 def _model(config: RunConfig, settings: ScanSettings) -> nn.Module | None:
-    if settings.model is None:
-        if settings.model_args:
-            raise UsageError(
-                "--model-arg", "there is no --model to give it to", "add --model file.py:callable"
-            )
-        model = build_from_config(config, settings.trust)
+    if settings.model is not None:
+        model: nn.Module | None = build_model(settings.model, Path.cwd(), settings.model_args)
     else:
-        model = build_model(settings.model, Path.cwd(), settings.model_args)
-    return None if model is None else model.to(settings.device, DTYPES[settings.dtype])
+        model = build_from_config(_with_arguments(config, settings.model_args), settings.trust)
+    if model is None:
+        return None
+    if not find_layers(model):
+        raise ModelError(
+            "model", "it has no layer whose nodes can be measured (Linear, Conv1d to Conv3d)",
+            "leave --model out to look at its weights",
+        )  # fmt: skip
+    return model.to(settings.device, DTYPES[settings.dtype])
+
+
+def _with_arguments(config: RunConfig, arguments: Mapping[str, object]) -> RunConfig:
+    """Return the configuration with ``--model-arg`` over the keywords of its factory."""
+    if not arguments:
+        return config
+    if config.model.factory is None:
+        raise UsageError("--model-arg", "there is no factory to give it to", "add --model file.py:callable")
+    kwargs = {**config.model.kwargs, **arguments}
+    return replace(config, model=config.model.model_copy(update={"kwargs": kwargs}))
 
 
 def _data(config: RunConfig, settings: ScanSettings) -> Data | None:
@@ -136,7 +185,9 @@ def _loss_of(spec: str, folder: Path, option: str) -> Loss:
 
 def _check_device(name: str) -> None:
     try:
-        torch.zeros(1, device=name)
+        holds_numbers = torch.zeros(1, device=name).device.type != "meta"
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         raise UsageError(f"--device {name}", f"it cannot be used ({why})", "use --device cpu") from error
+    if not holds_numbers:
+        raise UsageError(f"--device {name}", "it holds no numbers", "use --device cpu")

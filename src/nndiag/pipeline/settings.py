@@ -5,21 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from nndiag.errors import UsageError
 from nndiag.records.level import Level
 from nndiag.remedies.actions import Goal
 
-
-class Listener(Protocol):
-    """Told of what happens during a scan."""
-
-    def note(self, sentence: str) -> None:
-        """Something was chosen, assumed or left out."""
-
-    def progress(self, checkpoint: int, checkpoints: int, what: str, done: int, total: int) -> None:
-        """Work went on: on which checkpoint of how many, at what, how far."""
+_LEAST = {"limit": 1, "batch_size": 1, "folds": 1, "every": 1, "last": 1, "seed": 0}
+_CHOICES = {
+    "curvature": ("auto", "ggn"),
+    "solver": ("lanczos", "power", "dense"),
+    "dtype": ("float32", "float64"),
+    "goal": ("train", "deploy"),
+    "optimizer": ("sgd", "adam", "adamw"),
+}
+_DESCRIBED = (
+    "curvature", "solver", "select", "ignore", "goal", "limit", "batch_size", "folds", "seed", "device",
+    "dtype", "every", "last", "all_nodes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,44 +62,31 @@ class ScanSettings:
     trust: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("limit", 1),
-            ("batch_size", 1),
-            ("folds", 1),
-            ("every", 1),
-            ("last", 1),
-            ("seed", 0),
-        ):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} {value}", "is too small", f"give at least {least}"
-                )
+                raise UsageError(f"{_option(name)} {value}", "is too small", f"give at least {least}")
         for name in ("lr", "momentum", "weight_decay", "horizon"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
-                option = f"--{name.replace('_', '-')}"
                 raise UsageError(
-                    f"{option} {value}", "is not a usable number", "give a finite number, 0 or more"
+                    f"{_option(name)} {value}", "is not a usable number", "give a finite number, 0 or more"
                 )
-        _one_of("--curvature", self.curvature, ("auto", "ggn"))
-        _one_of("--solver", self.solver, ("lanczos", "power", "dense"))
-        _one_of("--dtype", self.dtype, ("float32", "float64"))
-        _one_of("--goal", self.goal, (None, "train", "deploy"))
-        _one_of("--optimizer", self.optimizer, (None, "sgd", "adam", "adamw"))
+        for decay in self.betas or ():
+            if not 0 <= decay < 1:
+                raise UsageError(f"--betas {decay}", "is not from 0 up to 1", "give e.g. 0.9,0.999")
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                words = ", ".join(known)
+                raise UsageError(f"{_option(name)} {value}", "there is no such choice", f"use one of {words}")
 
     def described(self) -> dict[str, object]:
         """Return the settings that shape the report, for the document."""
-        names = (
-            "curvature", "solver", "select", "ignore", "goal", "limit", "batch_size", "folds", "seed",
-            "device",
-            "dtype", "every", "last", "all_nodes",
-        )  # fmt: skip
-        values = {name: getattr(self, name) for name in names}
-        return {"level": self.level.label if self.level else None, **values}
+        return {"level": self.level.label if self.level else None} | {
+            name: getattr(self, name) for name in _DESCRIBED
+        }
 
 
-def _one_of(option: str, value: object, known: tuple[object, ...]) -> None:
-    if value not in known:
-        words = ", ".join(str(k) for k in known if k is not None)
-        raise UsageError(f"{option} {value}", "there is no such choice", f"use one of {words}")
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -10,13 +10,14 @@ from torch import Tensor
 from nndiag.checkpoint import Place
 from nndiag.errors import InputError, UsageError
 from nndiag.measures.record import weights_only
+from nndiag.model.choice import named_place, narrow_places, with_prefix
 from nndiag.records.measured import Measured
 from nndiag.replay.kinds import KINDS, Layer
 
 _LABELS = {2: "matrix", 3: "kernel 1d", 4: "kernel 2d", 5: "kernel 3d"}
 
 
-def choose_place(
+def choose_tensors(
     places: Sequence[Place], weights_key: str | None, strip_prefix: str | None
 ) -> dict[str, Tensor]:
     """Return the tensors to look at where no model says which.
@@ -24,23 +25,15 @@ def choose_place(
     Raises:
         UsageError: several places hold weights and none was chosen, or the one chosen is not there.
     """
-    named = {place.key: place for place in places}
-    if weights_key is not None and weights_key not in named:
-        known = ", ".join(key or "(top level)" for key in named)
-        raise UsageError(
-            f"--weights-key {weights_key}", "the checkpoint has no such place", f"it has {known}"
-        )
-    if weights_key is None and len(named) > 1:
-        known = ", ".join(f'"{key}"' for key in named)
-        raise UsageError("checkpoint", f"weights lie in several places: {known}", "choose with --weights-key")
-    place = named[weights_key] if weights_key is not None else places[0]
-    prefix = "" if strip_prefix is None else strip_prefix.rstrip(".") + "."
-    tensors = {name.removeprefix(prefix): t for name, t in place.tensors.items() if name.startswith(prefix)}
-    if not tensors:
-        raise UsageError(
-            f"--strip-prefix {strip_prefix}", "no name starts with it", "see the names in the file"
-        )
-    return tensors
+    chosen, inside = narrow_places(places, weights_key)
+    prefix = with_prefix(inside, strip_prefix, chosen, ()) or ""
+    holding = [place for place in chosen if any(name.startswith(prefix) for name in place.tensors)]
+    if len(holding) > 1:
+        known = ", ".join(named_place(place.key, prefix) for place in holding)
+        options = " or ".join(f"--weights-key {place.key}" for place in holding[:2] if place.key)
+        raise UsageError("weights", f"they lie in several places: {known}", f"choose with {options}")
+    tensors = holding[0].tensors
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def measure_weights(tensors: Mapping[str, Tensor]) -> Measured:
@@ -51,7 +44,8 @@ def measure_weights(tensors: Mapping[str, Tensor]) -> Measured:
     """
     layers = tuple(layer for name, t in tensors.items() if (layer := _layer(name, t, tensors)) is not None)
     if not layers:
-        raise InputError("checkpoint", "it holds no matrices or kernels", "give a checkpoint of a network")
+        why = "there are no matrices or kernels of floating-point numbers"
+        raise InputError("weights", why, "give a checkpoint of a network")
     return weights_only(layers, tensors)
 
 

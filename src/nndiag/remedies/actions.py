@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from nndiag.records.report import Action, ActionKind, Finding
+from nndiag.rules.base import ELSEWHERE
 
 Goal = Literal["train", "deploy"]
 
@@ -22,8 +23,8 @@ _BY_FINDING: tuple[tuple[str, Remedy, Remedy], ...] = (
     ("ND203", ("reinitialise", "its output is constant"), ("prune", "its output is constant")),
     ("ND104", ("reinitialise", "it repeats another node"), ("merge", "it repeats another node")),
     ("ND206", ("reinitialise", "its output repeats another's"), ("merge", "its output repeats another's")),
-    ("ND204", ("reinitialise", "dormant"), ("prune", "dormant: its removal changes little")),
-    ("ND401", ("raise_lr", "flat in every direction"), ("prune", "flat: it does nothing on the probe")),
+    ("ND204", ("reinitialise", "dormant"), ("prune", "dormant: try its removal on data first")),
+    ("ND401", ("raise_lr", "flat in every direction"), ("prune", "flat: the output hardly depends on it")),
     ("ND103", ("lower_lr", "its weights have exploded"), ("none", "it carries the function")),
     ("ND302", ("angular_noise", "its gradient cannot turn it"), ("none", "it carries the function")),
     ("ND301", ("none", "this loss does not reach it"), ("none", "this loss does not reach it")),
@@ -42,11 +43,33 @@ def action_for(findings: Sequence[Finding], goal: Goal, is_output: bool) -> Acti
         goal: ``"train"`` where training goes on, ``"deploy"`` where the network is finished.
         is_output: whether the node is an output of the network, which cannot be taken out or started anew.
     """
-    codes = {finding.code for finding in findings if finding.severity != "info"}
+    serious = [finding for finding in findings if finding.severity != "info"]
+    if not serious:
+        return Action(kind="none", reason="nothing is wrong with it")
+    elsewhere = {
+        finding.code: finding.evidence[ELSEWHERE] for finding in serious if ELSEWHERE in finding.evidence
+    }
+    own = {f.code: f for f in serious if f.code not in elsewhere and f.cause not in elsewhere}
+    if not own:
+        code, sentence = next(iter(elsewhere.items()))
+        return Action(kind="none", reason=f"{sentence}: mend that first ({code})")
     for code, train, deploy in _BY_FINDING:
-        if code in codes:
-            kind, reason = train if goal == "train" else deploy
+        if code in own:
+            kind, reason = _special(own[code], goal, is_output) or (train if goal == "train" else deploy)
             if is_output and kind in _REPLACES:
                 return Action(kind="none", reason=f"{reason} ({code}), but it is an output of the network")
             return Action(kind=kind, reason=f"{reason} ({code})")
-    return Action(kind="none", reason="see its findings" if codes else "nothing is wrong with it")
+    return Action(kind="none", reason="see its findings")
+
+
+def _special(finding: Finding, goal: Goal, is_output: bool) -> Remedy | None:
+    """Return what a finding calls for where its evidence says that the usual remedy would do harm."""
+    if finding.code == "ND202" and finding.evidence.get("switches"):
+        if goal == "train":
+            return "none", "saturated, yet it switches: scale its weights down or normalise its inputs"
+        return "none", "saturated, yet it switches: it carries the function"
+    if finding.code == "ND104" and finding.evidence.get("mirrored"):
+        return "none", "the mirror image of another node: the two differ where it counts"
+    if finding.code == "ND201" and is_output and goal == "train":
+        return "bias_warmup", "a dead output: raise its bias until it fires"
+    return None

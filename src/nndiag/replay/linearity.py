@@ -1,8 +1,7 @@
 """Proving that a network is piecewise linear, from the functions it called.
 
 Where it is, the Gauss-Newton block of a node is its Hessian for any loss, almost everywhere. The proof is
-one-sided:
-a function that is not known here counts as smooth.
+one-sided: a function that is not known here counts as smooth.
 """
 
 from __future__ import annotations
@@ -10,68 +9,103 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nndiag.replay.nonlinearity import recognise
-from nndiag.replay.units import KEEP_SHAPE, POOLS, RESHAPES
+from nndiag.replay.units import KEEP_SHAPE, POOLS, QUOTIENTS, RESHAPES
 
 _NORMALISED_BY_DATA = frozenset({"layer_norm", "group_norm", "instance_norm", "rms_norm"})
 _LINEAR = (
-    (KEEP_SHAPE - _NORMALISED_BY_DATA - {"batch_norm"})
+    (KEEP_SHAPE - _NORMALISED_BY_DATA - {"batch_norm", "native_batch_norm"})
     | (POOLS - {"lp_pool1d", "lp_pool2d"})
     | RESHAPES
     | frozenset(
-        "permute transpose swapaxes swapdims movedim moveaxis t cat concat concatenate stack hstack vstack chunk "
+        "permute transpose swapaxes swapdims movedim moveaxis t mT cat concat concatenate stack hstack vstack chunk "
         "split tensor_split unbind __getitem__ select narrow index_select gather expand expand_as broadcast_to "
-        "repeat tile mean sum neg __neg__ add sub __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ rsub pad "
-        "amax amin max min maximum minimum flip roll detach pixel_shuffle interpolate upsample fold unfold __get__ "
-        "zeros_like ones_like cumsum diff masked_fill".split()
+        "repeat tile mean sum neg negative __neg__ add sub subtract __add__ __radd__ __iadd__ __sub__ __rsub__ "
+        "__isub__ rsub pad amax amin max min maximum minimum flip roll detach pixel_shuffle interpolate upsample "
+        "fold unfold __get__ zeros_like ones_like cumsum diff masked_fill where".split()
     )
 )
 _BILINEAR = frozenset(
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul __matmul__ __rmatmul__ "
     "mm bmm mv dot addmm baddbmm einsum mul __mul__ __rmul__ __imul__ multiply bilinear".split()
 )
-_QUOTIENT = frozenset("div true_divide __truediv__ __itruediv__ divide __div__".split())
+_SMOOTH_NODES = (
+    "Gelu Silu Mish Tanh Sigmoid Softplus Elu Exp Log Erf Pow Sqrt Rsqrt Reciprocal Softmax NativeLayerNorm "
+    "NativeGroupNorm"
+).split()
+_SMOOTH_GRAPH = frozenset(f"{name}Backward{i}" for name in _SMOOTH_NODES for i in range(3))
+"""Nodes of the autograd graph that no piecewise-linear network has, for what calls no torch function that can be
+seen, such as a scripted activation."""
 
 
 class LinearityProof:
     """Collects the functions that a forward pass called with values that depend on parameters.
 
-    ``smooth`` holds those that are not piecewise linear; ``heads`` the results of ``log_softmax``, which
-    is harmless where it
-    is the network's output and the loss is a cross-entropy: there ``Σ_c (p_c − y_c) = 0`` removes its
-    curvature.
+    ``smooth`` holds those that are not piecewise linear; ``heads`` the results of ``log_softmax`` over classes,
+    which is harmless where it is the network's output and the loss is a cross-entropy: there
+    ``Σ_c (p_c − y_c) = 0`` removes its curvature.
     """
 
     def __init__(self) -> None:
         self.smooth: set[str] = set()
         self.heads: list[Tensor] = []
 
+    def foreign(self, name: str, result: object) -> None:
+        """Take note of a layer's weight in a function that is not the layer's own.
+
+        The network may be linear in each use and is not in the two together (a tied decoder).
+        """
+        if any(t.is_floating_point() and t.requires_grad for t in tensors_in(result)):
+            self.smooth.add(f"{name} of a layer's weight")
+
     def see(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object) -> None:
         """Take note of one call of a torch function."""
         varying = [t for t in tensors_in((args, kwargs)) if t.requires_grad and not t.is_leaf]
         if not varying or not any(t.is_floating_point() for t in tensors_in(result)):
             return
-        if name == "log_softmax" and isinstance(result, Tensor):
+        if name == "log_softmax" and isinstance(result, Tensor) and _over_classes(args, kwargs, result.dim()):
             self.heads.append(result)
-        elif not _piecewise_linear(name, args, kwargs, len(varying)):
+        elif not _piecewise_linear(name, args, kwargs, varying):
             self.smooth.add(name)
 
     def holds(self, output: Tensor, log_softmax_head: bool) -> bool:
         """Whether everything up to ``output`` was piecewise linear in the parameters of any one node."""
         heads = [h for h in self.heads if not (log_softmax_head and h is output)]
-        return not self.smooth and not heads
+        return not self.smooth and not heads and _graph_agrees(output)
 
 
-def _piecewise_linear(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], varying: int) -> bool:
+def _graph_agrees(output: Tensor) -> bool:
+    """Whether the autograd graph holds no user-defined function and none that is known to be smooth."""
+    seen, waiting = set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if issubclass(type(node), torch.autograd.function.BackwardCFunction) or node.name() in _SMOOTH_GRAPH:
+            return False
+        waiting.extend(following for following, _ in node.next_functions)
+    return True
+
+
+def _over_classes(args: tuple[Any, ...], kwargs: Mapping[str, Any], rank: int) -> bool:
+    axis = args[1] if len(args) > 1 else kwargs.get("dim")
+    return isinstance(axis, int) and axis % rank == 1
+
+
+def _piecewise_linear(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], varying: list[Tensor]
+) -> bool:
     if name == "batch_norm":
         training = args[5] if len(args) > 5 else kwargs.get("training", False)
         return not training
     if name in _BILINEAR:
-        return varying <= 1
-    if name in _QUOTIENT:
-        return varying <= 1 and len(args) > 0 and isinstance(args[0], Tensor) and args[0].requires_grad
+        return len(varying) <= 1
+    if name in QUOTIENTS:
+        return len(varying) <= 1 and len(args) > 0 and args[0] is varying[0]
     if name in _LINEAR:
         return True
     activation = recognise(name, args, kwargs)

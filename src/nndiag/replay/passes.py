@@ -9,7 +9,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from nndiag.errors import ModelError
+from nndiag.config.callables import reason
+from nndiag.errors import ModelError, NndiagError
 from nndiag.replay.kinds.base import Layer
 from nndiag.replay.watch import Call, Observer, Watch
 
@@ -73,9 +74,11 @@ def forward(
         with watch:
             raw = model(*inputs)
             output = main_output(raw)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
+    except NndiagError:
+        raise
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        why = f"it failed on probe inputs of shape {shapes}: {_first_line(error)}"
+        why = f"it failed on probe inputs of shape {shapes}: {reason(error)}"
         raise ModelError("model", why, "give a probe whose x is what the model takes") from error
     watch.finish()
     if output.dim() == 0 or output.shape[0] != inputs[0].shape[0]:
@@ -99,7 +102,3 @@ def main_output(raw: object) -> Tensor:
             if isinstance(item, Tensor):
                 return item
     raise TypeError(f"its output is a {type(raw).__name__} without a tensor")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

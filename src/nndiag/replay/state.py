@@ -15,8 +15,9 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     afterwards.
 
     Restored, also after an error: the mode of every module, ``requires_grad`` and ``.grad`` of every
-    parameter, every
-    buffer, the random state of torch on the CPU and on every CUDA device.
+    parameter, every buffer (its values, and which tensor it is where the model puts another in its place),
+    and the random state of torch on the CPU and on the CUDA devices that the model is on. No other device is
+    seeded.
 
     Args:
         model: the model.
@@ -24,9 +25,11 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     """
     modes = {module: module.training for module in model.modules()}
     grads = {p: (p.requires_grad, p.grad) for p in model.parameters()}
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
-        torch.manual_seed(seed)
+    places = {m: dict(m._buffers) for m in model.modules() if isinstance(m._buffers, dict)}
+    values = [(b, b.detach().clone()) for b in model.buffers()]
+    devices = _cuda_devices(model)
+    with torch.random.fork_rng(devices=devices):
+        _seed(seed, devices)
         try:
             model.eval()
             for parameter in grads:
@@ -40,12 +43,22 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
             for parameter, (wanted, grad) in grads.items():
                 parameter.requires_grad_(wanted)
                 parameter.grad = grad
-            _restore(buffers)
+            for module, held in places.items():
+                module._buffers.clear()
+                module._buffers.update(held)
+            _restore(values)
 
 
-def _restore(buffers: list[tuple[Tensor, Tensor]]) -> None:
+def _seed(seed: int, devices: list[int]) -> None:
+    """Seed the CPU and these devices; ``torch.manual_seed`` would seed every device there is."""
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        torch.cuda.default_generators[device].manual_seed(seed)
+
+
+def _restore(values: list[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
-        for buffer, before in buffers:
+        for buffer, before in values:
             if not torch.equal(buffer, before):
                 buffer.copy_(before)
 

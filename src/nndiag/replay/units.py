@@ -38,9 +38,12 @@ POOLS = frozenset(
 )
 RESHAPES = frozenset("reshape view flatten unflatten squeeze unsqueeze view_as reshape_as".split())
 AFFINE = frozenset(
-    "add sub mul div true_divide __add__ __radd__ __iadd__ __mul__ __rmul__ __imul__ __sub__ __isub__ "
-    "__truediv__ __itruediv__ __div__".split()
+    "add sub subtract rsub neg negative mul multiply __add__ __radd__ __iadd__ __mul__ __rmul__ __imul__ __sub__ "
+    "__rsub__ __isub__ __neg__".split()
 )
+"""Affine in the units whichever argument holds them, as long as the others do not vary with the sample."""
+QUOTIENTS = frozenset("div divide true_divide __truediv__ __itruediv__ __div__".split())
+"""Affine in the units only where they are divided, not where they divide."""
 
 
 def moved(
@@ -64,9 +67,9 @@ def moved(
         return units if kept else None
     if name in RESHAPES:
         return _reshaped(units, before, after)
-    if name in ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t"):
+    if name in ("permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "mT"):
         return _permuted(name, units, len(before), args[1:], kwargs)
-    if name in AFFINE:
+    if name in AFFINE or name in QUOTIENTS:
         return units if tuple(before) == tuple(after) else None
     return None
 
@@ -92,6 +95,8 @@ def _permuted(
     values = [*rest, *kwargs.values()]
     if name == "t":
         order = order[::-1]
+    elif name == "mT":
+        order[-2:] = order[:-3:-1]
     elif name == "permute":
         order = [int(d) % rank for d in (values[0] if isinstance(values[0], Sequence) else values)]
     elif name in ("transpose", "swapaxes", "swapdims"):

@@ -7,6 +7,7 @@ are one thing, and a layer that is called twice is seen twice. Nothing is regist
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,10 +18,18 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from nndiag.replay.called import plain_name
 from nndiag.replay.kinds.base import Layer, Use
+from nndiag.replay.lineage import Lineage
 from nndiag.replay.linearity import LinearityProof, tensors_in
-from nndiag.replay.nonlinearity import Nonlinearity, recognise
+from nndiag.replay.nonlinearity import Nonlinearity, in_order, recognise
 from nndiag.replay.units import AFFINE, Units, moved
+
+_NO_VALUES = frozenset(
+    "detach __get__ zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full "
+    "new_empty".split()
+)
+"""Functions whose result no gradient comes back from: they are no use of the units."""
 
 
 class Observer(Protocol):
@@ -42,7 +51,7 @@ class Call:
 
     ``edge`` is where the gradient with respect to the layer's output is taken, whatever is done to it in
     place later. ``activation`` is the nonlinearity that alone consumes the output; ``reading`` what the
-    observer said of the units.
+    observer said of the units. ``is_output`` says that no other layer works on what it put out.
     """
 
     layer: Layer
@@ -57,6 +66,7 @@ class Call:
     consumed: bool = False
     is_output: bool = False
     latest: tuple[Tensor, Units] | None = field(default=None, repr=False)
+    argument: weakref.ref[Tensor] | None = field(default=None, repr=False)
 
     def close(self) -> None:
         """Forget the last tensor seen; nothing more is read."""
@@ -79,7 +89,7 @@ class Watch(TorchFunctionMode):
         self._layers = layers
         self._functions = frozenset(f for layer in layers.values() for f in layer.kind.functions)
         self._observer = observer
-        self._constants = constants
+        self._lineage = Lineage(constants)
         self._tags = WeakTensorKeyDictionary()
 
     def __torch_function__(
@@ -90,18 +100,28 @@ class Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the function and follow units through it."""
-        kwargs = kwargs or {}
-        name, in_place = _base_name(getattr(func, "__name__", ""), args, kwargs)
+        kwargs = dict(kwargs or {})
+        if not args and isinstance(kwargs.get("input"), Tensor):
+            args = (kwargs.pop("input"),)
+        name, in_place = plain_name(func, args, kwargs)
+        layer = self._layer_of(name, args, kwargs)
         result = self._run(func, name, in_place, args, kwargs)
+        if layer is not None and isinstance(result, Tensor):
+            self._enter(layer, args, kwargs, result)
+            self._lineage.see(name, args, kwargs, result, len(self.calls) - 1)
+        else:
+            self._lineage.see(name, args, kwargs, result, None)
+            if any(id(t) in self._layers for t in tensors_in((args, kwargs))):
+                self.proof.foreign(name, result)
         self.proof.see(name, args, kwargs, result)
         return result
 
     def finish(self) -> None:
-        """Read the units that nothing consumed: those of the network's output."""
-        for call in self.calls:
+        """Read the units that nothing consumed, and say which calls no layer follows: the network's outputs."""
+        for index, call in enumerate(self.calls):
             if not call.consumed and call.latest is not None:
                 self._read(call, None, *call.latest)
-                call.is_output = True
+            call.is_output = index not in self._lineage.followed
             call.close()
 
     def _run(
@@ -112,21 +132,20 @@ class Watch(TorchFunctionMode):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        layer = self._layer_of(name, args, kwargs)
         tagged = [t for t in tensors_in((args, kwargs)) if t in self._tags]
-        activation = recognise(name, args, kwargs) if tagged and args and args[0] is tagged[0] else None
-        before = tagged[0].shape if tagged else ()
-        if tagged and activation is not None:
-            result = self._activate(func, activation, in_place, args, kwargs)
-        elif tagged and in_place and self._follow(name, args, kwargs, tagged, before, before) is None:
+        if not tagged:
+            return func(*args, **kwargs)
+        ordered = in_order(name, args, tagged[0])
+        activation = recognise(name, ordered, kwargs) if ordered and ordered[0] is tagged[0] else None
+        before = tagged[0].shape
+        if activation is not None and len(tagged) == 1:
+            return self._activate(func, activation, in_place, args, kwargs, tagged[0])
+        if in_place and self._follow(name, args, kwargs, tagged, before, before) is None:
             self._escape(tagged)
-            result = func(*args, **kwargs)
-        else:
-            result = func(*args, **kwargs)
-            if tagged and isinstance(result, Tensor | tuple | list):
-                self._pass_on(name, args, kwargs, tagged, before, result)
-        if layer is not None and isinstance(result, Tensor):
-            self._enter(layer, args, kwargs, result)
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor | tuple | list):
+            self._pass_on(name, args, kwargs, tagged, before, result)
         return result
 
     def _layer_of(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layer | None:
@@ -143,7 +162,7 @@ class Watch(TorchFunctionMode):
         options = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
         use = Use(source.detach(), (None, None, None, *args[3:]), options, tuple(weight.shape))
         positions = layer.kind.positions(output, layer)
-        call = Call(layer, use, get_gradient_edge(output), units, positions, output.shape)
+        call = Call(layer, use, _edge(output), units, positions, output.shape)
         with torch.no_grad():
             call.produced = self._observer.produced(layer, units.split(output))
         self.calls.append(call)
@@ -161,16 +180,18 @@ class Watch(TorchFunctionMode):
         in_place: bool,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        argument: Tensor,
     ) -> Any:
-        call, units = self._tags[args[0]]
-        z = args[0].detach().clone() if in_place else args[0]
+        call, units = self._tags[argument]
+        z = argument.detach().clone() if in_place else argument
         result = func(*args, **kwargs)
         if in_place:
-            del self._tags[args[0]]
+            del self._tags[argument]
         if not call.consumed:
             self._read(call, activation, z, units, result)
-        elif call.activation is not None and call.activation.name != activation.name:
-            self._read(call, None, z, units)  # two different activations act on the same units
+            call.argument = weakref.ref(argument)
+        elif call.activation is not None and not _again(call, activation, argument):
+            self._read(call, None, z, units)  # units that are used in two ways are flat in neither alone
         return result
 
     def _pass_on(
@@ -183,7 +204,7 @@ class Watch(TorchFunctionMode):
         result: object,
     ) -> None:
         outputs = [t for t in tensors_in(result) if t.is_floating_point()]
-        if not outputs or name in ("detach", "__get__"):
+        if not outputs or name in _NO_VALUES:
             return
         after = self._follow(name, args, kwargs, tagged, before, outputs[0].shape)
         if after is None:
@@ -204,7 +225,7 @@ class Watch(TorchFunctionMode):
         if len(tagged) != 1:
             return None
         if name in AFFINE and not all(
-            self._constant(t) for t in tensors_in((args, kwargs)) if t is not tagged[0]
+            self._lineage.constant(t) for t in tensors_in((args, kwargs)) if t is not tagged[0]
         ):
             return None
         if name not in AFFINE and not (args and args[0] is tagged[0]):
@@ -212,10 +233,6 @@ class Watch(TorchFunctionMode):
         call, units = self._tags[tagged[0]]
         place = moved(name, units, before, after, args, kwargs)
         return None if place is None else (call, place)
-
-    def _constant(self, tensor: Tensor) -> bool:
-        """Whether a tensor does not vary with the sample: a parameter, a buffer or a number."""
-        return id(tensor) in self._constants or (tensor.dim() == 0 and tensor.is_leaf)
 
     def _escape(self, tagged: list[Tensor]) -> None:
         """Units went into something that is neither an activation nor keeps them apart."""
@@ -236,27 +253,14 @@ class Watch(TorchFunctionMode):
         call.close()
 
 
-def _base_name(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return a function's name without the mark of its in-place form, and whether it works in place."""
-    if name.startswith("__"):
-        return name, name.startswith("__i") and name != "__invert__"
-    flagged = kwargs.get("inplace") is True or (name in _INPLACE_FLAG and any(a is True for a in args))
-    return name.rstrip("_"), name.endswith("_") or flagged
+def _edge(output: Tensor) -> GradientEdge:
+    """Return where the gradient at a tensor is taken: nowhere that gradients come by, where it has none."""
+    if not output.requires_grad:  # under no_grad
+        output = torch.zeros((), device=output.device, requires_grad=True)
+    return get_gradient_edge(output)
 
 
-_INPLACE_FLAG = frozenset(
-    [
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "elu",
-        "celu",
-        "selu",
-        "silu",
-        "mish",
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-        "threshold",
-    ]
-)
+def _again(call: Call, activation: Nonlinearity, argument: Tensor) -> bool:
+    """Whether the activation read before is called once more on the same tensor."""
+    same = call.activation is not None and call.activation.name == activation.name
+    return same and call.argument is not None and call.argument() is argument

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
 
 if TYPE_CHECKING:
-    from nndiag.records.measured import LayerMeasures
+    from nndiag.records.measured import LayerMeasures, Mask
 
 EXACTLY_FLAT = frozenset(
-    ["relu", "relu6", "clamp", "maximum", "hardtanh", "threshold", "hardsigmoid", "hardswish"]
+    "relu relu6 clamp maximum hardtanh threshold hardsigmoid hardswish softshrink hardshrink".split()
 )
 """Activations with a side on which the slope is exactly zero."""
 
 RECTIFIERS = frozenset(["relu", "clamp", "maximum", "threshold"])
 """Those of them that are linear on the other side."""
 
+SWITCH_RANGE = 0.1
+"""A saturated smooth unit whose output ranges over more than this takes both ends of its activation."""
+
+ENOUGH_RATE = 0.05
+"""Firing rate that enough silent samples rule out at 95 % confidence."""
+
+
+def _switches(layer: LayerMeasures) -> Mask:
+    """Return the mask of units whose output varies, if their activation is flat wherever they take it."""
+    spread = layer.per_node["output_range"]
+    mask: Mask = spread > (0.0 if layer.activation in EXACTLY_FLAT else SWITCH_RANGE)
+    return mask
+
 
 def dead(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
-    """``φ'(z_{n,t,i}) = 0`` for every sample ``n`` and position ``t``."""
+    """``φ'(z_{n,t,i}) = 0`` for every sample ``n`` and position ``t``, and one output."""
     active = layer.per_node.get("active_fraction")
     if active is None or layer.activation not in EXACTLY_FLAT:
         return
@@ -29,20 +43,28 @@ def dead(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         f"never active on {count(context.samples, 'sample')} "
         f"(it fires on less than {100 * bound:.2g} % of such data, with 95 % confidence)"
     )
-    for i in where(active == 0):
+    if context.few:
+        enough = math.ceil(math.log(0.05) / math.log(1 - ENOUGH_RATE))
+        message += f"; {enough} samples would rule out {100 * ENOUGH_RATE:g} %"
+    for i in where((active == 0) & ~_switches(layer)):
         evidence = {"active_fraction": 0.0, "threshold": 0.0, "samples": context.samples, "rate_below": bound}
         yield Hit(i, message, evidence)
 
 
 def saturated(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
-    """``|φ'(z)| < 1e-3 max|φ'|`` for every sample and position, for a smooth activation."""
+    """``|φ'(z)| < 1e-3 max|φ'|`` for every sample and position: at one end of a smooth activation, or at both."""
     active = layer.per_node.get("active_fraction")
-    if active is None or layer.activation in EXACTLY_FLAT:
+    if active is None:
         return
+    switches = _switches(layer)
+    saturated = (active == 0) & (switches if layer.activation in EXACTLY_FLAT else True)
     samples = count(context.samples, "sample")
-    message = f"saturated on all of {samples}: the slope of its {layer.activation} is nearly zero"
-    for i in where(active == 0):
-        yield Hit(i, message, {"active_fraction": 0.0, "threshold": 0.0, "samples": context.samples})
+    usual = f"saturated on all of {samples}: the slope of its {layer.activation} is nearly zero"
+    for i in where(saturated):
+        evidence = {
+            "active_fraction": 0.0, "threshold": 0.0, "samples": context.samples, "switches": bool(switches[i]),
+        }  # fmt: skip
+        yield Hit(i, f"{usual}, though its output still switches" if switches[i] else usual, evidence)
 
 
 def constant_output(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -53,10 +75,8 @@ def constant_output(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     edge = context.threshold("constant_ratio") * context.scales.layer.get("output_std", 0.0)
     mean = layer.per_node["output_mean"]
     for i in where(spread <= edge):
-        message = f"puts out {short(mean[i])} on every sample"
-        yield Hit(
-            i, message, {"output_std": float(spread[i]), "threshold": edge, "output_mean": float(mean[i])}
-        )
+        evidence = {"output_std": float(spread[i]), "threshold": edge, "output_mean": float(mean[i])}
+        yield Hit(i, "puts out the same number on every sample", evidence)
 
 
 def dormant(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -65,8 +85,8 @@ def dormant(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     if score is None or layer.activation is None:
         return
     edge = context.threshold("dormancy")
+    message = f"nearly silent: at most {short(100 * edge)} % of its layer's mean activation"
     for i in where(score <= edge):
-        message = f"nearly silent: {short(100 * score[i])} % of its layer's mean activation"
         yield Hit(i, message, {"dormancy": float(score[i]), "threshold": edge})
 
 
@@ -84,13 +104,13 @@ def duplicate_output(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     """``|corr(y_i, y_j)| = 1`` for an earlier node ``j``."""
     for node, earlier in layer.duplicates.get("outputs", ()):
         evidence = {"duplicate_of": earlier, "threshold": 1e-9}
-        yield Hit(node, f"puts out a multiple of node {earlier} on every sample", evidence)
+        yield Hit(node, "puts out a multiple of an earlier node's output on every sample", evidence)
 
 
 def dead_data(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
-    """``D = (1/N) Σ_n 1{max_i z_{n,i} ≤ 0}`` above the threshold."""
+    """``D = (1/N) Σ_n 1{max_i z_{n,i} ≤ 0}`` above the threshold and above twice the chance ``2^-nodes``."""
     share = layer.per_layer.get("dead_data_fraction")
-    edge = context.threshold("dead_data")
+    edge = max(context.threshold("dead_data"), 2.0 ** (1 - layer.nodes))
     if share is None or share <= edge:
         return
     lost = round(share * context.samples)
@@ -100,14 +120,27 @@ def dead_data(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
 
 
 def rank_collapse(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
-    """``exp(H(σ/Σσ))`` of the centred outputs at or below the threshold."""
+    """``exp(H(σ/Σσ))`` of the centred outputs at or below the threshold, and well below the layers before."""
     rank = layer.per_layer.get("effective_rank")
     room = min(layer.nodes, context.samples)
     edge = max(1.5, context.threshold("rank_ratio") * room)
     if rank is None or room < 8 or rank > edge:
         return
+    before = _largest_rank_before(context)
+    if layer.fan_in < 8 if before is None else rank > context.threshold("rank_drop") * before:
+        return
+    outputs = sum(other.nodes for other in context.measured.layers if other.is_output)
+    if rank > 0 and outputs <= 2:
+        return  # one logit needs one dimension
     message = f"its {layer.nodes:,} outputs span {short(rank)} effective dimensions"
     yield Hit(None, message, {"effective_rank": rank, "threshold": edge})
+
+
+def _largest_rank_before(context: Context) -> float | None:
+    """Return the largest effective rank of the layers before, ``None`` where there is none."""
+    before = context.measured.layers[: context.place]
+    ranks = [other.per_layer["effective_rank"] for other in before if "effective_rank" in other.per_layer]
+    return max(ranks, default=None)
 
 
 def layer_degenerate(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -116,13 +149,14 @@ def layer_degenerate(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     edge = context.threshold("degenerate_fraction")
     if share > edge:
         message = f"{context.degenerate:,} of its {layer.nodes:,} nodes are dead, collapsed or on a plateau"
-        yield Hit(None, message, {"degenerate_fraction": share, "threshold": edge})
+        sure = not context.few or context.collapsed / layer.nodes > edge
+        yield Hit(None, message, {"degenerate_fraction": share, "threshold": edge}, sure)
 
 
 RULES = (
     Rule("ND201", "dead", "node", "warning", "the unit is on the flat side of its activation on every sample", Doc(
         meaning="The unit never activates on the probe: for a ReLU, its pre-activation is at or below zero for every "
-        "sample and position. It passes nothing on, receives no gradient and cannot recover by gradient steps.",
+        "sample and position. It puts out one constant, receives no gradient and cannot recover by gradient steps.",
         measured="active_fraction, the share of samples and positions at which the activation is not flat, is exactly "
         "zero. With N samples and none active, the unit's true firing rate is below 1 − 0.05^(1/N) at 95 % confidence "
         "(about 3/N).",
@@ -138,11 +172,14 @@ RULES = (
     Rule("ND202", "saturated", "node", "warning", "the unit's smooth activation is flat on every sample", Doc(
         meaning="The slope of the unit's activation (tanh, sigmoid, GELU, …) is nearly zero wherever the probe takes "
         "it, so almost no gradient passes and the unit hardly learns.",
-        measured="The share of samples and positions with |φ'(z)| at least 1e-3 of the steepest slope is exactly zero.",
+        measured="The share of samples and positions with |φ'(z)| at least 1e-3 of the steepest slope is exactly zero. "
+        "A unit that takes both ends of its activation still switches, and is told apart (evidence: switches); one of "
+        "a clipped activation (hardtanh, ReLU6) that does so is saturated, not dead.",
         why="Weights or biases that grew too large, inputs that are not normalised, a learning rate that threw the "
         "unit out.",
         do="Reinitialise it while training, or normalise the layer's inputs; prune it from a finished network, its "
-        "nearly constant output folded into the next bias.",
+        "nearly constant output folded into the next bias. A unit that switches carries information: leave it in a "
+        "finished network, and scale its weights down while training.",
         harmless="Where the unit is meant to be a switch, for example a gate that is always open.",
         source="Glorot and Bengio 2010, section 3.",
     ), saturated),
@@ -190,7 +227,7 @@ RULES = (
         meaning="For these samples every unit of the layer is on its flat side: nothing of the input passes, the "
         "output is the same for all of them, and no gradient of theirs reaches this layer or those before it.",
         measured="D, the share of the samples for which no unit is active at any position; above the threshold "
-        "dead_data.",
+        "dead_data, and in narrow layers above twice the chance that all units are off, 2^-nodes.",
         why="Biases that drifted down, a layer that is too narrow, inputs far from those it was trained on.",
         do="Raise the biases of the layer by the gap (bias warm-up: δ = −min_n max_i z + ε), widen it, or use a leaky "
         "slope.",
@@ -201,22 +238,24 @@ RULES = (
         meaning="The outputs of the layer's units over the probe lie close to a space of very few dimensions, so the "
         "layers after it see little of the input.",
         measured="Effective rank: the exponential of the entropy of the normalised singular values of the centred "
-        "outputs; at or below the larger of 1.5 and rank_ratio times the smaller of nodes and samples.",
+        "outputs; at or below the larger of 1.5 and rank_ratio times the smaller of nodes and samples, and at most "
+        "rank_drop of the largest rank of a layer before. A first layer of fewer than eight inputs is not judged, nor "
+        "a network of one or two outputs, which needs no more than one dimension.",
         why="Dead or duplicate units, deep linear stretches without normalisation, collapsed self-supervised targets.",
         do="Look at the nodes' findings first. Else add normalisation or residual connections, or lower the learning "
         "rate.",
         harmless="Where the input itself has few dimensions, or before a narrow output.",
         source="Roy and Vetterli 2007, The effective rank.",
-    ), rank_collapse, ("rank_ratio",)),
+    ), rank_collapse, ("rank_ratio", "rank_drop")),
     Rule("ND252", "layer-degenerate", "layer", "error", "more than half of the layer's nodes are degenerate", Doc(
         meaning="More than half of the layer's nodes are dead, collapsed or on a plateau. The layer has lost most of "
         "its capacity.",
         measured="Nodes whose verdict is collapsed or plateau (dead units are on a plateau), over all nodes of the "
-        "layer.",
+        "layer. With fewer than few_samples samples it is a warning, unless the weights alone show it.",
         why="See the findings of its nodes, which share a cause as a rule.",
         do="While training: go back to the checkpoint before it happened and lower the learning rate, or reinitialise "
         "the nodes. For a finished network that works: prune; the layer is wider than it needs to be.",
         harmless="In networks much wider than the task, where the output is good all the same.",
         source="The definition of this tool.",
-    ), layer_degenerate, ("degenerate_fraction",)),
+    ), layer_degenerate, ("degenerate_fraction", "few_samples")),
 )  # fmt: skip

@@ -22,11 +22,16 @@ Subject = Literal["node", "layer", "model"]
 @dataclass(frozen=True)
 class Hit:
     """One place where a rule holds: a node's index (``None`` for a layer), what to say, and the numbers that
-    show it."""
+    show it.
+
+    The message holds no number of the node's own, so that nodes with the same trouble say the same. A hit that
+    is not ``sure`` rests on too few samples to be an error.
+    """
 
     index: int | None
     message: str
     evidence: Mapping[str, float | int | str | bool | None]
+    sure: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,26 @@ class Context:
     """What a rule may know beside the layer: the whole measurement, the thresholds, and the scales of the
     layer.
 
-    ``degenerate`` counts the layer's dead, collapsed and plateau nodes; it is set for layer rules only.
+    ``place`` is the layer's own among ``measured.layers``. ``degenerate`` counts the layer's dead, collapsed
+    and plateau nodes, ``collapsed`` those that are so by their weights alone; both are set for layer rules only.
     """
 
     measured: Measured
     thresholds: Mapping[str, float]
     scales: Scales
+    place: int = 0
     degenerate: int = 0
+    collapsed: int = 0
 
     @property
     def samples(self) -> int:
         """Samples that the numbers rest on."""
         return self.measured.samples or 0
+
+    @property
+    def few(self) -> bool:
+        """Whether the probe is so small that what it does not show proves little."""
+        return self.samples < self.thresholds["few_samples"]
 
     def threshold(self, name: str) -> float:
         """Return a threshold by name."""
@@ -74,6 +87,12 @@ class Doc:
     harmless: str
     source: str
 
+
+LAYER_TO_MEND = "layer_to_mend"
+"""Evidence of a finding that follows from another layer: the name of that layer."""
+
+ELSEWHERE = "elsewhere"
+"""And what is the matter there, in words."""
 
 Find = Callable[["LayerMeasures", Context], Iterator[Hit]]
 

@@ -45,12 +45,12 @@ def plateau(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     relaxation = layer.per_node.get("relaxation_steps")
     scale = context.scales.layer.get("lambda_max", 0.0)
     facts = context.measured.optimizer
+    message = "flat in every direction: no step changes the loss, and the output does not depend on it"
     for i in where(flat(layer, context, curvature)):
         evidence = {
             "lambda_max": float(curvature[i]),
             "threshold": context.threshold("flat_curvature") * scale,
         }
-        message = f"flat in every direction: λ_max {short(curvature[i])} where {short(scale)} is usual"
         if relaxation is not None and facts is not None and facts.horizon:
             evidence |= {"relaxation_steps": float(relaxation[i]), "horizon": facts.horizon}
         yield Hit(i, message, evidence)
@@ -62,17 +62,15 @@ def source(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     facts = context.measured.optimizer
     if margin is None or facts is None or not facts.lr:
         return
-    for i in where(unstable(layer, context, margin)):
-        largest = facts.lr / margin[i]
-        message = (
-            f"a learning rate of {short(facts.lr)} overshoots: curvature {short(margin[i])} times the stable limit; "
-            f"stable below {short(largest)}"
-        )
+    over = where(unstable(layer, context, margin))
+    safe = facts.lr / max((float(margin[i]) for i in over), default=1.0)
+    message = f"a learning rate of {short(facts.lr)} overshoots here: all of the layer is stable below {short(safe)}"
+    for i in over:
         evidence = {
             "stability_margin": float(margin[i]), "threshold": context.threshold("stability_margin"),
-            "largest_stable_lr": float(largest),
+            "largest_stable_lr": float(facts.lr / margin[i]),
         }  # fmt: skip
-        yield Hit(i, message, evidence)
+        yield Hit(i, message, evidence, sure=not context.few)
 
 
 RULES = (

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nndiag.errors import UsageError
 from nndiag.records.measured import LayerMeasures, Measured
 from nndiag.records.report import DEGENERATE, Finding
 from nndiag.rules import RULES, Rule
-from nndiag.rules.base import Context, Hit
+from nndiag.rules.across import Blame, blames, own_fault
+from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND, Context, Hit
 from nndiag.rules.causes import cause_of
 from nndiag.rules.scales import layer_scales, model_scales
 from nndiag.rules.thresholds import thresholds
@@ -62,33 +63,56 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
     """Return every layer of a measurement with its findings and verdicts."""
     values = thresholds(selection.thresholds)
     model = model_scales(measured)
+    contexts = [
+        Context(measured, values, layer_scales(layer, model), place)
+        for place, layer in enumerate(measured.layers)
+    ]
+    rules = [rule for rule in RULES if rule.level is not None and rule.level <= measured.level]
+    hits = {
+        layer.name: {rule.code: list(rule.find(layer, context)) for rule in rules if rule.on == "node"}
+        for layer, context in zip(measured.layers, contexts, strict=True)
+    }
+    elsewhere = blames(measured.layers, hits)
     return tuple(
-        _judge_layer(layer, Context(measured, values, layer_scales(layer, model)), selection)
-        for layer in measured.layers
+        _judge_layer(layer, context, selection, rules, hits[layer.name], elsewhere[layer.name])
+        for layer, context in zip(measured.layers, contexts, strict=True)
     )
 
 
-def _judge_layer(layer: LayerMeasures, context: Context, selection: Selection) -> JudgedLayer:
-    rules = [rule for rule in RULES if rule.level is not None and rule.level <= context.measured.level]
-    hits = {rule.code: list(rule.find(layer, context)) for rule in rules if rule.on == "node"}
+def _judge_layer(
+    layer: LayerMeasures,
+    context: Context,
+    selection: Selection,
+    rules: Sequence[Rule],
+    hits: Mapping[str, list[Hit]],
+    elsewhere: Sequence[Blame],
+) -> JudgedLayer:
     words, steady = verdicts(layer, context, hits)
     degenerate = sum(word in DEGENERATE for word in words)
-    aware = replace(context, degenerate=degenerate)
+    aware = replace(context, degenerate=degenerate, collapsed=words.count("collapsed"))
     whole = [(rule, hit) for rule in rules if rule.on == "layer" for hit in rule.find(layer, aware)]
     present = {rule.code for rule, _ in whole}
+    if own_fault(hits, elsewhere) > context.threshold("degenerate_fraction") * layer.nodes:
+        to_whole: Sequence[Blame] = ()
+    else:
+        to_whole = elsewhere
     return JudgedLayer(
         measures=layer,
         verdicts=tuple(words),
         steady=tuple(steady),
-        by_node=_by_node(rules, hits, selection, steady),
+        by_node=_by_node(rules, hits, selection, steady, elsewhere),
         findings=tuple(
-            _finding(rule, hit, present, True) for rule, hit in whole if selection.wants(rule.code)
+            _finding(rule, hit, present, True, to_whole) for rule, hit in whole if selection.wants(rule.code)
         ),
     )
 
 
 def _by_node(
-    rules: Iterable[Rule], hits: Mapping[str, list[Hit]], selection: Selection, steady: list[bool]
+    rules: Iterable[Rule],
+    hits: Mapping[str, list[Hit]],
+    selection: Selection,
+    steady: list[bool],
+    elsewhere: Sequence[Blame],
 ) -> dict[int, tuple[Finding, ...]]:
     found: dict[int, list[tuple[Rule, Hit]]] = {}
     for rule in rules:
@@ -99,7 +123,7 @@ def _by_node(
     for index in sorted(found):
         present = {rule.code for rule, _ in found[index]}
         wanted = [
-            _finding(rule, hit, present, steady[index])
+            _finding(rule, hit, present, steady[index], elsewhere)
             for rule, hit in found[index]
             if selection.wants(rule.code)
         ]
@@ -108,19 +132,28 @@ def _by_node(
     return result
 
 
-def _finding(rule: Rule, hit: Hit, present: set[str], steady: bool) -> Finding:
+def _finding(rule: Rule, hit: Hit, present: set[str], steady: bool, elsewhere: Sequence[Blame]) -> Finding:
     """Return the finding as a record.
 
-    One that does not hold in every fold is never an error.
+    One that does not hold in every fold, or rests on few samples, is never an error. One that follows from
+    nothing at its own place may follow from another layer; the evidence then names it.
     """
-    severity, message = rule.severity, hit.message
-    if not steady and severity == "error" and rule.code != "ND101":
-        severity, message = "warning", f"{message} (not in every part of the probe)"
+    severity, message, evidence = rule.severity, hit.message, dict(hit.evidence)
+    if severity == "error" and rule.code != "ND101":
+        if not steady:
+            severity, message = "warning", f"{message} (not in every part of the probe)"
+        elif not hit.sure:
+            severity, message = "warning", f"{message} (too few samples to be sure)"
+    cause = cause_of(rule.code, present)
+    blame = next((b for b in elsewhere if b.covers(rule.code)), None)
+    if blame is not None and cause is None:
+        cause, message = blame.code, f"{message}: {blame.sentence}"
+        evidence |= {LAYER_TO_MEND: blame.layer, ELSEWHERE: blame.sentence}
     return Finding(
         code=rule.code,
         name=rule.name,
         severity=severity,
         message=message,
-        evidence=dict(hit.evidence),
-        cause=cause_of(rule.code, present),
+        evidence=evidence,
+        cause=cause,
     )

@@ -18,19 +18,20 @@ def model_scales(measured: Measured) -> dict[str, float]:
         values = [_median(layer.per_node[name]) for layer in measured.layers if name in layer.per_node]
         found[name] = _median(np.array(values))
     for name in _LARGEST:
-        largest = [
-            float(np.nanmax(layer.per_node[name], initial=0.0))
-            for layer in measured.layers
-            if name in layer.per_node
-        ]
-        found[f"{name}_max"] = max(largest, default=0.0)
+        found[f"{name}_max"] = max((_largest(layer, name) for layer in measured.layers), default=0.0)
     return found
 
 
 def layer_scales(layer: LayerMeasures, model: dict[str, float]) -> Scales:
-    """Return the scales of one layer."""
-    medians = {name: _median(layer.per_node[name]) for name in _MEDIANS if name in layer.per_node}
-    return Scales(medians, model)
+    """Return the scales of one layer: medians, and the largest of each reach as ``<name>_max``."""
+    found = {name: _median(layer.per_node[name]) for name in _MEDIANS if name in layer.per_node}
+    found |= {f"{name}_max": _largest(layer, name) for name in _LARGEST}
+    return Scales(found, model)
+
+
+def _largest(layer: LayerMeasures, name: str) -> float:
+    values = layer.per_node.get(name)
+    return 0.0 if values is None else float(np.nanmax(values, initial=0.0))
 
 
 def _median(values: Floats) -> float:

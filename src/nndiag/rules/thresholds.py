@@ -1,7 +1,6 @@
 """Every threshold of the rules: its name, default, unit and what it decides.
 
-Set by name in
-``nndiag.toml``, ``[rules.thresholds]``.
+Set by name in ``nndiag.toml``, ``[rules.thresholds]``.
 """
 
 from __future__ import annotations
@@ -30,14 +29,20 @@ THRESHOLDS = (
     Threshold("constant_ratio", 1e-5, "× the layer's median standard deviation",
               "below it an output counts as constant (ND203)"),
     Threshold("dormancy", 0.025, "× the layer's mean absolute activation", "at or below it a unit is dormant (ND204)"),
-    Threshold("dead_data", 0.05, "share of the samples", "above it a layer loses data (ND250)"),
+    Threshold("few_samples", 20, "samples", "with fewer, what the probe does not show is no error (ND252, ND402)"),
+    Threshold("dead_data", 0.05, "share of the samples",
+              "above it (and above twice the chance 2^-nodes) a layer loses data (ND250)"),
     Threshold("rank_ratio", 0.01, "× the smaller of nodes and samples",
               "at or below it (and always at 1.5) a layer's outputs have collapsed in rank (ND251)"),
+    Threshold("rank_drop", 0.5, "× the largest effective rank of the layers before",
+              "above it a low rank is the input's own and no collapse (ND251)"),
     Threshold("degenerate_fraction", 0.5, "share of the nodes", "above it a layer is degenerate (ND252)"),
-    Threshold("zero_ratio", 1e-9, "× the largest of the model",
+    Threshold("zero_ratio", 1e-9, "× the largest of the layer",
               "at or below it a gradient counts as zero (ND301, ND304)"),
     Threshold("no_torque", 0.01, "share of the gradient", "below it a node does not turn (ND302)"),
     Threshold("torque_gradient", 0.1, "× the layer's median gradient norm", "below it torque is not judged (ND302)"),
+    Threshold("torque_signal", 2.0, "× the standard error of the mean gradient",
+              "below it a gradient is noise and torque is not judged (ND302, ND350)"),
     Threshold("low_torque", 0.1, "mean torque ratio", "below it a layer turns too little (ND350)"),
     Threshold("flat_curvature", 1e-6, "× the layer's median λ_max", "at or below it curvature is negligible (ND401)"),
     Threshold("flat_influence", 1e-4, "× the layer's median tangent kernel",

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from nndiag.records.measured import LayerMeasures, Mask
 from nndiag.rules import curvature
-from nndiag.rules.activations import EXACTLY_FLAT
 from nndiag.rules.base import Context, Hit
 
 PLATEAU_CODES = ("ND201", "ND202", "ND304", "ND401")
@@ -64,7 +63,7 @@ def _steady(layer: LayerMeasures, context: Context, words: NDArray[np.object_]) 
     """Whether the masks that decide, taken on each fold alone, give the same answer in all of them."""
     steady = np.ones(layer.nodes, dtype=bool)
     opened = layer.per_fold.get("open_count")
-    if opened is not None and layer.activation in EXACTLY_FLAT:
+    if opened is not None:
         steady &= _agree(opened == 0)
     folds = layer.per_fold.get("lambda_max")
     if folds is not None:

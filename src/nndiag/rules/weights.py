@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from statistics import median
 from typing import TYPE_CHECKING
 
 from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
 
 if TYPE_CHECKING:
     from nndiag.records.measured import LayerMeasures
+
+ONE_SIDED = frozenset(
+    "relu leaky_relu prelu rrelu relu6 elu celu selu gelu silu mish softplus logsigmoid hardswish threshold clamp "
+    "maximum".split()
+)
+"""Activations under which a unit and its mirror image put out different things: nothing to merge."""
 
 INITIAL_SCALE = 3**-0.5
 """Norm of a row under torch's default initialiser, uniform in ±1/√fan_in: 1/√3 whatever the fan-in."""
@@ -24,35 +32,65 @@ def non_finite(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         yield Hit(i, message, {"nonfinite_parameters": number, "threshold": 0})
 
 
+COMPENSATED = 0.1
+"""A small layer is one of a rescaled pair where another is so large that their product exceeds this."""
+
+
+def _usual_norm(layer: LayerMeasures, context: Context) -> float:
+    """Return the norm against which a layer's nodes have collapsed.
+
+    The layer's median, but at least the initial scale: a layer that has shrunk as a whole has collapsed too.
+    Where another layer is as much too large, the two are only rescaled, as homogeneous activations allow.
+    """
+    usual = context.scales.layer.get("weight_norm", 0.0)
+    largest = max(median(other.per_node["weight_norm"].tolist()) for other in context.measured.layers)
+    if usual > 0 and usual * largest / INITIAL_SCALE**2 > COMPENSATED:
+        return usual
+    return max(usual, INITIAL_SCALE)
+
+
 def zero_collapse(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     """``‖w_i‖ < ratio · max(median_j ‖w_j‖, 1/√3)``."""
     norm = layer.per_node["weight_norm"]
-    scale = max(context.scales.layer.get("weight_norm", 0.0), INITIAL_SCALE)
+    scale = _usual_norm(layer, context)
     edge = context.threshold("collapse_ratio") * scale
+    message = (
+        f"incoming weights have collapsed: their norm is below {short(edge)}, where {short(scale)} is usual"
+    )
     for i in where(norm < edge):
-        message = f"incoming weights have collapsed: norm {short(norm[i])} where {short(scale)} is usual"
         yield Hit(i, message, {"weight_norm": float(norm[i]), "threshold": edge})
 
 
 def exploding_norm(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
-    """``‖w_i‖ > ratio · median_j ‖w_j‖``."""
+    """``‖w_i‖ > ratio · median_j ‖w_j‖``, the median over the nodes that have not collapsed."""
     norm = layer.per_node["weight_norm"]
-    scale = context.scales.layer.get("weight_norm", 0.0)
-    edge = context.threshold("explode_ratio") * scale
-    if layer.nodes < 3 or scale <= 0:
+    edge = context.threshold("collapse_ratio") * _usual_norm(layer, context)
+    standing = norm[(norm >= edge) & (norm < math.inf)].tolist()
+    if layer.nodes < 3 or not standing:
         return
-    for i in where(norm > edge):
-        message = (
-            f"weights have exploded: norm {short(norm[i])}, {short(norm[i] / scale)} times the layer's median"
-        )
-        yield Hit(i, message, {"weight_norm": float(norm[i]), "threshold": edge})
+    scale, ratio = median(standing), context.threshold("explode_ratio")
+    message = f"incoming weights have exploded: their norm is over {ratio:g} times the layer's median"
+    for i in where(norm > ratio * scale):
+        evidence = {
+            "weight_norm": float(norm[i]),
+            "threshold": ratio * scale,
+            "times_median": float(norm[i] / scale),
+        }
+        yield Hit(i, message, evidence)
 
 
 def duplicate_weights(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     """``‖θ_i ∓ θ_j‖ ≤ 1e-6 ‖θ_j‖`` for an earlier node ``j``."""
     for node, earlier in layer.duplicates.get("weights", ()):
-        evidence = {"duplicate_of": earlier, "threshold": 1e-6}
-        yield Hit(node, f"repeats the weights of node {earlier}", evidence)
+        evidence = {"duplicate_of": earlier, "sign": 1, "threshold": 1e-6}
+        yield Hit(node, "has the same weights and bias as an earlier node of its layer", evidence)
+    if layer.is_output:  # two classes of which one is the other's negative are one logistic output
+        return
+    for node, earlier in layer.duplicates.get("negated_weights", ()):
+        mirrored = layer.activation in ONE_SIDED
+        evidence = {"duplicate_of": earlier, "sign": -1, "mirrored": mirrored, "threshold": 1e-6}
+        message = "has the same weights and bias as an earlier node of its layer, with the opposite sign"
+        yield Hit(node, message, evidence)
 
 
 RULES = (
@@ -71,7 +109,8 @@ RULES = (
         meaning="The norm of the node's incoming weights is negligible. Whatever the input, the node puts out its "
         "bias: it has turned into a constant.",
         measured="‖w_i‖ (without the bias) below collapse_ratio times the larger of the layer's median norm and 1/√3, "
-        "the norm of a row under torch's default initialiser.",
+        "the norm of a row under torch's default initialiser; the median alone where another layer is as much too "
+        "large, since a pair of layers may be rescaled without changing the function.",
         why="Weight decay that the gradient does not balance: a unit that stopped receiving gradient shrinks by the "
         "factor 1 − α·wd every step. Also a deliberate zero initialisation, or pruning.",
         do="While the network still trains: reinitialise the node, and lower the weight decay if many nodes go this "
@@ -83,8 +122,8 @@ RULES = (
     Rule("ND103", "exploding-norm", "node", "warning", "the node's weights are far larger than its neighbours'", Doc(
         meaning="The node's incoming weights are larger than those of its layer by orders of magnitude. It dominates "
         "every sum that it enters and makes the loss sharp in its own directions.",
-        measured="‖w_i‖ above explode_ratio times the layer's median norm; layers of fewer than three nodes are not "
-        "judged.",
+        measured="‖w_i‖ above explode_ratio times the median norm of the layer's nodes that have not collapsed; layers "
+        "of fewer than three nodes are not judged.",
         why="Divergence along one direction, a gradient spike, a bad merge of checkpoints or of quantisation scales.",
         do="Compare with earlier checkpoints to see whether it still grows. Clip gradients or lower the learning rate; "
         "normalise or reinitialise the node.",
@@ -93,13 +132,15 @@ RULES = (
     ), exploding_norm, ("explode_ratio",)),
     Rule("ND104", "duplicate-weights", "node", "warning", "the node repeats another node of its layer", Doc(
         meaning="The node has the same weights and bias as an earlier node of the layer, up to the sign. Both compute "
-        "the same feature, and receive the same gradient if their outgoing weights agree too.",
+        "the same feature, and receive the same gradient if their outgoing weights agree too. With the opposite sign "
+        "under ReLU and its like, the two are mirror images and together a linear unit and an absolute value.",
         measured="‖θ_i ∓ θ_j‖ at most 1e-6 of the norm, for any earlier node j that is neither zero nor infinite.",
         why="Symmetric initialisation (constants, ones), copying or net-to-net widening without noise, symmetric data "
         "augmentation that ties two units.",
         do="While training: reinitialise one of the two. For a finished network: merge them by adding their outgoing "
         "weights; the function does not change.",
-        harmless="Right after a function-preserving widening that is to be trained on with noise.",
+        harmless="Right after a function-preserving widening that is to be trained on with noise; with the opposite "
+        "sign, in mirrored (looks-linear) initialisations.",
         source="Chen, Goodfellow and Shlens 2016 (Net2Net) on symmetry.",
     ), duplicate_weights),
 )  # fmt: skip

@@ -1,28 +1,19 @@
-"""Lanczos with full reorthogonalisation, batched over all blocks: one run gives both ends of every
-spectrum."""
+"""Lanczos with full reorthogonalisation, batched over all blocks: one run gives both ends of every spectrum."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from nndiag.spectrum.record import Blocks, Extremes, random_vectors
 
-CHECK_EVERY = 4
-"""Products between two looks at the residuals."""
-
-
-@dataclass
-class _Krylov:
-    """The basis and the tridiagonal matrices, as they grow; a finished block has exhausted its Krylov
-    space."""
-
-    basis: list[Tensor]  # each (nodes, size)
-    alpha: list[Tensor]  # each (nodes,) float64
-    beta: list[Tensor]
-    finished: Tensor  # (nodes,) bool
+CHECKS = (4, 6, 9, 13, 18, 25, 34, 46)
+"""After how many products the errors are looked at; blocks that have converged then leave the stack."""
+WORTH_LEAVING = 0.8
+"""The stack is rebuilt only where at most this share of it is still at work."""
+TINY = torch.finfo(torch.float64).tiny
 
 
 def lanczos_extremes(
@@ -30,120 +21,162 @@ def lanczos_extremes(
     like: Tensor,
     *,
     generator: torch.Generator,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-3,
     max_products: int = 64,
 ) -> Extremes:
     """Return the extremes of every block by Lanczos from one random start vector per block.
 
-    A Ritz value θ with Ritz vector y has the residual ``β_m |s_m|``, ``s_m`` the last component of its
-    eigenvector in
-    the Krylov basis; an eigenvalue lies within it. Where the rank of a block is known to be below its size
-    and the
-    block is positive semidefinite up to rounding, its smallest eigenvalue is at most zero, which
-    ``rank_bound`` says.
+    A Ritz value θ has the residual ``r = β_m |s_m|``, ``s_m`` the last component of its eigenvector in the Krylov
+    basis: an eigenvalue lies within ``r`` of it, and within ``r²/γ`` where the next Ritz value is ``γ`` away. Of a
+    semidefinite block the smallest eigenvalue lies between zero and the smallest Ritz value, and is zero where the
+    rank is known to be short.
 
     Args:
         blocks: the stack of symmetric matrices.
         like: gives dtype and device of the vectors.
         generator: source of the start vectors.
-        tolerance: largest residual accepted, relative to the largest magnitude seen in the block.
+        tolerance: largest error accepted, relative to the largest magnitude seen in the block.
         max_products: when to stop all the same.
 
     Returns:
-        Extremes; blocks whose residuals stay above the tolerance have ``converged`` False.
+        Extremes; blocks whose errors stay above the tolerance have ``converged`` False.
 
-    Source: Golub and Van Loan, Matrix Computations, 4th ed., section 10.1; Ubaru, Chen and Saad 2017 for
-    the quadrature.
+    Source: Golub and Van Loan, Matrix Computations, 4th ed., section 10.1; Parlett, The Symmetric Eigenvalue Problem,
+    section 10.5 for ``r²/γ``; Ubaru, Chen and Saad 2017 for the quadrature.
     """
     limit = min(max_products, blocks.size)
-    krylov = _Krylov([random_vectors(blocks, like, generator)], [], [], _none(blocks, like))
-    ritz = None
-    while len(krylov.alpha) < limit:
-        _extend(blocks, krylov)
-        done = len(krylov.alpha) == limit or bool(krylov.finished.all())
-        if done or len(krylov.alpha) % CHECK_EVERY == 0:
-            ritz = _ritz(blocks, krylov, tolerance)
-            if done or bool(ritz.converged.all()):
-                break
-    assert ritz is not None
-    return ritz
+    krylov = _Krylov(random_vectors(blocks, like, generator), limit)
+    owners = torch.arange(blocks.nodes, device=like.device)
+    result: Extremes | None = None
+    while True:
+        krylov.extend(blocks)
+        done = krylov.count == limit or bool(krylov.finished.all())
+        if not done and krylov.count not in CHECKS:
+            continue
+        found = _ritz(blocks, krylov, tolerance)
+        result = _placed(result, found, owners, limit)
+        left = torch.nonzero(~found.converged).flatten()
+        if done or len(left) == 0:
+            return result
+        smaller = blocks.restricted(left) if len(left) <= WORTH_LEAVING * len(owners) else None
+        if smaller is not None:
+            blocks, owners = smaller, owners[left]
+            krylov.restrict(left)
 
 
-def _none(blocks: Blocks, like: Tensor) -> Tensor:
-    return torch.zeros(blocks.nodes, dtype=torch.bool, device=like.device)
+class _Krylov:
+    """The bases and tridiagonal matrices as they grow; a finished block has exhausted its Krylov space."""
 
+    def __init__(self, start: Tensor, limit: int) -> None:
+        nodes = len(start)
+        self._limit = limit
+        self.basis = start.new_zeros(nodes, min(limit, CHECKS[0]) + 1, start.shape[1])
+        self.basis[:, 0] = start
+        self.alpha = torch.zeros(nodes, limit, dtype=torch.float64, device=start.device)
+        self.beta = torch.zeros_like(self.alpha)
+        self.finished = torch.zeros(nodes, dtype=torch.bool, device=start.device)
+        self.count = 0
+        self._scale = torch.zeros(nodes, dtype=torch.float64, device=start.device)
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    product: Tensor = torch.linalg.vecdot(left, right)
-    return product.double()
+    def extend(self, blocks: Blocks) -> None:
+        """Add one vector to every Krylov space that is not exhausted."""
+        step = self.count
+        self._reserve(step + 2)
+        current, known = self.basis[:, step], self.basis[:, : step + 1]
+        image = blocks.product(current)
+        overlap = known @ image[:, :, None]
+        alpha = overlap[:, step, 0].double()
+        before = image.norm(dim=1).double()
+        image = torch.baddbmm(image[:, :, None], known.mT, overlap, alpha=-1)
+        if step:  # the second time is what keeps the basis orthogonal (Parlett: twice is enough)
+            image = torch.baddbmm(image, known.mT, known @ image, alpha=-1)
+        image = image.squeeze(2)
+        beta = image.norm(dim=1).double()
+        self._scale = torch.maximum(self._scale, torch.maximum(alpha.abs(), before))
+        exhausted = beta <= 100 * torch.finfo(image.dtype).eps * self._scale
+        # the padding of finished blocks repeats the first entry, which lies inside their spectrum
+        self.alpha[:, step] = torch.where(self.finished, self.alpha[:, 0], alpha)
+        self.finished = self.finished | exhausted
+        self.beta[:, step] = torch.where(self.finished, 0.0, beta)
+        inverse = torch.where(self.finished, 0.0, 1 / beta.clamp_min(TINY))
+        torch.mul(image, inverse.to(image)[:, None], out=self.basis[:, step + 1])
+        self.count = step + 1
 
+    def _reserve(self, vectors: int) -> None:
+        """Make room for the basis up to the next look at the errors."""
+        if vectors <= self.basis.shape[1]:
+            return
+        room = min(next((c for c in CHECKS if c + 1 >= vectors), self._limit), self._limit) + 1
+        grown = self.basis.new_zeros(len(self.basis), room, self.basis.shape[2])
+        grown[:, : self.basis.shape[1]] = self.basis
+        self.basis = grown
 
-def _extend(blocks: Blocks, krylov: _Krylov) -> None:
-    """Add one vector to every Krylov space that is not exhausted."""
-    current = krylov.basis[-1]
-    image = blocks.product(current)
-    alpha = _dot(current, image)
-    size_before = image.norm(dim=1).double()
-    stacked = torch.stack(krylov.basis, dim=1)  # (nodes, m, size)
-    for _ in range(2):  # twice is enough (Parlett)
-        overlap = torch.einsum("nmp,np->nm", stacked, image)
-        image = image - torch.einsum("nmp,nm->np", stacked, overlap)
-    beta = image.norm(dim=1).double()
-    rounding = 100 * torch.finfo(image.dtype).eps
-    exhausted = beta <= rounding * torch.maximum(size_before, _scale(krylov, alpha))
-    krylov.alpha.append(torch.where(krylov.finished, krylov.alpha[0] if krylov.alpha else alpha, alpha))
-    krylov.finished = krylov.finished | exhausted
-    beta = torch.where(krylov.finished, torch.zeros_like(beta), beta)
-    krylov.beta.append(beta)
-    inverse = torch.where(
-        beta > 0, 1 / beta.clamp_min(torch.finfo(torch.float64).tiny), torch.zeros_like(beta)
-    )
-    krylov.basis.append(image * inverse.to(image)[:, None])
+    def restrict(self, index: Tensor) -> None:
+        """Keep these blocks alone."""
+        self.basis, self.alpha, self.beta = self.basis[index], self.alpha[index], self.beta[index]
+        self.finished, self._scale = self.finished[index], self._scale[index]
 
-
-def _scale(krylov: _Krylov, alpha: Tensor) -> Tensor:
-    """Return the largest entry of each tridiagonal matrix so far: a lower bound of the norm."""
-    return torch.stack([*krylov.alpha, *krylov.beta, alpha]).abs().amax(dim=0)
+    def tridiagonal(self) -> Tensor:
+        """Return the tridiagonal matrices, ``(nodes, count, count)`` float64."""
+        alpha, off = self.alpha[:, : self.count], self.beta[:, : self.count - 1]
+        return torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
 
 
 def _ritz(blocks: Blocks, krylov: _Krylov, tolerance: float) -> Extremes:
-    """Solve the tridiagonal problems.
-
-    The padding of finished blocks repeats α₁, which lies inside their spectrum.
-    """
-    alpha = torch.stack(krylov.alpha, dim=1)  # (nodes, m)
-    off = torch.stack(krylov.beta, dim=1)
-    count = alpha.shape[1]
-    tridiagonal = torch.diag_embed(alpha)
-    if count > 1:
-        tridiagonal = tridiagonal + torch.diag_embed(off[:, :-1], 1) + torch.diag_embed(off[:, :-1], -1)
-    values, states = torch.linalg.eigh(tridiagonal)
-    errors = off[:, -1:] * states[:, -1, :].abs()
+    """Solve the tridiagonal problems and say how far their ends may be off."""
+    count = krylov.count
+    values, states = torch.linalg.eigh(krylov.tridiagonal())
+    residuals = krylov.beta[:, count - 1, None] * states[:, -1, :].abs()
     scale = values.abs().amax(dim=1)
-    smallest, smallest_error = _semidefinite_end(blocks, values[:, 0], errors[:, 0], scale)
-    basis = torch.stack(krylov.basis[:count], dim=1)
-    vectors = torch.einsum("nmp,nm->np", basis, states[:, :, -1].to(basis))
-    norms = vectors.norm(dim=1, keepdim=True)
+    largest_error = _sharpened(residuals[:, -1], values[:, -1] - values[:, -2] if count > 1 else None)
+    smallest, smallest_error = _smallest(blocks, values, residuals[:, 0], scale)
+    vectors = (krylov.basis[:, :count].mT @ states[:, :, -1:].to(krylov.basis)).squeeze(2)
+    norms = vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+    accepted = tolerance * scale
     return Extremes(
         largest=values[:, -1],
         smallest=smallest,
-        largest_error=errors[:, -1],
+        largest_error=largest_error,
         smallest_error=smallest_error,
-        vectors=vectors / norms.clamp_min(torch.finfo(vectors.dtype).tiny),
+        vectors=vectors / norms,
         values=values,
         weights=states[:, 0, :] ** 2,
-        converged=(errors[:, -1] <= tolerance * scale) & (smallest_error <= tolerance * scale),
+        converged=krylov.finished | ((largest_error <= accepted) & (smallest_error <= accepted)),
         products=count,
     )
 
 
-def _semidefinite_end(
-    blocks: Blocks, smallest: Tensor, error: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Use a known rank deficit: zero is then an eigenvalue, so a positive Ritz value is only on its way to
-    it."""
-    if blocks.rank_bound >= blocks.size:
+def _placed(whole: Extremes | None, part: Extremes, owners: Tensor, width: int) -> Extremes:
+    """Return the result of all blocks with those of ``owners`` replaced; quadratures are padded with weight zero."""
+    if whole is None and part.values.shape[1] == width:
+        return part
+    found = {}
+    for field in fields(Extremes):
+        new = getattr(part, field.name)
+        if field.name == "products":
+            found[field.name] = new
+            continue
+        if field.name in ("values", "weights"):
+            padding = new[:, -1:] if field.name == "values" else torch.zeros_like(new[:, -1:])
+            new = torch.cat([new, padding.expand(-1, width - new.shape[1])], dim=1)
+        found[field.name] = new if whole is None else getattr(whole, field.name).index_copy(0, owners, new)
+    return Extremes(**found)
+
+
+def _sharpened(residual: Tensor, gap: Tensor | None) -> Tensor:
+    """Return ``min(r, r²/γ)``."""
+    if gap is None:
+        return residual
+    return torch.minimum(residual, residual * (residual / gap.clamp_min(TINY)).clamp(max=1.0))
+
+
+def _smallest(blocks: Blocks, values: Tensor, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest eigenvalues and their errors, with what is known of semidefinite and rank-short blocks."""
+    smallest = values[:, 0]
+    error = _sharpened(residual, values[:, 1] - values[:, 0] if values.shape[1] > 1 else None)
+    if not blocks.semidefinite:
         return smallest, error
-    positive = smallest > -1e-6 * scale
-    zero = torch.zeros_like(smallest)
-    return torch.where(positive, zero, smallest), torch.where(positive, zero, error)
+    if blocks.rank_bound < blocks.size:
+        return torch.zeros_like(smallest), torch.zeros_like(error)
+    rounding = torch.finfo(torch.float32).eps * scale
+    return smallest, torch.minimum(error, smallest.clamp_min(0) + rounding)

@@ -22,10 +22,17 @@ class Blocks(Protocol):
 
     @property
     def rank_bound(self) -> int:
-        """No matrix has a larger rank, all being positive semidefinite; ``size`` where that is not known."""
+        """No matrix has a larger rank; ``size`` where nothing is known."""
+
+    @property
+    def semidefinite(self) -> bool:
+        """Whether no matrix has a negative eigenvalue, up to rounding."""
 
     def product(self, vectors: Tensor) -> Tensor:
         """Multiply each matrix by its own vector: ``(nodes, size) → (nodes, size)``."""
+
+    def restricted(self, index: Tensor) -> Blocks | None:
+        """Return the stack of these matrices alone; ``None`` where that would not make products cheaper."""
 
     def matrices(self, start: int, stop: int) -> Tensor:
         """Return the matrices ``start:stop`` themselves, ``(stop - start, size, size)``."""
@@ -35,9 +42,9 @@ class Blocks(Protocol):
 class Extremes:
     """The signed extremes of every block: ``largest`` is λ_max, never the largest magnitude.
 
-    ``largest_error`` and ``smallest_error`` are residual norms ``‖Gv − λv‖``: an eigenvalue lies within
-    that distance. ``vectors`` are the unit vectors of ``largest``. ``values`` and ``weights`` are nodes
-    and weights of a quadrature of the spectral density (weights sum to one for every block).
+    ``largest_error`` and ``smallest_error`` bound how far each may be off, in the solver's own way. ``vectors``
+    are the unit vectors of ``largest``. ``values`` and ``weights`` are nodes and weights of a quadrature of the
+    spectral density (weights sum to one for every block).
     ``converged`` says, block by block, whether both errors are below the tolerance asked for.
     """
 

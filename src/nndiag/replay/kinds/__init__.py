@@ -1,9 +1,9 @@
 """The kinds of layers whose nodes can be measured, one file each.
 
 A kind turns its own way of using parameters into the one picture that everything downstream works on: per
-group of nodes, columns of inputs ``A`` of shape ``(batch, groups, positions, size)``, and cotangents
+group of nodes, columns of inputs ``A`` of shape ``(batch, groups, size, positions)``, and cotangents
 ``g`` of the nodes' outputs, ``(batch, nodes, positions)``. The gradient of node ``i`` for sample ``n`` is
-``Σ_t g[n, i, t] A[n, group(i), t]``, weight first and bias last. Adding a kind is one file and one entry
+``Σ_t g[n, i, t] A[n, group(i), :, t]``, weight first and bias last. Adding a kind is one file and one entry
 in ``KINDS``.
 """
 

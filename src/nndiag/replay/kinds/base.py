@@ -76,8 +76,16 @@ class Kind(Protocol):
         """Say where the nodes lie in the function's output."""
 
     def columns(self, layer: Layer, use: Use) -> Tensor:
-        """Return the inputs of the nodes as ``(batch, groups, positions, fan_in)``, without the bias's column
-        of ones."""
+        """Return the inputs of the nodes as ``(batch, groups, fan_in, positions)``, without the bias's ones."""
+
+    def respond(self, layer: Layer, use: Use, rows: Tensor) -> Tensor:
+        """Return what the layer's own function puts out with ``rows`` in place of its parameters.
+
+        ``rows`` is ``(nodes, size)``, the result ``(batch, nodes, positions)``.
+        """
+
+    def pull_back(self, layer: Layer, use: Use, cotangents: Tensor) -> Tensor:
+        """Return the parameters' gradient at ``(batch, nodes, positions)`` cotangents, ``(nodes, size)``."""
 
     def positions(self, output: Tensor, layer: Layer) -> int:
         """Return how many positions one sample has in the function's output."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nndiag.replay.kinds.base import Kind, Layer, Use, stacked_rows
 from nndiag.replay.units import Units
 
+aten = torch.ops.aten
 _ORDER = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
@@ -50,20 +53,63 @@ class Convolution(Kind):
         return math.prod(output.shape[2:])
 
     def columns(self, layer: Layer, use: Use) -> Tensor:
-        """Return the patches, ``(batch, groups, positions, fan_in)``."""
+        """Return the patches, ``(batch, groups, fan_in, positions)``."""
+        geometry = Geometry.of(use)
+        rank = len(geometry.kernel)
+        patches = F.pad(use.input, geometry.pad)
+        for axis in range(rank):
+            patches = patches.unfold(2 + axis, geometry.extent[axis], geometry.stride[axis])
+            patches = patches[..., :: geometry.dilation[axis]]
+        batch, channels = patches.shape[:2]
+        # (batch, channels, *positions, *kernel) -> (batch, groups, channels of the group * kernel, positions)
+        patches = patches.permute(0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
+        return patches.reshape(batch, layer.groups, channels // layer.groups * math.prod(geometry.kernel), -1)
+
+    def respond(self, layer: Layer, use: Use, rows: Tensor) -> Tensor:
+        """Return the convolution of the input with other kernels and biases."""
+        geometry = Geometry.of(use)
+        weight, bias = (rows, None) if layer.bias is None else (rows[:, :-1], rows[:, -1])
+        kernels = weight.reshape(use.weight_shape)
+        padded = F.pad(use.input, geometry.pad)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(geometry.kernel) - 1]
+        found = convolve(padded, kernels, bias, geometry.stride, 0, geometry.dilation, layer.groups)
+        return found.flatten(2)
+
+    def pull_back(self, layer: Layer, use: Use, cotangents: Tensor) -> Tensor:
+        """Return the gradient of kernels and biases."""
+        geometry = Geometry.of(use)
+        rank = len(geometry.kernel)
+        padded = F.pad(use.input, geometry.pad)
+        positions = [
+            (padded.shape[2 + i] - geometry.extent[i]) // geometry.stride[i] + 1 for i in range(rank)
+        ]
+        _, weight, bias = aten.convolution_backward(
+            cotangents.reshape(*cotangents.shape[:2], *positions), padded, padded.new_empty(use.weight_shape),
+            [layer.nodes], geometry.stride, [0] * rank, geometry.dilation, False, [0] * rank, layer.groups,
+            [False, True, layer.bias is not None],
+        )  # fmt: skip
+        return stacked_rows(weight, bias if layer.bias is not None else None)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a kernel slides: one number an axis; ``pad`` is the argument of ``F.pad``, the last axis first."""
+
+    kernel: tuple[int, ...]
+    stride: list[int]
+    dilation: list[int]
+    extent: list[int]
+    pad: list[int]
+
+    @classmethod
+    def of(cls, use: Use) -> Geometry:
+        """Return the geometry of a call."""
         kernel = use.weight_shape[2:]
         rank = len(kernel)
-        stride = _per_axis(_option(use, "stride", 1), rank)
         dilation = _per_axis(_option(use, "dilation", 1), rank)
         extent = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-        patches = F.pad(use.input, _padding(_option(use, "padding", 0), extent))
-        for axis in range(rank):
-            patches = patches.unfold(2 + axis, extent[axis], stride[axis])[..., :: dilation[axis]]
-        batch = patches.shape[0]
-        # (batch, channels, *positions, *kernel) -> (batch, groups, positions, channels of the group * kernel)
-        patches = patches.reshape(batch, layer.groups, -1, *patches.shape[2:])
-        patches = patches.movedim(2, 2 + rank)
-        return patches.reshape(batch, layer.groups, -1, layer.fan_in)
+        stride = _per_axis(_option(use, "stride", 1), rank)
+        return cls(kernel, stride, dilation, extent, _padding(_option(use, "padding", 0), extent))
 
 
 def _option(use: Use, name: str, default: Any) -> Any:

@@ -1,0 +1,120 @@
+"""The options of ``scan``: their names, types, places in the help, and words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+Many = list[str]
+LevelName = Literal["weights", "activations", "gradients", "curvature"]
+
+_INPUTS, _UPDATE, _DEPTH, _FINDINGS, _REPORT = (
+    "Inputs", "Optimiser (over what the checkpoint says)", "What to measure", "What to find", "Report",
+)  # fmt: skip
+
+
+def _option(panel: str, name: str, metavar: str | None, words: str) -> Any:
+    return typer.Option(name, metavar=metavar, help=words, rich_help_panel=panel)
+
+
+Paths = Annotated[
+    list[Path],
+    typer.Argument(metavar="PATH...", help="Checkpoint files, or run directories.", show_default=False),
+]
+
+Model = Annotated[
+    str | None,
+    _option(_INPUTS, "--model", "SPEC", "The network: pkg.mod:callable or path/file.py:callable."),
+]
+ModelArg = Annotated[
+    Many | None,
+    _option(_INPUTS, "--model-arg", "K=V", "A keyword for the callable, V as JSON. Repeatable."),
+]
+WeightsKey = Annotated[
+    str | None, _option(_INPUTS, "--weights-key", "KEY", "Where the weights lie in the file, if in doubt.")
+]
+StripPrefix = Annotated[
+    str | None, _option(_INPUTS, "--strip-prefix", "P", "Prefix of their names, if in doubt.")
+]
+DataSpec = Annotated[
+    str | None,
+    _option(
+        _INPUTS, "--data", "SPEC",
+        "The probe: .safetensors, .npz or .pt with x and optionally y, or file.py:callable.",
+    ),
+]  # fmt: skip
+LossSpec = Annotated[
+    str | None,
+    _option(_INPUTS, "--loss", "SPEC", "cross_entropy, mse, nll, bce_with_logits, or file.py:callable."),
+]
+Limit = Annotated[int | None, _option(_INPUTS, "--limit", "N", "Only the first N samples of the probe.")]
+Every = Annotated[
+    int | None,
+    _option(_INPUTS, "--every", "K", "Every K-th checkpoint of a run, counted from the last."),
+]
+Last = Annotated[int | None, _option(_INPUTS, "--last", "K", "Only the last K checkpoints.")]
+Trust = Annotated[
+    bool, _option(_INPUTS, "--trust", None, "Run code that the scanned directory brings. Off by default.")
+]
+
+OptimizerName = Annotated[
+    Literal["sgd", "adam", "adamw"] | None, _option(_UPDATE, "--optimizer", "NAME", "sgd, adam or adamw.")
+]
+Lr = Annotated[float | None, _option(_UPDATE, "--lr", "X", "Learning rate.")]
+Momentum = Annotated[float | None, _option(_UPDATE, "--momentum", "X", "Momentum of SGD.")]
+Betas = Annotated[str | None, _option(_UPDATE, "--betas", "B1,B2", "Betas of Adam.")]
+WeightDecay = Annotated[float | None, _option(_UPDATE, "--weight-decay", "X", "Weight decay.")]
+Horizon = Annotated[
+    float | None,
+    _option(_UPDATE, "--horizon", "STEPS", "Steps in which a direction must relax to count as trainable."),
+]
+
+LevelChoice = Annotated[
+    LevelName | None,
+    _option(
+        _DEPTH, "--level", "LEVEL",
+        "weights, activations, gradients or curvature; the deepest possible by default.",
+    ),
+]  # fmt: skip
+Curvature = Annotated[Literal["auto", "ggn"], _option(_DEPTH, "--curvature", "KIND", "auto or ggn.")]
+Solver = Annotated[
+    Literal["lanczos", "power", "dense"], _option(_DEPTH, "--solver", "NAME", "lanczos, power or dense.")
+]
+BatchSize = Annotated[int | None, _option(_DEPTH, "--batch-size", "N", "Samples a pass; 256 by default.")]
+Folds = Annotated[int, _option(_DEPTH, "--folds", "K", "Parts of the probe that a verdict must hold in.")]
+Seed = Annotated[int, _option(_DEPTH, "--seed", "N", "Seed of every random number.")]
+Device = Annotated[str, _option(_DEPTH, "--device", "NAME", "cpu, cuda, cuda:1, …")]
+Dtype = Annotated[Literal["float32", "float64"], _option(_DEPTH, "--dtype", "TYPE", "float32 or float64.")]
+Threads = Annotated[int | None, _option(_DEPTH, "--threads", "N", "Threads to compute with.")]
+
+Select = Annotated[
+    Many | None,
+    _option(_FINDINGS, "--select", "CODES", "Only these findings, such as ND201,ND4. Repeatable."),
+]
+Ignore = Annotated[Many | None, _option(_FINDINGS, "--ignore", "CODES", "Not these findings. Repeatable.")]
+GoalName = Annotated[
+    Literal["train", "deploy"] | None,
+    _option(_FINDINGS, "--goal", "GOAL", "What advice is for: train (goes on) or deploy (finished)."),
+]
+FailOn = Annotated[
+    Literal["error", "warning", "never"],
+    _option(
+        _FINDINGS, "--fail-on", "SEVERITY",
+        "Exit 1 where a finding is at least this severe: error, warning or never.",
+    ),
+]  # fmt: skip
+
+Format = Annotated[
+    str | None, _option(_REPORT, "--format", "FORMAT", "On stdout: rich (default), json, jsonl or markdown.")
+]
+Output = Annotated[
+    Many | None, _option(_REPORT, "--output", "FORMAT=FILE", "The same into a file. Repeatable.")
+]
+AllNodes = Annotated[bool, _option(_REPORT, "--all-nodes", None, "List healthy nodes too.")]
+Quiet = Annotated[bool, _option(_REPORT, "--quiet", None, "No notes and no progress on stderr.")]
+NoProgress = Annotated[bool, _option(_REPORT, "--no-progress", None, "No progress bar.")]
+Verbose = Annotated[
+    bool, _option(_REPORT, "--verbose", None, "Show everything; after an error its traceback.")
+]

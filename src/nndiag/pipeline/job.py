@@ -1,0 +1,149 @@
+"""One checkpoint of a scan after another: opened, fitted to the model, measured, judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from nndiag.checkpoint import Checkpoint, open_checkpoint
+from nndiag.errors import NndiagError
+from nndiag.measures.collect import NonFiniteOutputError, Plan, Update, measure
+from nndiag.measures.record import all_finite, weights_only
+from nndiag.model.fit import fit, load
+from nndiag.model.optimizer import match_optimizer
+from nndiag.pipeline.document import diagnosis
+from nndiag.pipeline.inputs import Inputs
+from nndiag.pipeline.listener import Listener, Notes
+from nndiag.pipeline.settings import ScanSettings
+from nndiag.pipeline.update_rule import update_rule
+from nndiag.pipeline.weights import choose_tensors, measure_weights
+from nndiag.probe.probe import Probe
+from nndiag.records.level import Level
+from nndiag.records.measured import Measured
+from nndiag.records.report import Diagnosis
+from nndiag.remedies import Goal
+from nndiag.replay.layers import find_layers
+from nndiag.rules.diagnose import Selection, judge
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one checkpoint gave: its numbers, its parameters counted, and whether an optimiser's state came
+    with it."""
+
+    measured: Measured
+    parameters: int
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for every checkpoint of one scan."""
+
+    inputs: Inputs
+    settings: ScanSettings
+    level: Level
+    selection: Selection
+    notes: Notes
+    listener: Listener
+
+    def diagnose(self, index: int) -> Diagnosis:
+        """Measure and judge one checkpoint, by its place among the files.
+
+        Raises:
+            UsageError, InputError, ModelError: it cannot be done.
+        """
+        begun = time.perf_counter()
+        self._progress(index, "reading", 0.0)
+        checkpoint = open_checkpoint(self.inputs.files[index])
+        for sentence in checkpoint.notes:
+            self.notes.say(sentence)
+        model = self.inputs.model
+        seen = self._by_names(checkpoint) if model is None else self._in_model(index, checkpoint, model)
+        timing = replace(seen.measured.timing, total_s=time.perf_counter() - begun)
+        measured = replace(seen.measured, timing=timing)
+        judged = judge(measured, self.selection)
+        goal = self._goal(seen.trained)
+        found = diagnosis(
+            checkpoint, seen.parameters, self.inputs.probe, measured, judged, goal, self.settings.all_nodes
+        )
+        self._progress(index, "done", 1.0)
+        return found
+
+    def _by_names(self, checkpoint: Checkpoint) -> Seen:
+        """Look at the weights alone: names and shapes suggest the layers."""
+        settings = self.settings
+        with _naming(checkpoint.path):
+            tensors = choose_tensors(checkpoint.places, settings.weights_key, settings.strip_prefix)
+            measured = measure_weights(tensors)
+        count = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+        return Seen(measured, count, bool(checkpoint.optimizers))
+
+    def _in_model(self, index: int, checkpoint: Checkpoint, model: nn.Module) -> Seen:
+        """Load the weights into the model and look as deep as is wanted and they allow."""
+        settings = self.settings
+        with _naming(checkpoint.path):
+            fitted = fit(model, checkpoint.places, settings.weights_key, settings.strip_prefix)
+            load(model, fitted)
+        self.notes.say(fitted.note)
+        saved, sentence = match_optimizer(model, fitted, checkpoint.optimizers)
+        self.notes.say(sentence)
+        update = update_rule(saved, checkpoint.step, self.inputs.config, settings)
+        measured = self._measured(index, model, update)
+        return Seen(measured, sum(p.numel() for p in model.parameters()), saved is not None)
+
+    def _measured(self, index: int, model: nn.Module, update: Update | None) -> Measured:
+        probe = self.inputs.probe
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        wanted = Level.WEIGHTS if probe is None else self.level
+        if probe is not None and wanted > Level.WEIGHTS:
+            if all_finite(parameters):
+                return self._replayed(index, model, probe, update)
+            self._note_of(index, "weights are not finite, so that nothing but the weights is looked at")
+        weights = weights_only(find_layers(model), parameters)
+        return replace(weights, optimizer=update.facts if update else None)
+
+    def _replayed(self, index: int, model: nn.Module, probe: Probe, update: Update | None) -> Measured:
+        def progress(what: str, done: int, total: int) -> None:
+            # Replaying the probe and solving for the curvature are taken for one half each.
+            halves = 2 if self.level == Level.CURVATURE else 1
+            before = 1 if what.startswith("curvature") else 0
+            self._progress(index, what, (before + done / max(total, 1)) / halves)
+
+        plan = Plan(self.level, self.settings.solver, seed=self.settings.seed)
+        try:
+            return measure(model, probe, plan, update, progress)
+        except NonFiniteOutputError:
+            self._note_of(index, "outputs are not finite, so that gradients and curvature are left out")
+            return measure(model, probe, replace(plan, level=Level.ACTIVATIONS), update, progress)
+
+    def _goal(self, trained: bool) -> Goal:
+        """Return whether advice is for training on or for a finished network."""
+        given = self.settings.goal or self.inputs.config.actions.goal
+        if given is not None:
+            return given
+        return "train" if trained or len(self.inputs.files) > 1 else "deploy"
+
+    def _note_of(self, index: int, sentence: str) -> None:
+        self.notes.say_of(self.inputs.files[index].name, sentence)
+
+    def _progress(self, index: int, what: str, share: float) -> None:
+        count = len(self.inputs.files)
+        where = f"checkpoint {index + 1} of {count}: " if count > 1 else ""
+        self.listener.progress(where + what, (index + min(share, 1.0)) / count)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error say which checkpoint it is about."""
+    try:
+        yield
+    except NndiagError as error:
+        if error.what.startswith("--") or str(path) in error.what:
+            raise
+        raise type(error)(f"{path}, {error.what}", error.why, error.do) from error

@@ -1,0 +1,204 @@
+"""Checkpoints, probes and models that cannot be examined: one clear line, exit code 3."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.cli.conftest import Cli
+from tests.cli.support import FULL, WITH_MODEL, network, samples
+
+
+def test_missing_file(cli: Cli) -> None:
+    line = cli("scan", "net.safetensor").failed(3)
+    assert 'did you mean "net.safetensors"?' in line
+
+
+def test_impossible_name(cli: Cli) -> None:
+    cli("scan", "x" * 5000).failed(3)
+    cli("scan", "net.pt/inside").failed(3)
+
+
+def test_empty_directory(cli: Cli, work: Path) -> None:
+    (work / "empty").mkdir()
+    assert "holds no checkpoint file" in cli("scan", "empty").failed(3)
+    assert "holds no checkpoint file" in cli("scan", "empty", *FULL).failed(3)
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.pt"])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.98])
+def test_truncated_checkpoint(cli: Cli, work: Path, name: str, kept: float) -> None:
+    content = (work / name).read_bytes()
+    (work / name).write_bytes(content[: int(len(content) * kept)])
+    assert name in cli("scan", name, *FULL).failed(3)
+
+
+def test_damaged_file_in_a_run_is_named(cli: Cli, work: Path) -> None:
+    file = work / "run" / "epoch_2.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert "epoch_2.safetensors" in cli("scan", "run", *FULL).failed(3)
+
+
+def test_pickled_module(cli: Cli, work: Path) -> None:
+    torch.save(network(), work / "module.pt")
+    assert "module.pt" in cli("scan", "module.pt", *WITH_MODEL).failed(3)
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self) -> object:
+        return os.system, ("touch pwned",)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_code_in_a_pickle_does_not_run(cli: Cli, work: Path, legacy: bool) -> None:
+    content = {"state_dict": network().state_dict(), "config": Touch()}
+    torch.save(content, work / "evil.pt", _use_new_zipfile_serialization=not legacy)
+    cli("scan", "evil.pt", *FULL).failed(3)
+    cli("scan", "evil.pt", *FULL, "--trust", "--level", "weights")
+    cli("scan", ".", *FULL)
+    assert not (work / "pwned").exists()
+
+
+def test_plain_pickle_does_not_run(cli: Cli, work: Path) -> None:
+    (work / "evil.pt").write_bytes(pickle.dumps({"a": Touch()}))
+    cli("scan", "evil.pt").failed(3)
+    assert not (work / "pwned").exists()
+
+
+def test_weights_that_do_not_fit(cli: Cli) -> None:
+    line = cli("scan", "net.safetensors", *FULL, "--model-arg", "width=9").failed(3)
+    assert "net.safetensors" in line
+    assert "0.weight" in line
+
+
+def test_weights_of_a_run_that_do_not_fit_name_the_file(cli: Cli, work: Path) -> None:
+    save_file(dict(network(width=9).state_dict()), work / "run" / "epoch_2.safetensors")
+    assert "epoch_2.safetensors" in cli("scan", "run", *FULL).failed(3)
+
+
+def test_probe_of_the_wrong_width(cli: Cli, work: Path) -> None:
+    save_file({"x": torch.randn(5, 7), "y": torch.zeros(5, dtype=torch.int64)}, work / "probe.safetensors")
+    assert ", 7)" in cli("scan", "net.safetensors", *FULL).failed(3)
+
+
+@pytest.mark.parametrize("label", [3, -1, 1000])
+def test_labels_out_of_range(cli: Cli, work: Path, label: int) -> None:
+    probe = samples()
+    probe["y"][4] = label
+    save_file(probe, work / "probe.safetensors")
+    assert f"label {label} is out of range" in cli("scan", "net.safetensors", *FULL).failed(3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_probe_that_is_not_finite(cli: Cli, work: Path, value: float) -> None:
+    probe = samples()
+    probe["x"][0, 0] = value
+    save_file(probe, work / "probe.safetensors")
+    assert "x holds 1 value that is not finite" in cli("scan", "net.safetensors", *FULL).failed(3)
+
+
+@pytest.mark.parametrize("name", ["probe.npz", "probe.safetensors", "probe.pt"])
+def test_damaged_probe(cli: Cli, work: Path, name: str) -> None:
+    probe = samples()
+    if name.endswith("npz"):
+        np.savez(work / name, **{key: value.numpy() for key, value in probe.items()})
+    elif name.endswith("pt"):
+        torch.save(probe, work / name)
+    content = (work / name).read_bytes()
+    (work / name).write_bytes(content[: len(content) // 2])
+    assert name in cli("scan", "net.safetensors", *WITH_MODEL, "--data", name).failed(3)
+
+
+def test_missing_probe(cli: Cli) -> None:
+    line = cli("scan", "net.safetensors", *WITH_MODEL, "--data", "prob.safetensors").failed(3)
+    assert "prob.safetensors" in line
+
+
+def test_integer_tensors_only(cli: Cli, work: Path) -> None:
+    save_file({"a.weight": torch.arange(6).reshape(2, 3)}, work / "ints.safetensors")
+    assert "ints.safetensors" in cli("scan", "ints.safetensors").failed(3)
+
+
+def test_no_measurable_layer(cli: Cli, work: Path) -> None:
+    save_file(dict(nn.Sequential(nn.LayerNorm(4)).state_dict()), work / "norm.safetensors")
+    cli("scan", "norm.safetensors", "--model", "models.py:norm_only").failed(3)
+    cli("scan", "norm.safetensors").failed(3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("models.py:raising", "raised ValueError: no width was given"),
+        ("models.py:leaving", "raised SystemExit"),
+        ("models.py:no_module", "dict, not a torch.nn.Module"),
+        ("broken.py:build", "ZeroDivisionError"),
+    ],
+)
+def test_factory_that_gives_no_network(cli: Cli, work: Path, spec: str, words: str) -> None:
+    (work / "broken.py").write_text("1 / 0\n")
+    assert words in cli("scan", "net.safetensors", "--model", spec).failed(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Exiting", "SystemExit"),
+        ("Broken", "KeyError: 'secret'"),
+        ("Greedy", "out of memory"),
+    ],
+)
+def test_forward_that_fails(cli: Cli, name: str, words: str) -> None:
+    line = cli(
+        "scan", "named.safetensors", "--model", f"models.py:{name}", "--data", "probe.safetensors"
+    ).failed(3)
+    assert words in line
+
+
+def test_verbose_shows_the_traceback(cli: Cli) -> None:
+    ended = cli(
+        "scan", "named.safetensors", "--model", "models.py:Broken", "--data", "probe.safetensors", "--verbose"
+    )
+    assert (ended.code, ended.out) == (3, "")
+    assert "Traceback (most recent call last)" in ended.err
+    assert ended.err.splitlines()[-1].startswith("error: ")
+
+
+def test_loss_of_one_number(cli: Cli) -> None:
+    line = cli("scan", "net.safetensors", *FULL[:4], "--loss", "models.py:one_number").failed(3)
+    assert "one loss per sample" in line
+
+
+def test_code_of_a_run_directory_needs_trust(cli: Cli, work: Path) -> None:
+    (work / "run" / "model.py").write_text((work / "models.py").read_text())
+    (work / "run" / "nndiag.toml").write_text('[model]\nfactory = "model.py:build"\n')
+    line = cli("scan", "run").failed(3)
+    assert "--trust" in line
+    assert cli("scan", "run", "--trust", "--quiet").code == 0
+    line = cli("scan", "run", "--trust", "--model-arg", "width=9").failed(3)
+    assert "do not fit the model" in line
+
+
+def test_names_in_a_checkpoint_cannot_steer_the_terminal(cli: Cli, work: Path) -> None:
+    torch.save({"\x1b[2J\nerror: 0.weight": torch.ones(2, 2)}, work / "names.pt")
+    assert "\x1b" not in cli("scan", "names.pt", *WITH_MODEL).failed(3)
+    ended = cli("scan", "names.pt")
+    assert ended.code == 0
+    assert "\x1b" not in ended.out + ended.err
+
+
+def test_file_name_that_is_not_unicode(cli: Cli, work: Path) -> None:
+    name = os.fsdecode(b"net-\xff.pt")
+    (work / name).write_bytes((work / "net.pt").read_bytes())
+    for form in ("json", "rich", "markdown"):
+        ended = cli("scan", name, "--format", form)
+        assert ended.code == 0, ended.err
+        assert "net-" in ended.out

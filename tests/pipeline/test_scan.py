@@ -1,0 +1,155 @@
+"""``nndiag.scan`` for library users: defaults, listener, errors as exceptions, nothing printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import nndiag
+from nndiag.errors import InputError, ModelError, UsageError
+from nndiag.pipeline.listener import Notes
+from nndiag.records.level import Level
+
+CONFIGURATION = """
+[model]
+sequential = [["Linear", 4, 8], ["ReLU"], ["Linear", 8, 3]]
+[probe]
+data = "probe.safetensors"
+loss = "cross_entropy"
+"""
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.news: list[tuple[str, float]] = []
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+    def progress(self, what: str, share: float) -> None:
+        self.news.append((what, share))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "nndiag.toml").write_text(CONFIGURATION)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 4, generator=generator)
+    save_file({"x": x, "y": torch.arange(12) % 3}, folder / "probe.safetensors")
+    for epoch in range(2):
+        torch.manual_seed(epoch)
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        save_file(dict(net.state_dict()), folder / f"epoch_{epoch}.safetensors")
+    return folder
+
+
+def test_defaults(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = nndiag.scan(run)
+    assert [found.level for found in outcome.report.checkpoints] == ["curvature", "curvature"]
+    assert outcome.files == (run / "epoch_0.safetensors", run / "epoch_1.safetensors")
+    assert outcome.hints == ()
+    assert capfd.readouterr() == ("", "")
+    listed = nndiag.scan([str(run)], nndiag.ScanSettings())
+    assert [d.layers for d in listed.report.checkpoints] == [d.layers for d in outcome.report.checkpoints]
+
+
+def test_settings_and_listener(run: Path) -> None:
+    heard = Heard()
+    settings = nndiag.ScanSettings(level=Level.ACTIVATIONS, last=1, limit=5)
+    outcome = nndiag.scan([run], settings, heard)
+    (found,) = outcome.report.checkpoints
+    assert found.level == "activations"
+    assert found.probe is not None
+    assert found.probe.samples == 5
+    assert outcome.hints == ("leave out --level activations to look as deep as curvature",)
+
+
+def test_progress_rises_from_nothing_to_all(run: Path) -> None:
+    for level in Level:
+        heard = Heard()
+        nndiag.scan(run, nndiag.ScanSettings(level=level, batch_size=5), heard)
+        shares = [share for _, share in heard.news]
+        assert shares == sorted(shares)
+        assert (shares[0], shares[-1]) == (0.0, 1.0)
+        assert heard.news[0][0] == "checkpoint 1 of 2: reading"
+
+
+def test_nothing_global_is_left_behind(run: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    nndiag.scan(run)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("[model]\nsequential = [['Linear', 4, 9], ['ReLU'], ['Linear', 9, 3]]\n", ModelError),
+        ("[probe]\ndata = 'gone.npz'\n", InputError),
+        ("[probe]\ndta = 'probe.safetensors'\n", UsageError),
+    ],
+)
+def test_errors_are_exceptions(run: Path, content: str, kind: type[Exception]) -> None:
+    (run / "nndiag.toml").write_text(content)
+    with pytest.raises(kind) as caught:
+        nndiag.scan(run)
+    assert type(caught.value) is kind
+
+
+def test_no_path(run: Path) -> None:
+    with pytest.raises(UsageError, match="no checkpoint is given"):
+        nndiag.scan([])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"limit": 0}, {"batch_size": 0}, {"folds": 0}, {"every": 0}, {"last": 0}, {"seed": -1}, {"lr": -0.1},
+        {"lr": float("nan")}, {"momentum": float("inf")}, {"betas": (0.9, 1.0)}, {"solver": "magic"},
+        {"curvature": "x"}, {"dtype": "int8"}, {"goal": "x"}, {"optimizer": "x"},
+    ],
+)  # fmt: skip
+def test_settings_are_checked_when_made(wrong: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        nndiag.ScanSettings(**wrong)
+
+
+def test_options_win_over_the_run_and_the_run_over_the_checkpoint(run: Path) -> None:
+    text = CONFIGURATION + '[optimizer]\nname = "sgd"\nlr = 0.5\nmomentum = 0.9\n[actions]\ngoal = "deploy"\n'
+    (run / "nndiag.toml").write_text(text)
+    (found,) = nndiag.scan(run / "epoch_0.safetensors", nndiag.ScanSettings(lr=0.25)).report.checkpoints
+    assert found.checkpoint.optimizer == {
+        "name": "sgd", "lr": 0.25, "momentum": 0.9, "source": "options",
+    }  # fmt: skip
+
+
+def test_notes_are_said_once_and_those_of_checkpoints_together() -> None:
+    heard = Heard()
+    notes = Notes(heard)
+    for name in "abcdef":
+        notes.say("taken from model")
+        notes.say("")
+        notes.say_of(name, "not finite")
+    notes.say_of("b", "odd")
+    notes.close()
+    assert heard.notes == ["taken from model", "a, b, c and 3 more: not finite", "b: odd"]
