@@ -11,6 +11,8 @@ from tests.replay.networks import Between, inputs, layer, measured
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nndiag.records.level import Level
+
 Middle = Callable[[Tensor, Between], Tensor]
 ZERO = torch.zeros((), dtype=torch.float64)
 
@@ -294,8 +296,6 @@ def test_a_part_under_no_grad_is_measured_and_gets_no_gradient() -> None:
                 hidden = self.first(x).relu()
             return self.last(hidden)
 
-    from nndiag.records.level import Level
-
     found = measured(Frozen().double(), inputs(4), Level.CURVATURE)
     assert layer(found, "first").activation == "relu"
     assert (layer(found, "first").per_node["lambda_max"] == 0).all()
@@ -325,7 +325,7 @@ def test_the_layer_that_no_layer_follows_is_the_output(way: str) -> None:
             hidden = self.first(x)
             return OUTPUTS[way][0](self.last(torch.tanh(hidden).detach() + hidden.T.relu().T))
 
-    found = measured(Headed().double(), inputs(4))
+    found = measured(Headed().double(), inputs(4), loss=None)
     assert [one.is_output for one in found.layers] == [False, True]
 
 

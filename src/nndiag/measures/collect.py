@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -283,9 +284,11 @@ def _layer(replay: Replay, layer: Layer, curvature: LayerCurvature | None) -> La
     if curvature is None:
         return record
     exact = replay.piecewise_linear and layer.name not in replay.repeated
+    median = {"lambda_max_median": float(np.median(curvature.per_node["lambda_max"]))}
     return replace(
         record,
         curvature_kind="hessian" if exact else "ggn",
+        per_layer={**record.per_layer, **median},
         per_node={**record.per_node, **curvature.per_node},
         per_fold={**record.per_fold, **curvature.per_fold},
     )

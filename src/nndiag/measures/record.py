@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,13 +42,14 @@ def layer_record(
     has_bias = layer.bias is not None
     node: dict[str, Floats] = weight_measures(rows, has_bias)
     fold: dict[str, Floats] = {}
-    whole: dict[str, float] = {}
+    whole: dict[str, float] = {"weight_norm_median": float(np.median(node["weight_norm"]))}
     same, turned = duplicate_rows(rows.cpu())
     duplicates = {"weights": same, "negated_weights": turned}
     activation = None
     if activity is not None:
-        more, fold, whole = activity.measures(apart=gradients is not None)
+        more, fold, of_layer = activity.measures(apart=gradients is not None)
         node.update(more)
+        whole.update(of_layer)
         duplicates["outputs"] = activity.duplicates()
         activation = activity.activation
     if mean_gradient is not None:
