@@ -65,7 +65,6 @@ WRITTEN: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "softplus": ("softplus", nn.Softplus()),
     "softsign": ("softsign", nn.Softsign()),
     "logsigmoid": ("logsigmoid", nn.LogSigmoid()),
-    "tanhshrink": ("tanhshrink", nn.Tanhshrink()),
 }
 NOWHERE_FLAT: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "LeakyReLU": ("leaky_relu", nn.LeakyReLU()),
