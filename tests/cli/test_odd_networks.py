@@ -121,7 +121,7 @@ def test_probe_without_targets(cli: Cli, work: Path) -> None:
     assert found["model"]["loss"] is None
     assert found["probe"]["has_targets"] is False
     measures = found["nodes"][0]["measures"]
-    assert {"active_fraction", "tangent_kernel", "lambda_max"} <= measures.keys()
+    assert {"active_fraction", "influence", "lambda_max"} <= measures.keys()
     assert "torque_ratio" not in measures
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -124,24 +126,30 @@ def diagnosed(
 
 def blobs(samples: int = 240, inputs: int = 12, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return a classification problem that a small network learns in a second."""
+    centres = 1.2 * torch.randn(classes, inputs, generator=torch.Generator().manual_seed(99))
     generator = torch.Generator().manual_seed(seed)
-    centres = 1.2 * torch.randn(classes, inputs, generator=generator)
     y = torch.arange(samples) % classes
     return centres[y] + torch.randn(samples, inputs, generator=generator), y
 
 
-def trained(
-    activation: type[nn.Module] = nn.ReLU, steps: int = 150, lr: float = 0.02, width: int = 24, seed: int = 0
-) -> nn.Sequential:
-    """Return an MLP trained on ``blobs`` for a while."""
+def trained(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return a copy of an MLP trained on ``blobs`` for a while, on one thread's worth of work."""
+    return copy.deepcopy(_trained(activation))
+
+
+@functools.cache
+def _trained(activation: type[nn.Module]) -> nn.Sequential:
     x, y = blobs(seed=1)
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Linear(12, width), activation(), nn.Linear(width, 16), activation(), nn.Linear(16, 4)
-    )
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    for _ in range(steps):
+    torch.manual_seed(0)
+    model = mlp(activation)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(40):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     return model
+
+
+def mlp(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Return a network as it is before training."""
+    return nn.Sequential(nn.Linear(12, 24), activation(), nn.Linear(24, 16), activation(), nn.Linear(16, 4))

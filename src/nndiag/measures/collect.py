@@ -15,7 +15,7 @@ from nndiag.measures.activations import ActivationObserver
 from nndiag.measures.batchview import layer_uses
 from nndiag.measures.capture import Capture
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature, layer_curvature
-from nndiag.measures.gradients import GradientSums
+from nndiag.measures.gradients import GradientSums, influence_seeds
 from nndiag.measures.record import layer_record
 from nndiag.measures.rows import choose_rows
 from nndiag.probe.columns import curvature_columns
@@ -92,6 +92,7 @@ class Replay:
         self.repeated: set[str] = set()
         self.capture_seconds = 0.0
         self.signs = torch.Generator().manual_seed(plan.seed)
+        self.row_signs = torch.Generator().manual_seed(plan.seed)
 
     def run(self, progress: Progress) -> None:
         """Take every batch once."""
@@ -131,14 +132,14 @@ class Replay:
 
     def _gradients(self, seen: Forward, targets: Tensor | None) -> None:
         from_loss = None if targets is None else self._loss_gradients(seen, targets)
-        signs = torch.randint(0, 2, seen.output.shape, generator=self.signs) * 2 - 1
-        from_signs = seen.gradients(signs.to(seen.output))
+        seeds = influence_seeds(seen.output, len(self.probe), self.signs)
+        from_outputs = [seen.gradients(seed) for seed in seeds]
         for use in layer_uses(seen, self.mixed):
             self.gradients[use.layer.name].add(
                 use,
                 use.columns(),
                 None if from_loss is None else use.gather(from_loss),
-                use.gather(from_signs),
+                [use.gather(g) for g in from_outputs],
             )
 
     def _loss_gradients(self, seen: Forward, targets: Tensor) -> list[Tensor]:
@@ -159,7 +160,7 @@ class Replay:
         columns = curvature_columns(loss, seen.output, targets)
         linear = seen.watch.proof.holds(seen.output, loss.is_cross_entropy)
         self.piecewise_linear = self.piecewise_linear and linear and columns.negative <= 1e-9 * columns.total
-        rows = choose_rows(columns.columns, self._noise(seen, len(columns.columns)), self.signs)
+        rows = choose_rows(columns.columns, self._noise(seen, len(columns.columns)), self.row_signs)
         self.total_trace += columns.total * len(batch)
         self.column_trace += rows.exact * float(columns.traces.sum()) * len(batch)
         fold_of = self.probe.fold_of(batch)
@@ -221,7 +222,9 @@ def measure(
         captured = time.perf_counter()
         curvatures = _curvatures(replay, update, progress)
         ended = time.perf_counter()
-        layers = tuple(_layer(replay, layer, curvatures.get(layer.name)) for layer in replay.layers)
+        layers = _with_influence(
+            [_layer(replay, layer, curvatures.get(layer.name)) for layer in replay.layers]
+        )
         left_out = unmeasured(model, replay.layers)
     curved = plan.level >= Level.CURVATURE
     return Measured(
@@ -291,6 +294,20 @@ def _layer(replay: Replay, layer: Layer, curvature: LayerCurvature | None) -> La
         per_layer={**record.per_layer, **median},
         per_node={**record.per_node, **curvature.per_node},
         per_fold={**record.per_fold, **curvature.per_fold},
+    )
+
+
+def _with_influence(layers: Sequence[LayerMeasures]) -> tuple[LayerMeasures, ...]:
+    """Add every node's ``influence``: its share of the tangent kernel's trace over all nodes measured."""
+    kernels = [layer.per_node["tangent_kernel"] for layer in layers if "tangent_kernel" in layer.per_node]
+    total = float(sum(kernel.sum() for kernel in kernels))
+    if not total > 0:
+        return tuple(layers)
+    return tuple(
+        replace(layer, per_node={**layer.per_node, "influence": layer.per_node["tangent_kernel"] / total})
+        if "tangent_kernel" in layer.per_node
+        else layer
+        for layer in layers
     )
 
 

@@ -9,7 +9,7 @@ with independent signs, ``E_s (s·J)² = ‖J‖²``, exactly zero where it is z
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from nndiag.measures.weights import numbers
 from nndiag.records.measured import Floats
 from nndiag.replay.jacobian import squared_norms
 from nndiag.replay.kinds import Layer
+
+LEAST_DRAWS = 64
+"""Samples times draws of signs that an estimate of the influence rests on at least."""
 
 
 class GradientSums:
@@ -33,16 +36,15 @@ class GradientSums:
         self._zeros = zeros
 
     def add(
-        self, use: LayerUse, columns: Tensor, from_loss: Tensor | None, from_signs: Tensor | None
+        self, use: LayerUse, columns: Tensor, from_loss: Tensor | None, from_outputs: Sequence[Tensor]
     ) -> None:
-        """Add a batch: gradients at the layer's output, of the losses of single samples and of signed
-        outputs."""
+        """Add a batch: gradients at the layer's output, of the losses of single samples and of seeded outputs."""
         if from_loss is not None:
             self._add("loss_reach", from_loss.double().square().sum(dim=(0, 2)))
             self._add("loss_squares", squared_norms(use.layer, columns, from_loss).double().sum(dim=0))
-        if from_signs is not None:
-            self._add("output_reach", from_signs.double().square().sum(dim=(0, 2)))
-            self._add("output_squares", squared_norms(use.layer, columns, from_signs).double().sum(dim=0))
+        for g in from_outputs:
+            self._add("output_reach", g.double().square().sum(dim=(0, 2)))
+            self._add("output_squares", squared_norms(use.layer, columns, g).double().sum(dim=0))
 
     def _add(self, name: str, values: Tensor) -> None:
         self._sums[name] = self._sums.get(name, self._zeros) + values.cpu()
@@ -50,6 +52,26 @@ class GradientSums:
     def mean(self, name: str, samples: int) -> Floats | None:
         """Return a sum divided by the number of samples; ``None`` where it was not taken."""
         return numbers(self._sums[name] / samples) if name in self._sums else None
+
+
+def influence_seeds(output: Tensor, samples: int, generator: torch.Generator) -> list[Tensor]:
+    """Return seeds ``s`` of backward passes with ``Σ E (s·J)² = ‖J‖²`` for the outputs of every sample.
+
+    On few samples chance could cancel one sign against another, so several draws are taken, or each output by itself
+    where that takes no more passes.
+
+    Args:
+        output: ``(batch, ...)``.
+        samples: how many samples the whole probe has.
+        generator: source of the signs.
+    """
+    outputs = output[0].numel()
+    draws = -(-LEAST_DRAWS // samples)
+    if outputs <= draws:
+        units = torch.eye(outputs).reshape(outputs, 1, *output.shape[1:])
+        return [unit.expand(output.shape).to(output) for unit in units]
+    signs = torch.randint(0, 2, (draws, *output.shape), generator=generator) * 2 - 1
+    return list(signs.to(output) / draws**0.5)
 
 
 def mean_gradient_measures(rows: Tensor, gradient: Tensor, has_bias: bool) -> dict[str, Floats]:

@@ -18,9 +18,10 @@ def no_gradient(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         return  # no sample has a gradient anywhere: there is nothing left to learn
     edge = context.threshold("zero_ratio") * context.scales.layer["gradient_reach_max"]
     none = reach <= edge
-    if not layer.is_output and "output_reach" in layer.per_node:
-        # a loss at its floor sends nothing back to nodes that work
-        none &= _without_reach(layer, context)
+    if layer.is_output:
+        none &= (reach == 0) & (not context.few)  # a class that is right for sure has hardly any gradient
+    elif "output_reach" in layer.per_node:
+        none &= _without_reach(layer, context)  # a loss at its floor sends nothing back to nodes that work
     message = f"the loss gradient of none of {count(context.samples, 'sample')} reaches it"
     for i in where(none):
         yield Hit(i, message, {"gradient_reach": float(reach[i]), "threshold": edge})
