@@ -27,7 +27,7 @@ schema: $(STAMP)
 	$(BIN)/python -m nndiag.report.schema src/nndiag/nndiag.schema.json
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/speed.py --output benchmarks/RESULTS.md
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

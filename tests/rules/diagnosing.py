@@ -75,7 +75,10 @@ def at(index: int, value: float, usual: float | np.ndarray, nodes: int = NODES) 
 
 def without(one: LayerMeasures, *names: str) -> LayerMeasures:
     """Return a layer without some of its measures."""
-    return replace(one, per_node={k: v for k, v in one.per_node.items() if k not in names})
+    nodes, folds = (
+        {k: v for k, v in measures.items() if k not in names} for measures in (one.per_node, one.per_fold)
+    )
+    return replace(one, per_node=nodes, per_fold=folds)
 
 
 def judged(

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.rules.diagnosing import NODES, at, codes, everything, finding, judged, layer, without
 
 from nndiag.records.level import Level
 from nndiag.records.measured import LayerMeasures, OptimizerFacts
+from tests.rules.diagnosing import NODES, at, codes, everything, finding, judged, layer, without
 
 SGD = OptimizerFacts(name="sgd", lr=0.1, horizon=1000.0)
 ROW = 3**-0.5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.rules.diagnosing import NODES, at, codes, everything, finding, judged, layer, without
 
 from nndiag.errors import UsageError
 from nndiag.records.level import Level
@@ -13,6 +12,7 @@ from nndiag.rules import RULES
 from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND
 from nndiag.rules.diagnose import Selection
 from nndiag.rules.thresholds import THRESHOLDS, thresholds
+from tests.rules.diagnosing import NODES, at, codes, everything, finding, judged, layer, without
 
 SGD = OptimizerFacts(name="sgd", lr=0.1)
 DEAD = {"active_fraction": 0.0, "output_range": 0.0, "output_std": 0.0, "output_mean": 0.0, "dormancy": 0.0,
@@ -144,7 +144,7 @@ def test_a_layer_that_is_degenerate_by_itself_is_not_excused_by_another() -> Non
     own = np.array([0.0] * 6 + [0.5] * 4)
     cut = dict.fromkeys(("output_reach", "gradient_reach", "lambda_max", "tangent_kernel"), 0.0)
     half_dead = layer("0", **cut, active_fraction=own, output_range=own, output_std=own)
-    before, _ = judged(half_dead, layer("2", **DEAD))
+    before, _, _ = judged(half_dead, layer("2", **DEAD), layer("4", is_output=True))
     assert finding(before, None, "ND252").cause is None
     assert finding(before, 0, "ND201").cause is None
     assert finding(before, 9, "ND304").evidence[LAYER_TO_MEND] == "2"

@@ -20,8 +20,7 @@ class Stack:
         return torch.einsum("npq,nq->np", self.stack, vectors)
 
     def restricted(self, index: Tensor) -> Stack:
-        part = Stack(self.stack[index], self.rank_bound if self.semidefinite else None)
-        return part
+        return Stack(self.stack[index], self.rank_bound if self.semidefinite else None)
 
     def matrices(self, start: int, stop: int) -> Tensor:
         return self.stack[start:stop]

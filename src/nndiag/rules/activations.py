@@ -101,7 +101,9 @@ def always_on(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
 
 
 def duplicate_output(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
-    """``|corr(y_i, y_j)| = 1`` for an earlier node ``j``."""
+    """``|corr(y_i, y_j)| = 1`` for an earlier node ``j``; of one input, every output is a multiple."""
+    if layer.fan_in < 2:
+        return
     for node, earlier in layer.duplicates.get("outputs", ()):
         evidence = {"duplicate_of": earlier, "threshold": 1e-9}
         yield Hit(node, "puts out a multiple of an earlier node's output on every sample", evidence)
@@ -130,7 +132,7 @@ def rank_collapse(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     if layer.fan_in < 8 if before is None else rank > context.threshold("rank_drop") * before:
         return
     outputs = sum(other.nodes for other in context.measured.layers if other.is_output)
-    if rank > 0 and outputs <= 2:
+    if rank > 0 and 0 < outputs <= 2:
         return  # one logit needs one dimension
     message = f"its {layer.nodes:,} outputs span {short(rank)} effective dimensions"
     yield Hit(None, message, {"effective_rank": rank, "threshold": edge})
@@ -197,7 +199,7 @@ RULES = (
     Rule("ND204", "dormant", "node", "warning", "the unit is nearly silent beside its layer", Doc(
         meaning="The unit's mean absolute activation is a tiny share of its layer's. Networks that keep training on "
         "changing targets lose plasticity as such units pile up.",
-        measured="E|y_i| divided by the layer's mean of it, at most τ = 0.025.",
+        measured="E|y_i| divided by the layer's mean of it, at most the threshold dormancy, τ = 0.025.",
         why="As for dead units, before the end; small incoming weights; a feature that is rare in the probe.",
         do="While training: reinitialise (ReDo). For a finished network it is a candidate for pruning, to be verified "
         "on data: a rare feature may matter.",
@@ -251,7 +253,8 @@ RULES = (
         meaning="More than half of the layer's nodes are dead, collapsed or on a plateau. The layer has lost most of "
         "its capacity.",
         measured="Nodes whose verdict is collapsed or plateau (dead units are on a plateau), over all nodes of the "
-        "layer. With fewer than few_samples samples it is a warning, unless the weights alone show it.",
+        "layer: above degenerate_fraction. With fewer than few_samples samples it is a warning, unless the weights "
+        "alone show it.",
         why="See the findings of its nodes, which share a cause as a rule.",
         do="While training: go back to the checkpoint before it happened and lower the learning rate, or reinitialise "
         "the nodes. For a finished network that works: prune; the layer is wider than it needs to be.",

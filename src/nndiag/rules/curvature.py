@@ -90,11 +90,12 @@ RULES = (
         meaning="Along a direction of this node's own parameters the optimiser's step overshoots and grows: "
         "linearised at this checkpoint, the update map repels.",
         measured="λ_max of the node's block plus coupled weight decay over 2(1+β)/α (SGD with momentum β), or of the "
-        "block preconditioned by Adam's own second moments over (2+2β₁)/((1−β₁)α). The block is a part of the full "
-        "Hessian, so the full one is at least as sharp.",
+        "block preconditioned by Adam's own second moments over (2+2β₁)/((1−β₁)α), above stability_margin. The block "
+        "is a part of the full Hessian, so the full one is at least as sharp. With fewer than few_samples samples it "
+        "is a warning.",
         why="A learning rate too large for where the training has come, a spike, the edge of stability overshot.",
         do="Lower the learning rate, at least for this node's group, below the value given; or clip, or warm up again.",
         harmless="At the edge of stability full-batch training hovers at a margin of one and still makes progress.",
         source="Cohen et al. 2021 and 2022 on the edge of stability.",
-    ), source, ("stability_margin",)),
+    ), source, ("stability_margin", "few_samples")),
 )  # fmt: skip

@@ -135,8 +135,8 @@ RULES = (
     ), no_influence, ("zero_ratio",)),
     Rule("ND350", "low-torque", "layer", "warning", "the layer's gradients mostly rescale its nodes", Doc(
         meaning="On average only a small part of the gradient turns the nodes of the layer.",
-        measured="Mean of τ = ‖g_t‖/‖g‖ below low_torque, over the nodes whose gradient is more than noise (see "
-        "ND302), if they are half of the layer at least.",
+        measured="Mean of τ = ‖g_t‖/‖g‖ below low_torque, over the nodes whose gradient is at least torque_signal "
+        "standard errors (see ND302), if they are half of the layer at least.",
         why="Divergence along the weights (norm growth at separable data), few active samples.",
         do="Compare with earlier checkpoints. Weight decay or normalisation stops pure growth.",
         harmless="At the end of training on separable data, where only norms still grow.",

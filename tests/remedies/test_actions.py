@@ -1,0 +1,124 @@
+"""Which action a node's findings call for, while training goes on and once it is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nndiag.records.report import Finding
+from nndiag.remedies import Goal, action_for
+from nndiag.rules import RULES
+from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND
+
+TRAIN = {
+    "ND101": "none", "ND102": "reinitialise", "ND103": "lower_lr", "ND104": "reinitialise", "ND201": "reinitialise",
+    "ND202": "reinitialise", "ND203": "reinitialise", "ND204": "reinitialise", "ND206": "reinitialise",
+    "ND301": "none", "ND302": "angular_noise", "ND304": "reinitialise", "ND401": "raise_lr", "ND402": "lower_lr",
+}  # fmt: skip
+DEPLOY = {
+    "ND101": "none", "ND102": "prune", "ND103": "none", "ND104": "merge", "ND201": "prune", "ND202": "prune",
+    "ND203": "prune", "ND204": "prune", "ND206": "merge", "ND301": "none", "ND302": "none", "ND304": "prune",
+    "ND401": "prune", "ND402": "none",
+}  # fmt: skip
+OF_NODES = {rule.code: rule for rule in RULES if rule.on == "node"}
+
+
+def found(code: str, cause: str | None = None, **evidence: Any) -> Finding:
+    rule = OF_NODES[code]
+    return Finding(
+        code=code, name=rule.name, severity=rule.severity, message="…", evidence=evidence, cause=cause
+    )  # fmt: skip
+
+
+def test_every_finding_of_a_node_above_a_note_has_its_actions() -> None:
+    grave = {code for code, rule in OF_NODES.items() if rule.severity != "info"}
+    assert grave == TRAIN.keys() == DEPLOY.keys()
+
+
+@pytest.mark.parametrize("goal", ["train", "deploy"])
+@pytest.mark.parametrize("code", sorted(TRAIN))
+def test_one_finding(code: str, goal: Goal) -> None:
+    action = action_for([found(code)], goal, is_output=False)
+    assert action.kind == (TRAIN if goal == "train" else DEPLOY)[code]
+    assert code in action.reason
+    assert action.verified is None
+
+
+@pytest.mark.parametrize("goal", ["train", "deploy"])
+@pytest.mark.parametrize("code", sorted(TRAIN))
+def test_outputs_are_neither_taken_out_nor_started_anew(code: str, goal: Goal) -> None:
+    usual = (TRAIN if goal == "train" else DEPLOY)[code]
+    action = action_for([found(code)], goal, is_output=True)
+    if (code, goal) == ("ND201", "train"):
+        assert action.kind == "bias_warmup"
+    elif usual in ("prune", "merge", "reinitialise"):
+        assert action.kind == "none"
+        assert "output of the network" in action.reason
+    else:
+        assert action.kind == usual
+
+
+@pytest.mark.parametrize(
+    ("codes", "decisive"),
+    [
+        (["ND201", "ND203", "ND204", "ND301", "ND401"], "ND201"),
+        (["ND102", "ND201", "ND203"], "ND102"),
+        (["ND103", "ND201"], "ND201"),
+        (["ND101", "ND102", "ND201"], "ND101"),
+        (["ND104", "ND206"], "ND104"),
+        (["ND304", "ND301", "ND401"], "ND304"),
+        (["ND103", "ND402"], "ND402"),
+        (["ND204", "ND302"], "ND204"),
+    ],
+)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_most_decisive_of_several_findings_decides(
+    codes: list[str], decisive: str, backwards: bool
+) -> None:
+    order = codes[::-1] if backwards else codes
+    for goal, table in (("train", TRAIN), ("deploy", DEPLOY)):
+        action = action_for([found(code) for code in order], goal, is_output=False)  # type: ignore[arg-type]
+        assert action.kind == table[decisive]
+        assert decisive in action.reason
+
+
+@pytest.mark.parametrize("goal", ["train", "deploy"])
+def test_nothing_to_do_for_notes_and_for_healthy_nodes(goal: Goal) -> None:
+    for findings in ([], [found("ND205")]):
+        action = action_for(findings, goal, is_output=False)
+        assert (action.kind, action.reason) == ("none", "nothing is wrong with it")
+
+
+ABROAD = {LAYER_TO_MEND: "4", ELSEWHERE: "layer 4 after it is dead"}
+
+
+@pytest.mark.parametrize("goal", ["train", "deploy"])
+def test_a_node_whose_trouble_is_another_layer_is_left_alone(goal: Goal) -> None:
+    findings = [found("ND304", "ND250", **ABROAD), found("ND301", "ND304"), found("ND401", "ND304")]
+    action = action_for(findings, goal, is_output=False)
+    assert (action.kind, action.reason) == ("none", "layer 4 after it is dead: mend that first (ND304)")
+
+
+@pytest.mark.parametrize("goal", ["train", "deploy"])
+def test_but_its_own_trouble_is_mended(goal: Goal) -> None:
+    table = TRAIN if goal == "train" else DEPLOY
+    findings = [found("ND304", "ND250", **ABROAD), found("ND301", "ND304"), found("ND104")]
+    action = action_for(findings, goal, is_output=False)
+    assert action.kind == table["ND104"]
+    assert "ND104" in action.reason
+
+
+@pytest.mark.parametrize("goal", ["train", "deploy"])
+def test_a_unit_that_switches_carries_the_function(goal: Goal) -> None:
+    action = action_for([found("ND202", switches=True), found("ND401", "ND202")], goal, is_output=False)
+    assert action.kind == "none"
+    assert "switches" in action.reason
+
+
+@pytest.mark.parametrize("goal", ["train", "deploy"])
+def test_mirror_images_are_not_merged(goal: Goal) -> None:
+    action = action_for([found("ND104", mirrored=True, sign=-1, duplicate_of=1)], goal, is_output=False)
+    assert action.kind == "none"
+    merged = action_for([found("ND104", mirrored=False, sign=-1, duplicate_of=1)], goal, is_output=False)
+    assert merged.kind == (TRAIN if goal == "train" else DEPLOY)["ND104"]
