@@ -18,7 +18,7 @@ from networks import ResNet, images, mlp, trained, vectors
 from torch import nn
 
 import nndiag
-from nndiag.measures.collect import Plan, measure
+from nndiag.measures import Plan, measure
 from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nndiag.measures.collect import Plan, measure
+from nndiag.measures import Plan, measure
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 from nndiag.records.measured import LayerMeasures
@@ -53,7 +53,8 @@ def test_moments_and_shares_equal_those_of_all_outputs_at_once() -> None:
 def test_dead_data_are_the_samples_below_the_edge_of_every_unit(activation: nn.Module, edge: float) -> None:
     model, x = network(activation, 3), data()
     with torch.no_grad():
-        model[0].weight.mul_(9)
+        model[0].weight.mul_(3)
+        model[0].bias.add_(edge - 1)
     highest = model[0](x).amax(dim=1).detach()
     found = first(model, x).per_layer
     assert 0 < found["dead_data_fraction"] == float((highest <= edge).double().mean()) < 1

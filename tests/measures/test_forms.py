@@ -8,8 +8,8 @@ import torch
 from tests.cases import CASES, Case, build, dense_blocks, probe
 from torch import Tensor
 
+from nndiag.measures import Plan, measure
 from nndiag.measures.capture import Capture
-from nndiag.measures.collect import Plan, measure
 from nndiag.measures.rows import Rows, choose_rows
 from nndiag.records.level import Level
 

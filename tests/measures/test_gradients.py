@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nndiag.measures.collect import Plan, measure
+from nndiag.measures import Plan, measure
 from nndiag.measures.gradients import mean_gradient_measures, torque_of_layer
 from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe

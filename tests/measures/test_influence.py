@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.cases import CASES, Case, build, probe
 
-from nndiag.measures.collect import Plan, measure
+from nndiag.measures import Plan, measure
 from nndiag.records.level import Level
 from nndiag.replay.layers import find_layers
 

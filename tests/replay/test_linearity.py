@@ -12,7 +12,7 @@ from tests.replay.networks import inputs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nndiag.measures.collect import Plan, measure
+from nndiag.measures import Plan, measure
 from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level

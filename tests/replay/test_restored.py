@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nndiag.errors import ModelError
-from nndiag.measures.collect import Plan, measure
+from nndiag.measures import Plan, measure
 from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nndiag.measures.collect import Plan, Update, measure
+from nndiag.measures import Plan, Update, measure
 from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level

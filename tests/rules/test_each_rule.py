@@ -112,6 +112,11 @@ NODE_CASES: dict[str, tuple[str, Layers, Layers]] = {
     "no influence is not deadness": (
         "ND304", (layer(output_reach=at(3, 0, 0.8)),), (dead_at(3, output_reach=at(3, 0, 0.8)),),
     ),
+    "no influence is not a switch": (
+        "ND304",
+        (layer(output_reach=at(3, 0, 0.8)),),
+        (layer(output_reach=at(3, 0, 0.8), active_fraction=at(3, 0, 0.5), activation="hardtanh"),),
+    ),
     "plateau": (
         "ND401",
         (layer(lambda_max=at(3, 0.9e-6, 1.0), tangent_kernel=at(3, 0, 3.0)),),

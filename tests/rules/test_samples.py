@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from nndiag.measures.collect import Plan, Update, measure
+from nndiag.measures import Plan, Update, measure
 from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level

@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except BaseException as error:  # SystemExit too: only foreign code raises it here
+        if isinstance(error.__context__, BrokenPipeError):  # the parser turns it into SystemExit
+            silence_stdout()
+            return 0
         if "--verbose" in words:
             traceback.print_exception(error)
         line, code = as_line(error)

@@ -3,3 +3,9 @@
 Each level is a file; ``collect`` runs the passes and puts the record together. What a number means (dead,
 degenerate, to be pruned) must not come in.
 """
+
+from nndiag.measures.collect import measure
+from nndiag.measures.plan import Plan, Update
+from nndiag.measures.replaying import NonFiniteOutputError
+
+__all__ = ["NonFiniteOutputError", "Plan", "Update", "measure"]

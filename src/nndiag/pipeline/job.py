@@ -12,7 +12,7 @@ from torch import nn
 
 from nndiag.checkpoint import Checkpoint, open_checkpoint
 from nndiag.errors import NndiagError
-from nndiag.measures.collect import NonFiniteOutputError, Plan, Update, measure
+from nndiag.measures import NonFiniteOutputError, Plan, Update, measure
 from nndiag.measures.record import all_finite, weights_only
 from nndiag.model.fit import fit, load
 from nndiag.model.optimizer import match_optimizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nndiag.config.record import RunConfig
-from nndiag.measures.collect import Update
+from nndiag.measures import Update
 from nndiag.model.optimizer import OptimizerState
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.records.measured import OptimizerFacts

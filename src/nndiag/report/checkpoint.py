@@ -29,8 +29,8 @@ def overview(
     """Yield one line a checkpoint; of a long run the first, the last and those shown in full."""
     count = len(report.checkpoints)
     wanted = range(count) if verbose or count <= _MANY else {0, count - 1, *detailed}
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=look.style("quiet"))
-    table.add_column(look.text("checkpoint"), overflow="fold")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style=look.style("quiet"))
+    table.add_column(look.text("checkpoint"), overflow="ellipsis", no_wrap=True)
     table.add_column(look.text("place"), no_wrap=True, overflow="crop")
     for name in ("loss", "gradient", "degenerate", "errors", "warnings"):
         table.add_column(look.text(name), justify="right", no_wrap=True, overflow="crop")

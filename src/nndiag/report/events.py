@@ -16,7 +16,7 @@ from nndiag.report.phrases import called, hence, predicate, share
 
 _STATES = {
     "ND101": "not finite",
-    "ND102": "shrunk to zero",
+    "ND102": "collapsed",
     "ND201": "dead",
     "ND202": "saturated",
     "ND203": "constant",
@@ -170,8 +170,9 @@ def _recoveries(run: Course) -> Iterator[Event]:
         counts = [count or 0 for count in layer.degenerate]
         worst = max(range(len(counts)), key=counts.__getitem__)
         if layer.since is None and 2 * counts[worst] > layer.nodes:
+            were = "was" if counts[worst] == 1 else "were"
             sentence = (
-                f"{_start(layer.name)} has recovered: {share(counts[worst], layer.nodes)} were degenerate "
+                f"{_start(layer.name)} has recovered: {share(counts[worst], layer.nodes)} {were} degenerate "
                 f"at {run.at(worst)}, {counts[-1]:,} at {run.at(len(counts) - 1)}."
             )
             yield Event((7, worst), "good", sentence)
@@ -190,6 +191,8 @@ def _all_is_well(report: Report, run: Course) -> Event:
     level = f"(level: {last.level})"
     if healthy == nodes:
         whole = f"all {counted(nodes, 'node')} of {counted(len(last.layers), 'layer')} are healthy"
+        if nodes == 1:
+            whole = "the only node is healthy"
         return Event((6,), "good", f"Nothing is wrong: {whole}{where} {basis} {level}.")
     but = f"only {healthy:,} of {counted(nodes, 'node')} count as healthy"
     if unknown:

@@ -1,0 +1,49 @@
+"""What a measurement is asked to do, and what is known of how the network was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from nndiag.records.level import Level
+from nndiag.records.measured import OptimizerFacts
+from nndiag.replay.kinds import Layer
+
+Progress = Callable[[str, int, int], None]
+"""Told ``(what is being done, steps done, steps in all)``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure and how.
+
+    ``noise`` is what sampling the lesser columns of the loss curvature may cost in accuracy, as a share of the trace:
+    0 takes all of them exactly, ``None`` does so where that is cheap and else allows ``DEFAULT_NOISE``.
+    """
+
+    level: Level
+    solver: str = "lanczos"
+    tolerance: float = 1e-3
+    noise: float | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Update:
+    """The update rule with the tensors that belong to it: Adam's second moments by parameter name."""
+
+    facts: OptimizerFacts
+    second_moments: Mapping[str, Tensor]
+    step: int | None = None
+
+    def preconditioner(self, layer: Layer) -> Tensor | None:
+        """Return Adam's ``P = √(v/(1−β₂ᵗ)) + ε`` as ``(nodes, size)``; ``None`` where it is not known."""
+        needed = {layer.weight} | ({layer.bias} if layer.bias else set())
+        if not self.facts.is_adam or not needed <= self.second_moments.keys():
+            return None
+        moments = layer.rows(self.second_moments).double().clamp_min(0)
+        beta2 = self.facts.betas[1] if self.facts.betas else 0.999
+        correction = 1 - beta2**self.step if self.step else 1.0
+        return (moments / correction).sqrt() + (self.facts.eps or 1e-8)
