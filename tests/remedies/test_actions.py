@@ -45,6 +45,18 @@ def test_one_finding(code: str, goal: Goal) -> None:
     assert action.verified is None
 
 
+@pytest.mark.parametrize("code", ["ND102", "ND201", "ND202", "ND304"])
+def test_a_whole_layer_is_never_taken_out(code: str) -> None:
+    action = action_for([found(code)], "deploy", is_output=False, whole_layer=True)
+    assert action.kind == "reinitialise"
+    assert "whole layer" in action.reason
+
+
+def test_few_samples_are_a_reason_to_check_first() -> None:
+    assert "only 5 samples" in action_for([found("ND201")], "deploy", is_output=False, few=5).reason
+    assert "samples" not in action_for([found("ND101")], "deploy", is_output=False, few=5).reason
+
+
 @pytest.mark.parametrize("goal", ["train", "deploy"])
 @pytest.mark.parametrize("code", sorted(TRAIN))
 def test_outputs_are_neither_taken_out_nor_started_anew(code: str, goal: Goal) -> None:

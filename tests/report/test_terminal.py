@@ -111,8 +111,12 @@ def test_the_first_screen_tells_the_story_and_what_to_do() -> None:
     loss = next(line for line in first if line.startswith("  loss"))
     assert loss.split() == ["loss", "1.93", "1.12", "2.20", "2.29", "2.30", "2.30", "2.30", "2.30", "2.30"]
     todo = first.index("  What to do")
-    assert first[todo + 1] == "  → Reinitialise all 64 nodes of layer 2: dead on all 1,000 samples"
-    assert HINTS[0] in first[todo + 3]
+    assert (
+        first[todo + 1]
+        == "  → Go back to epoch 2, the last before this, and train on with a smaller"
+    )
+    assert first[todo + 3] == "  → Reinitialise all 64 nodes of layer 2: dead on all 1,000 samples"
+    assert HINTS[0] in first[todo + 5]
 
 
 def test_the_last_checkpoint_and_the_notable_ones_are_shown_in_full() -> None:
@@ -197,4 +201,4 @@ def test_nodes_whose_verdict_differs_between_folds_are_said_to_be_unsteady() -> 
 def test_reasons_that_differ_are_counted() -> None:
     nodes = [node("0", i, findings=dead(9), reason=f"reason {i % 3}") for i in range(4)]
     text = " ".join(render_text(report(diagnosis([layer("0", 9, plateau=4)], nodes))).split())
-    assert "Reinitialise 4 nodes of layer 0: reason 0 (2); reason 1 (1); other reasons (1)" in text
+    assert "Reinitialise 4 nodes of layer 0: 2 reason 0; 1 reason 1; 1 for other reasons" in text

@@ -11,9 +11,10 @@ from nndiag.checkpoint import Checkpoint
 from nndiag.probe.probe import Probe
 from nndiag.records import report
 from nndiag.records.measured import Measured, OptimizerFacts
-from nndiag.records.report import VERDICTS
+from nndiag.records.report import DEGENERATE, VERDICTS
 from nndiag.remedies import Goal, action_for
 from nndiag.rules.diagnose import JudgedLayer
+from nndiag.rules.thresholds import FEW_SAMPLES
 
 
 def diagnosis(
@@ -27,6 +28,7 @@ def diagnosis(
 ) -> report.Diagnosis:
     """Return everything said of one checkpoint as a record."""
     curvature = measured.curvature
+    few = measured.samples if (measured.samples or FEW_SAMPLES) < FEW_SAMPLES else None
     return report.Diagnosis(
         checkpoint=_checkpoint_facts(checkpoint, parameters, measured.optimizer),
         probe=None if probe is None or measured.samples is None else _probe_facts(probe),
@@ -35,7 +37,7 @@ def diagnosis(
         timing=report.Timing(**asdict(measured.timing)),
         model=report.ModelDiagnosis(loss=measured.loss, gradient_norm=measured.gradient_norm),
         layers=tuple(_layer(layer) for layer in judged),
-        nodes=tuple(node for layer in judged for node in _nodes(layer, goal, all_nodes)),
+        nodes=tuple(node for layer in judged for node in _nodes(layer, goal, all_nodes, few)),
         unmeasured=tuple(report.Unmeasured(name=n, reason=r) for n, r in measured.unmeasured),
     )
 
@@ -83,9 +85,10 @@ def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
     )
 
 
-def _nodes(judged: JudgedLayer, goal: Goal, all_nodes: bool) -> list[report.NodeDiagnosis]:
+def _nodes(judged: JudgedLayer, goal: Goal, all_nodes: bool, few: int | None) -> list[report.NodeDiagnosis]:
     layer = judged.measures
     columns = {name: values.tolist() for name, values in layer.per_node.items()}
+    whole_layer = all(verdict in DEGENERATE for verdict in judged.verdicts)
     indices = range(layer.nodes) if all_nodes else sorted(judged.by_node)
     found = []
     for i in indices:
@@ -98,7 +101,7 @@ def _nodes(judged: JudgedLayer, goal: Goal, all_nodes: bool) -> list[report.Node
             curvature_kind=layer.curvature_kind,  # type: ignore[arg-type]
             measures={name: _finite(values[i]) for name, values in columns.items()},
             findings=findings,
-            action=action_for(findings, goal, layer.is_output),
+            action=action_for(findings, goal, layer.is_output, whole_layer, few),
         )
         found.append(node)
     return found

@@ -58,7 +58,7 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
     files = _files(paths, config, settings, note)
     model = _model(config, settings)
     data = _data(config, settings)
-    probe = None if data is None else _probe(data, config, settings, note)
+    probe = None if data is None or model is None else _probe(data, config, settings, note)
     return Inputs(config, files, model, probe)
 
 

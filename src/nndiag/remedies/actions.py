@@ -35,13 +35,21 @@ network."""
 _REPLACES = ("prune", "merge", "reinitialise")
 
 
-def action_for(findings: Sequence[Finding], goal: Goal, is_output: bool) -> Action:
+def action_for(
+    findings: Sequence[Finding],
+    goal: Goal,
+    is_output: bool,
+    whole_layer: bool = False,
+    few: int | None = None,
+) -> Action:
     """Return the action for one node.
 
     Args:
         findings: of the node.
         goal: ``"train"`` where training goes on, ``"deploy"`` where the network is finished.
         is_output: whether the node is an output of the network, which cannot be taken out or started anew.
+        whole_layer: whether no node of its layer is any better: taking them all out would cut the network through.
+        few: the samples that the findings rest on, where they are too few to act on unchecked.
     """
     serious = [finding for finding in findings if finding.severity != "info"]
     if not serious:
@@ -58,7 +66,13 @@ def action_for(findings: Sequence[Finding], goal: Goal, is_output: bool) -> Acti
             kind, reason = _special(own[code], goal, is_output) or (train if goal == "train" else deploy)
             if is_output and kind in _REPLACES:
                 return Action(kind="none", reason=f"{reason} ({code}), but it is an output of the network")
-            return Action(kind=kind, reason=f"{reason} ({code})")
+            if whole_layer and kind == "prune":
+                kind, reason = (
+                    "reinitialise",
+                    f"{reason}, like its whole layer: pruning would cut the network",
+                )
+            caution = f"; only {few} samples say so: check on more" if few and kind in _REPLACES else ""
+            return Action(kind=kind, reason=f"{reason} ({code}){caution}")
     return Action(kind="none", reason="see its findings")
 
 

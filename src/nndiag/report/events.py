@@ -74,7 +74,9 @@ def _layer_events(run: Course, last: Diagnosis, groups: Sequence[Group]) -> Iter
             f"{_all_or_share(count, layer.nodes)} {predicate(code, name, count)}{once}."
         )
         causes = [g for g in groups if g.layer == layer.name and g.code == code]
-        yield Event((1, layer.since, -count / layer.nodes, place), "error", sentence, _follows(causes))
+        doubtful = any(g.layer == layer.name and g.code == "ND252" and g.severity != "error" for g in groups)
+        kind: Literal["error", "warning"] = "warning" if doubtful else "error"
+        yield Event((1, layer.since, -count / layer.nodes, place), kind, sentence, _follows(causes))
 
 
 def _layer_since(run: Course, layer: LayerCourse, code: str, count: int) -> tuple[str, str]:
@@ -160,7 +162,8 @@ def _group_event(group: Group, run: Course) -> Event:
         message = group.message.rstrip(".")
         what = f"{group.code} {group.name}{when}"
         sentence = f"{_capital(where)}: {message} ({what})." if message else f"{_capital(where)}: {what}."
-    gravity = 0 if group.code == "ND101" else 2 + 2 * group.gravity
+    # a node that is not finite comes before all else; one that overshoots may be why layers fell after it
+    gravity = {"ND101": 0, "ND402": 1 if group.gravity == 0 else 4}.get(group.code, 2 + 2 * group.gravity)
     rank = (gravity, start or 0, -len(group.nodes) / max(group.layer_nodes, 1))
     return Event(rank, SEVERITIES[group.gravity], sentence, hence(group))
 

@@ -43,8 +43,7 @@ def method_line(diagnosis: Diagnosis) -> Iterator[str]:
         kept = f", {percent(curvature.coverage)} of the trace" if curvature.coverage < 1 else ""
         yield f"{kind} by {curvature.solver}{kept}{'' if curvature.converged else ', not converged'}"
     if optimizer := diagnosis.checkpoint.optimizer:
-        name = optimizer.get("name") or "unknown optimiser"
-        yield str(name) + _rate(optimizer.get("lr"))
+        yield (str(optimizer.get("name") or "") + _rate(optimizer.get("lr"))).removeprefix(", ")
     if diagnosis.probe is not None and diagnosis.probe.folds > 1:
         yield counted(diagnosis.probe.folds, "fold")
     yield duration(diagnosis.timing.total_s)

@@ -18,6 +18,7 @@ from nndiag.report.groups import advise
 from nndiag.report.look import Look
 from nndiag.report.numbers import counted, number
 from nndiag.report.picture import legend, picture
+from nndiag.report.turning_back import turning_back
 from nndiag.report.words import advice_list, event_list, heading
 
 _MOST_EVENTS = 6
@@ -124,6 +125,8 @@ def _basis(report: Report, run: Course, look: Look) -> Padding:
 
 def _to_do(report: Report, hints: Sequence[str], look: Look, verbose: bool) -> Iterator[RenderableType]:
     advice = advise(report.checkpoints[-1])
-    if advice or hints:
+    back = turning_back(report)
+    if advice or hints or back:
         yield from heading("What to do", look)
-        yield from advice_list(advice, hints, look, len(advice) if verbose else _MOST_ACTIONS)
+        most = len(advice) if verbose else _MOST_ACTIONS
+        yield from advice_list(advice, hints, look, most, first=back)

@@ -45,10 +45,12 @@ def finding_list(groups: Sequence[Group], look: Look, most: int) -> Iterator[Ren
 
 
 def advice_list(
-    advice: Sequence[Advice], hints: Sequence[str], look: Look, most: int
+    advice: Sequence[Advice], hints: Sequence[str], look: Look, most: int, *, first: str | None = None
 ) -> Iterator[RenderableType]:
-    """Yield what to do about nodes, then the hints of the caller."""
+    """Yield what to do first, where there is such a thing, then about nodes, then the hints of the caller."""
     table = _hanging(len(look.glyphs.arrow))
+    if first is not None:
+        table.add_row(look.text((look.glyphs.arrow, "act")), look.text((first, "strong")))
     for one in advice[:most]:
         table.add_row(look.text((look.glyphs.arrow, "act")), _advised(one, look))
     for hint in hints:
@@ -69,9 +71,9 @@ def reason(advice: Advice) -> str:
     """Return why; where nodes have several reasons, the two most common with their counts."""
     if len(advice.reasons) == 1:
         return advice.reasons[0][0]
-    said = "; ".join(f"{words} ({count:,})" for words, count in advice.reasons[:2])
+    said = "; ".join(f"{count:,} {words}" for words, count in advice.reasons[:2])
     rest = sum(count for _, count in advice.reasons[2:])
-    return said + (f"; other reasons ({rest:,})" if rest else "")
+    return said + (f"; {rest:,} for other reasons" if rest else "")
 
 
 def _said(group: Group, look: Look) -> Text:

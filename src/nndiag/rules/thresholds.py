@@ -21,6 +21,9 @@ class Threshold:
     decides: str
 
 
+FEW_SAMPLES = 20
+"""With fewer samples, what a probe does not show proves little."""
+
 THRESHOLDS = (
     Threshold("collapse_ratio", 1e-3, "× the layer's median weight norm, or × its initial scale 1/√3",
               "below it a node's incoming weights count as collapsed (ND102)"),
@@ -29,7 +32,8 @@ THRESHOLDS = (
     Threshold("constant_ratio", 1e-5, "× the layer's median standard deviation",
               "below it an output counts as constant (ND203)"),
     Threshold("dormancy", 0.025, "× the layer's mean absolute activation", "at or below it a unit is dormant (ND204)"),
-    Threshold("few_samples", 20, "samples", "with fewer, what the probe does not show is no error (ND252, ND402)"),
+    Threshold("few_samples", FEW_SAMPLES, "samples",
+              "with fewer, what the probe does not show is no error (ND252, ND402)"),
     Threshold("dead_data", 0.05, "share of the samples",
               "above it (and above twice the chance 2^-nodes) a layer loses data (ND250)"),
     Threshold("rank_ratio", 0.01, "× the smaller of nodes and samples",

@@ -21,15 +21,8 @@ class Linear(Kind):
         if not isinstance(module, nn.Linear):
             return None
         bias = f"{prefix}bias" if module.bias is not None else None
-        return Layer(
-            name,
-            self,
-            type(module).__name__,
-            module.out_features,
-            module.in_features,
-            f"{prefix}weight",
-            bias,
-        )
+        nodes, fan_in = module.out_features, module.in_features
+        return Layer(name, self, "Linear", nodes, fan_in, f"{prefix}weight", bias)
 
     def rows(self, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return ``[W, b]``."""
