@@ -111,10 +111,7 @@ def test_the_first_screen_tells_the_story_and_what_to_do() -> None:
     loss = next(line for line in first if line.startswith("  loss"))
     assert loss.split() == ["loss", "1.93", "1.12", "2.20", "2.29", "2.30", "2.30", "2.30", "2.30", "2.30"]
     todo = first.index("  What to do")
-    assert (
-        first[todo + 1]
-        == "  → Go back to epoch 2, the last before this, and train on with a smaller"
-    )
+    assert first[todo + 1] == "  → Go back to epoch 2, the last before this, and train on with a smaller"
     assert first[todo + 3] == "  → Reinitialise all 64 nodes of layer 2: dead on all 1,000 samples"
     assert HINTS[0] in first[todo + 5]
 

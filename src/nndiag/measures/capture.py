@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -99,11 +99,30 @@ class Capture:
         if self._sums is None:
             self._sums = columns.new_zeros(self._folds, layer.nodes, layer.size, layer.size)
         self._rows += len(folds) * len(gradients)
-        members = [torch.nonzero(folds == fold).flatten() for fold in range(self._folds)]
+        members = [_rows_of(folds, fold, self._folds) for fold in range(self._folds)]
         for start, stop in tiles(layer, len(folds) * len(gradients), columns.element_size()):
-            stack = torch.cat([jacobian(layer, columns, g, start, stop) for g in gradients])
-            for fold, rows in enumerate(members):
-                if len(rows):
-                    every = torch.cat([rows + place * len(folds) for place in range(len(gradients))])
-                    part = stack[every].movedim(0, 1)
-                    self._sums[fold, start:stop].baddbmm_(part.mT, part)
+            for part in _jacobians(layer, columns, gradients, start, stop):
+                for fold, rows in enumerate(members):
+                    own = part[rows].movedim(0, 1)
+                    self._sums[fold, start:stop].baddbmm_(own.mT, own)
+
+
+def _jacobians(
+    layer: Layer, columns: Tensor, gradients: Sequence[Tensor], start: int, stop: int
+) -> Iterator[Tensor]:
+    """Yield the Jacobians of a tile of nodes, a column at a time; one product forms them all where it can."""
+    if layer.groups > 1 or len(gradients) == 1:
+        for g in gradients:
+            yield jacobian(layer, columns, g, start, stop)
+        return
+    together = torch.cat([g[:, start:stop] for g in gradients], dim=1) @ columns[:, 0].mT
+    for place in range(len(gradients)):
+        yield together[:, place * (stop - start) : (place + 1) * (stop - start)]
+
+
+def _rows_of(folds: Tensor, fold: int, count: int) -> slice | Tensor:
+    """Return the rows of one fold: a slice, which copies nothing, where folds follow each other in turn."""
+    turn = (torch.arange(len(folds)) + int(folds[0])) % count if len(folds) else folds
+    if torch.equal(turn, folds):
+        return slice((fold - int(folds[0])) % count if len(folds) else 0, None, count)
+    return torch.nonzero(folds == fold).flatten()

@@ -22,6 +22,9 @@ from nndiag.replay.layers import unmeasured
 from nndiag.replay.passes import main_output
 from nndiag.replay.state import undisturbed
 
+EXACT_TOLERANCE, SAMPLED_TOLERANCE = 5e-4, 1e-2
+"""Errors accepted from a solver: there is no use in being far more exact than the columns are."""
+
 
 def measure(
     model: nn.Module,
@@ -93,7 +96,10 @@ def _forward_backward_seconds(model: nn.Module, probe: Probe) -> float:
 
 
 def _curvatures(replay: Replay, update: Update | None, progress: Progress) -> dict[str, LayerCurvature]:
-    settings = CurvatureSettings(replay.plan.solver, replay.plan.tolerance, replay.plan.seed)
+    tolerance = replay.plan.tolerance
+    if tolerance is None:
+        tolerance = SAMPLED_TOLERANCE if replay.sampled else EXACT_TOLERANCE
+    settings = CurvatureSettings(replay.plan.solver, tolerance, replay.plan.seed)
     found = {}
     for done, (name, capture) in enumerate(replay.captures.items()):
         progress(f"curvature of layer {name}", done, len(replay.captures))

@@ -20,12 +20,13 @@ class Plan:
     """What to measure and how.
 
     ``noise`` is what sampling the lesser columns of the loss curvature may cost in accuracy, as a share of the trace:
-    0 takes all of them exactly, ``None`` does so where that is cheap and else allows ``DEFAULT_NOISE``.
+    0 takes all of them exactly, ``None`` does so where that is cheap. ``tolerance`` is the largest error of an
+    eigenvalue accepted from the solver, relative to the largest of its block; ``None`` suits it to the noise.
     """
 
     level: Level
     solver: str = "lanczos"
-    tolerance: float = 1e-3
+    tolerance: float | None = None
     noise: float | None = None
     seed: int = 0
 

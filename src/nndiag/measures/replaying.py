@@ -24,6 +24,7 @@ from nndiag.replay.separation import Blind, mixed_layers
 EXACT_WORK = 2e9
 """Multiplications (columns times those of a forward pass over the probe) up to which all columns are exact."""
 DEFAULT_NOISE = 2e-3
+"""What sampling may cost where all columns are not: a standard deviation, as a share of the trace."""
 
 
 class NonFiniteOutputError(ModelError):
@@ -47,6 +48,7 @@ class Replay:
         self.piecewise_linear = True
         self.repeated: set[str] = set()
         self.capture_seconds = 0.0
+        self.sampled = False
         self.signs = torch.Generator().manual_seed(plan.seed)
         self.row_signs = torch.Generator().manual_seed(plan.seed)
 
@@ -116,7 +118,9 @@ class Replay:
         columns = curvature_columns(loss, seen.output, targets)
         linear = seen.watch.proof.holds(seen.output, loss.is_cross_entropy)
         self.piecewise_linear = self.piecewise_linear and linear and columns.negative <= 1e-9 * columns.total
-        rows = choose_rows(columns.columns, self._noise(seen, len(columns.columns)), self.row_signs)
+        noise = self._noise(seen, len(columns.columns))
+        self.sampled = self.sampled or noise > 0
+        rows = choose_rows(columns.columns, noise, self.row_signs)
         self.total_trace += columns.total * len(batch)
         self.column_trace += rows.exact * float(columns.traces.sum()) * len(batch)
         fold_of = self.probe.fold_of(batch)

@@ -27,9 +27,9 @@ def lanczos_extremes(
     """Return the extremes of every block by Lanczos from one random start vector per block.
 
     A Ritz value θ has the residual ``r = β_m |s_m|``, ``s_m`` the last component of its eigenvector in the Krylov
-    basis: an eigenvalue lies within ``r`` of it, and within ``r²/γ`` where the next Ritz value is ``γ`` away. Of a
-    semidefinite block the smallest eigenvalue lies between zero and the smallest Ritz value, and is zero where the
-    rank is known to be short.
+    basis: an eigenvalue lies within ``r`` of it. (``r²/γ`` would be sharper, but the gap ``γ`` is not known: two close
+    eigenvalues look like one until late.) Of a semidefinite block the smallest eigenvalue lies between zero and the
+    smallest Ritz value, and is zero where the rank is known to be short.
 
     Args:
         blocks: the stack of symmetric matrices.
@@ -41,8 +41,8 @@ def lanczos_extremes(
     Returns:
         Extremes; blocks whose errors stay above the tolerance have ``converged`` False.
 
-    Source: Golub and Van Loan, Matrix Computations, 4th ed., section 10.1; Parlett, The Symmetric Eigenvalue Problem,
-    section 10.5 for ``r²/γ``; Ubaru, Chen and Saad 2017 for the quadrature.
+    Source: Golub and Van Loan, Matrix Computations, 4th ed., section 10.1; Ubaru, Chen and Saad 2017 for the
+    quadrature.
     """
     limit = min(max_products, blocks.size)
     krylov = _Krylov(random_vectors(blocks, like, generator), limit)
@@ -128,7 +128,7 @@ def _ritz(blocks: Blocks, krylov: _Krylov, tolerance: float) -> Extremes:
     values, states = torch.linalg.eigh(krylov.tridiagonal())
     residuals = krylov.beta[:, count - 1, None] * states[:, -1, :].abs()
     scale = values.abs().amax(dim=1)
-    largest_error = _sharpened(residuals[:, -1], values[:, -1] - values[:, -2] if count > 1 else None)
+    largest_error = residuals[:, -1]
     smallest, smallest_error = _smallest(blocks, values, residuals[:, 0], scale)
     vectors = (krylov.basis[:, :count].mT @ states[:, :, -1:].to(krylov.basis)).squeeze(2)
     norms = vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
@@ -163,20 +163,12 @@ def _placed(whole: Extremes | None, part: Extremes, owners: Tensor, width: int) 
     return Extremes(**found)
 
 
-def _sharpened(residual: Tensor, gap: Tensor | None) -> Tensor:
-    """Return ``min(r, r²/γ)``."""
-    if gap is None:
-        return residual
-    return torch.minimum(residual, residual * (residual / gap.clamp_min(TINY)).clamp(max=1.0))
-
-
 def _smallest(blocks: Blocks, values: Tensor, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return the smallest eigenvalues and their errors, with what is known of semidefinite and rank-short blocks."""
     smallest = values[:, 0]
-    error = _sharpened(residual, values[:, 1] - values[:, 0] if values.shape[1] > 1 else None)
     if not blocks.semidefinite:
-        return smallest, error
+        return smallest, residual
     if blocks.rank_bound < blocks.size:
-        return torch.zeros_like(smallest), torch.zeros_like(error)
+        return torch.zeros_like(smallest), torch.zeros_like(residual)
     rounding = torch.finfo(torch.float32).eps * scale
-    return smallest, torch.minimum(error, smallest.clamp_min(0) + rounding)
+    return smallest, torch.minimum(residual, smallest.clamp_min(0) + rounding)

@@ -61,6 +61,6 @@ class Extremes:
 
 def random_vectors(blocks: Blocks, like: Tensor, generator: torch.Generator) -> Tensor:
     """Return one random unit vector per block, drawn on the CPU so that every device starts alike."""
-    draws = torch.randn(blocks.nodes, blocks.size, generator=generator, dtype=torch.float64)
-    draws /= draws.norm(dim=1, keepdim=True)
-    return draws.to(like)
+    draws = torch.randn(blocks.nodes, blocks.size, generator=generator, dtype=like.dtype)
+    unit: Tensor = draws / draws.norm(dim=1, keepdim=True)
+    return unit.to(like.device)
