@@ -38,7 +38,6 @@ def main() -> None:
         heading,
         lambda: cost_table(options.quick),
         lambda: error_table(options.quick),
-        growth_table,
         solver_table,
     ):
         part = table()
@@ -148,30 +147,6 @@ def relative_errors(fast: Measured, exact: Measured, what: str):
             np.abs(one.per_node[what] - two.per_node[what])[alive]
             / np.abs(two.per_node["trace"] if what == "trace" else scale)[alive]
         )
-
-
-def growth_table() -> list[str]:
-    """Fitted exponents of the time in samples, width and depth."""
-    lines = ["", "## Growth", "", "| in | sizes | seconds | exponent |", "|---|---|---|---|"]
-    series = {
-        "samples": [(size, mlp(256, 256, 256, 10), size) for size in (500, 1000, 2000, 4000)],
-        "width": [(size, mlp(256, size, size, 10), 500) for size in (64, 128, 256, 512)],
-        "depth": [(size, mlp(256, *[256] * size, 10), 500) for size in (2, 4, 8)],
-    }
-    for what, cases in series.items():
-        sizes, seconds = [], []
-        for size, model, samples in cases:
-            x, y = vectors(samples, 256, torch.Generator().manual_seed(0))
-            probe = Probe((x,), y, named_loss("cross_entropy"))
-            times = [
-                curvature_seconds(measure(model, probe, Plan(Level.CURVATURE, noise=0.0))) for _ in range(3)
-            ]
-            sizes.append(size)
-            seconds.append(statistics.median(times))
-        slope = float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
-        shown = ", ".join(f"{s:.2f}" for s in seconds)
-        lines.append(f"| {what} | {', '.join(map(str, sizes))} | {shown} | {slope:.2f} |")
-    return lines
 
 
 def curvature_seconds(run: Measured) -> float:
