@@ -30,6 +30,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/speed.py --output benchmarks/RESULTS.md
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo 'installing into $(VENV): a few minutes, once'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(STAMP)

@@ -153,3 +153,18 @@ def test_notes_are_said_once_and_those_of_checkpoints_together() -> None:
     notes.say_of("b", "odd")
     notes.close()
     assert heard.notes == ["taken from model", "a, b, c and 3 more: not finite", "b: odd"]
+
+
+@pytest.mark.parametrize(("wanted", "kind"), [("auto", "hessian"), ("ggn", "ggn"), ("hessian", "hessian")])
+def test_the_curvature_is_of_the_kind_asked_for(run: Path, wanted: str, kind: str) -> None:
+    found = nndiag.scan(run, nndiag.ScanSettings(curvature=wanted, all_nodes=True)).report.checkpoints[-1]
+    assert found.curvature is not None
+    assert found.curvature.kind == kind
+    assert {node.curvature_kind for node in found.nodes} == {kind}
+
+
+def test_a_hessian_that_cannot_be_proved_is_refused(run: Path) -> None:
+    (run / "nndiag.toml").write_text(CONFIGURATION.replace("ReLU", "Tanh"))
+    assert nndiag.scan(run).report.checkpoints[-1].curvature.kind == "ggn"
+    with pytest.raises(ModelError, match="--curvature hessian: the network is smooth"):
+        nndiag.scan(run, nndiag.ScanSettings(curvature="hessian"))

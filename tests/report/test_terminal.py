@@ -180,7 +180,9 @@ def test_the_header_says_what_the_numbers_rest_on() -> None:
     )
     text = render_text(report(loose), width=120)
     assert "loss 2.30 (cross_entropy) · gradient norm 0.0123 · on 1,000 samples" in text
-    assert "Hessian by lanczos, 97 % of the trace, not converged · sgd, lr 0.5 · 2 folds · 423 ms" in text
+    assert (
+        "Hessian by lanczos, 97 % of the trace exact, not converged · sgd, lr 0.5 · 2 folds · 423 ms" in text
+    )
 
 
 def test_parameters_that_were_not_measured_are_named() -> None:

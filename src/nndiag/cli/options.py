@@ -78,7 +78,12 @@ LevelChoice = Annotated[
         "weights, activations, gradients or curvature; the deepest possible by default.",
     ),
 ]  # fmt: skip
-Curvature = Annotated[Literal["auto", "ggn"], _option(_DEPTH, "--curvature", "KIND", "auto or ggn.")]
+Curvature = Annotated[
+    Literal["auto", "ggn", "hessian"],
+    _option(
+        _DEPTH, "--curvature", "KIND", "auto, ggn, or hessian: refuse what is not proved to be the Hessian."
+    ),
+]
 Solver = Annotated[
     Literal["lanczos", "power", "dense"], _option(_DEPTH, "--solver", "NAME", "lanczos, power or dense.")
 ]

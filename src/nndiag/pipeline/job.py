@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from nndiag.checkpoint import Checkpoint, open_checkpoint
-from nndiag.errors import NndiagError
+from nndiag.errors import ModelError, NndiagError
 from nndiag.measures import NonFiniteOutputError, Plan, Update, measure
 from nndiag.measures.record import all_finite, weights_only
 from nndiag.model.fit import fit, load
@@ -117,7 +117,7 @@ class Job:
 
         plan = Plan(self.level, self.settings.solver, seed=self.settings.seed)
         try:
-            return measure(model, probe, plan, update, progress)
+            return _of_kind(measure(model, probe, plan, update, progress), self.settings.curvature)
         except NonFiniteOutputError:
             self._note_of(index, "outputs are not finite, so that gradients and curvature are left out")
             return measure(model, probe, replace(plan, level=Level.ACTIVATIONS), update, progress)
@@ -147,3 +147,21 @@ def _naming(path: Path) -> Iterator[None]:
         if error.what.startswith("--") or str(path) in error.what:
             raise
         raise type(error)(f"{path}, {error.what}", error.why, error.do) from error
+
+
+def _of_kind(measured: Measured, wanted: str) -> Measured:
+    """Return the measurement with its curvature called what was asked for.
+
+    Raises:
+        ModelError: the Hessian was asked for, and the blocks are not proved to be its.
+    """
+    facts = measured.curvature
+    if facts is None or wanted == "auto":
+        return measured
+    if wanted == "hessian" and facts.kind != "hessian":
+        why = "the network is smooth, or uses a layer twice, and only Gauss-Newton blocks are computed there"
+        raise ModelError("--curvature hessian", why, "use --curvature auto")
+    layers = tuple(
+        replace(layer, curvature_kind=wanted) if layer.curvature_kind else layer for layer in measured.layers
+    )
+    return replace(measured, layers=layers, curvature=replace(facts, kind=wanted))

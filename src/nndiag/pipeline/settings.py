@@ -12,7 +12,7 @@ from nndiag.remedies.actions import Goal
 
 _LEAST = {"limit": 1, "batch_size": 1, "folds": 1, "every": 1, "last": 1, "seed": 0}
 _CHOICES = {
-    "curvature": ("auto", "ggn"),
+    "curvature": ("auto", "ggn", "hessian"),
     "solver": ("lanczos", "power", "dense"),
     "dtype": ("float32", "float64"),
     "goal": ("train", "deploy"),

@@ -40,7 +40,7 @@ def method_line(diagnosis: Diagnosis) -> Iterator[str]:
     yield f"level {diagnosis.level}"
     if (curvature := diagnosis.curvature) is not None:
         kind = _KINDS[curvature.kind]
-        kept = f", {percent(curvature.coverage)} of the trace" if curvature.coverage < 1 else ""
+        kept = f", {percent(curvature.coverage)} of the trace exact" if curvature.coverage < 1 else ""
         yield f"{kind} by {curvature.solver}{kept}{'' if curvature.converged else ', not converged'}"
     if optimizer := diagnosis.checkpoint.optimizer:
         yield (str(optimizer.get("name") or "") + _rate(optimizer.get("lr"))).removeprefix(", ")
