@@ -63,6 +63,19 @@ def conv3d() -> nn.Module:
     return nn.Sequential(nn.Conv3d(1, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(24, 4))
 
 
+def transposed() -> nn.Module:
+    """Transposed convolutions with every option, groups and output padding included."""
+    return nn.Sequential(
+        nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1), nn.ReLU(),
+        nn.ConvTranspose2d(4, 4, (2, 3), stride=(1, 2), padding=(0, 3), dilation=(2, 1), groups=2, bias=False),
+        nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 4),
+    )  # fmt: skip
+
+
+def transposed1d() -> nn.Module:
+    return nn.Sequential(nn.ConvTranspose1d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(28, 4))
+
+
 def tokens() -> nn.Module:
     """A Linear over several positions, as in a transformer's feed-forward part."""
     return nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3), nn.Flatten(), nn.Linear(12, 4))
@@ -100,6 +113,8 @@ CASES = (
     Case("odd_convolutions", odd_convolutions, (2, 5, 5), 4),
     Case("conv1d", conv1d, (3, 10), 4),
     Case("conv3d", conv3d, (1, 3, 3, 3), 4),
+    Case("transposed", transposed, (2, 3, 3), 4),
+    Case("transposed1d", transposed1d, (3, 3), 4),
     Case("tokens", tokens, (4, 5), 4),
     Case("twice", Twice, (6,), 4),
 )

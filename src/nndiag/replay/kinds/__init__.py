@@ -10,7 +10,8 @@ in ``KINDS``.
 from nndiag.replay.kinds.base import Kind, Layer
 from nndiag.replay.kinds.convolution import Convolution
 from nndiag.replay.kinds.linear import Linear
+from nndiag.replay.kinds.transposed import TransposedConvolution
 
-KINDS: tuple[Kind, ...] = (Linear(), Convolution())
+KINDS: tuple[Kind, ...] = (Linear(), Convolution(), TransposedConvolution())
 
 __all__ = ["KINDS", "Kind", "Layer"]

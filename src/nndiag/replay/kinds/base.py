@@ -41,7 +41,8 @@ class Layer:
 
     def rows(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the layer's entries of a mapping by parameter name as ``(nodes, size)``."""
-        return self.kind.rows(tensors[self.weight], None if self.bias is None else tensors[self.bias])
+        bias = None if self.bias is None else tensors[self.bias]
+        return self.kind.rows(tensors[self.weight], bias, self.groups)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Kind(Protocol):
     def describe(self, name: str, module: nn.Module, prefix: str) -> Layer | None:
         """Return the layer that a module is, or ``None`` where it is of another kind."""
 
-    def rows(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def rows(self, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """Return weight and bias as ``(nodes, size)``."""
 
     def units(self, output: Tensor, layer: Layer) -> Units:

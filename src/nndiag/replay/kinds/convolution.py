@@ -40,7 +40,7 @@ class Convolution(Kind):
         nodes = module.out_channels
         return Layer(name, self, label, nodes, fan_in, f"{prefix}weight", bias, module.groups)
 
-    def rows(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def rows(self, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """Return the flattened kernels with their biases."""
         return stacked_rows(weight, bias)
 
@@ -106,9 +106,9 @@ class Geometry:
         """Return the geometry of a call."""
         kernel = use.weight_shape[2:]
         rank = len(kernel)
-        dilation = _per_axis(_option(use, "dilation", 1), rank)
+        dilation = per_axis(_option(use, "dilation", 1), rank)
         extent = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-        stride = _per_axis(_option(use, "stride", 1), rank)
+        stride = per_axis(_option(use, "stride", 1), rank)
         return cls(kernel, stride, dilation, extent, _padding(_option(use, "padding", 0), extent))
 
 
@@ -117,7 +117,8 @@ def _option(use: Use, name: str, default: Any) -> Any:
     return use.args[place] if len(use.args) > place else use.kwargs.get(name, default)
 
 
-def _per_axis(value: int | Sequence[int], rank: int) -> list[int]:
+def per_axis(value: int | Sequence[int], rank: int) -> list[int]:
+    """Return one number an axis from an option that may be one number for all."""
     values = [value] if isinstance(value, int) else list(value)
     return values * rank if len(values) == 1 else values
 
@@ -131,5 +132,5 @@ def _padding(padding: str | int | Sequence[int], extent: Sequence[int]) -> list[
         sides = [((e - 1) // 2, (e - 1) - (e - 1) // 2) for e in extent]
     else:
         assert not isinstance(padding, str)
-        sides = [(p, p) for p in _per_axis(padding, rank)]
+        sides = [(p, p) for p in per_axis(padding, rank)]
     return [side for pair in reversed(sides) for side in pair]

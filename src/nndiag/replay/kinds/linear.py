@@ -24,7 +24,7 @@ class Linear(Kind):
         nodes, fan_in = module.out_features, module.in_features
         return Layer(name, self, "Linear", nodes, fan_in, f"{prefix}weight", bias)
 
-    def rows(self, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def rows(self, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
         """Return ``[W, b]``."""
         return stacked_rows(weight, bias)
 
