@@ -168,3 +168,19 @@ def test_a_hessian_that_cannot_be_proved_is_refused(run: Path) -> None:
     assert nndiag.scan(run).report.checkpoints[-1].curvature.kind == "ggn"
     with pytest.raises(ModelError, match="--curvature hessian: the network is smooth"):
         nndiag.scan(run, nndiag.ScanSettings(curvature="hessian"))
+
+
+def test_a_loss_that_needs_targets_for_its_curvature_is_measured_without(run: Path) -> None:
+    (run / "loss.py").write_text(
+        "def loss(output, targets):\n    return (output - targets).abs().sum(dim=1)\n"
+    )
+    save_file({"x": torch.randn(12, 4)}, run / "inputs.safetensors")
+    settings = nndiag.ScanSettings(
+        data=str(run / "inputs.safetensors"), loss=f"{run / 'loss.py'}:loss", all_nodes=True
+    )
+    outcome = nndiag.scan(run, settings)
+    found = outcome.report.checkpoints[-1]
+    assert found.level == "gradients"
+    assert "influence" in found.nodes[0].measures
+    assert "gradient_norm" not in found.nodes[0].measures
+    assert outcome.hints == ("add targets y to the data to see curvature",)

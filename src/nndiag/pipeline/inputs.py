@@ -58,7 +58,8 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
     files = _files(paths, config, settings, note)
     model = _model(config, settings)
     data = _data(config, settings)
-    probe = None if data is None or model is None else _probe(data, config, settings, note)
+    # without a model the probe is not used, and nothing need be said of it
+    probe = None if data is None else _probe(data, config, settings, note if model else lambda _: None)
     return Inputs(config, files, model, probe)
 
 

@@ -34,6 +34,8 @@ def reach_of(inputs: Inputs) -> Reach:
         return Reach(Level.WEIGHTS, "data", _DATA, gain)
     if inputs.probe.loss is None:
         return Reach(Level.ACTIVATIONS, "a loss", _LOSS, "influence and curvature")
+    if inputs.probe.loss.curvature_needs_targets and not inputs.probe.has_targets:
+        return Reach(Level.GRADIENTS, "targets for this loss", "targets y to the data", "curvature")
     return Reach(Level.CURVATURE)
 
 

@@ -45,14 +45,6 @@ class Columns:
     total: float
     negative: float = 0.0
 
-    def leading(self, coverage: float) -> int:
-        """Return how many columns hold at least this share of the trace."""
-        if self.total <= 0:
-            return 0
-        held = torch.cumsum(self.traces, 0) / self.total
-        reached = int((held < coverage * (1 - 1e-9)).sum()) + 1
-        return min(reached, int((self.traces > 1e-12 * self.total).sum()))
-
 
 def curvature_columns(loss: Loss, output: Tensor, targets: Tensor | None) -> Columns:
     """Return the columns of the loss's curvature in the output.
