@@ -80,7 +80,7 @@ def measure(
             ended - captured if curved else None,
             ended - begun,
         ),
-        unmeasured=(*left_out, *sorted(replay.mixed.items())),
+        unmeasured=(*left_out, *sorted({**replay.elsewhere, **replay.mixed}.items())),
     )
 
 

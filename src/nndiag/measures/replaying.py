@@ -21,6 +21,7 @@ from nndiag.replay.layers import find_layers, owners
 from nndiag.replay.passes import Forward, forward
 from nndiag.replay.separation import Blind, mixed_layers
 
+ELSEWHERE = "its weight is also used outside the layer's own call, and its blocks would miss that use"
 EXACT_WORK = 2e9
 """Multiplications (columns times those of a forward pass over the probe) up to which all columns are exact."""
 DEFAULT_NOISE = 2e-3
@@ -42,6 +43,7 @@ class Replay:
         self.gradients = {layer.name: GradientSums(layer) for layer in self.layers}
         self.captures: dict[str, Capture] = {}
         self.mixed: dict[str, str] = {}
+        self.elsewhere: dict[str, str] = {}
         self.parameter_gradients: dict[str, Tensor] = {}
         self.loss_sum = 0.0
         self.column_trace = self.total_trace = 0.0
@@ -66,6 +68,8 @@ class Replay:
         begun, observed = time.perf_counter(), self.observer.seconds
         seen = forward(self.model, batch.inputs, self.by_weight, self.observer)
         self.capture_seconds += time.perf_counter() - begun - (self.observer.seconds - observed)
+        for name in seen.watch.used_elsewhere:
+            self.elsewhere[name] = ELSEWHERE
         for call in seen.calls:
             self.observer.commit(call.layer, call.reading, call.produced, call.is_output)  # type: ignore[arg-type]
         if self.plan.level >= Level.GRADIENTS and not bool(torch.isfinite(seen.output).all()):
@@ -92,7 +96,7 @@ class Replay:
         from_loss = None if targets is None else self._loss_gradients(seen, targets)
         seeds = influence_seeds(seen.output, len(self.probe), self.signs)
         from_outputs = [seen.gradients(seed) for seed in seeds]
-        for use in layer_uses(seen, self.mixed):
+        for use in layer_uses(seen, {*self.mixed, *self.elsewhere}):
             self.gradients[use.layer.name].add(
                 use,
                 use.columns(),
@@ -139,7 +143,7 @@ class Replay:
         return 0.0 if columns * len(self.probe) * work <= EXACT_WORK else DEFAULT_NOISE
 
     def _keep(self, seen: Forward, gradients: list[list[Tensor]], folds: Tensor) -> None:
-        for use in layer_uses(seen, self.mixed):
+        for use in layer_uses(seen, {*self.mixed, *self.elsewhere}):
             if len(use.places) > 1:
                 self.repeated.add(use.layer.name)
             if use.layer.name not in self.captures:

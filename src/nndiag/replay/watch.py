@@ -86,6 +86,7 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.calls: list[Call] = []
         self.proof = LinearityProof()
+        self.used_elsewhere: set[str] = set()
         self._layers = layers
         self._functions = frozenset(f for layer in layers.values() for f in layer.kind.functions)
         self._observer = observer
@@ -111,8 +112,11 @@ class Watch(TorchFunctionMode):
             self._lineage.see(name, args, kwargs, result, len(self.calls) - 1)
         else:
             self._lineage.see(name, args, kwargs, result, None)
-            if any(id(t) in self._layers for t in tensors_in((args, kwargs))):
+            used = [self._layers[id(t)].name for t in tensors_in((args, kwargs)) if id(t) in self._layers]
+            if used:
                 self.proof.foreign(name, result)
+            if any(t.requires_grad for t in tensors_in(result)):
+                self.used_elsewhere.update(used)
         self.proof.see(name, args, kwargs, result)
         return result
 
