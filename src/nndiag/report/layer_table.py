@@ -33,7 +33,7 @@ def layer_table(diagnosis: Diagnosis, look: Look, *, verbose: bool) -> Iterator[
     if not layers:
         yield from _all_folded(rows, look)
         return
-    names = {layer.name: look.clip(layer.name, look.width // 4) for layer in layers}
+    names = {layer.name: look.clip(layer.name or "(root)", look.width // 4) for layer in layers}
     layout = lay_out(layers, look, max([cell_len(name) for name in names.values()] + [5]))
     table = _table(layout, look)
     for row in rows:

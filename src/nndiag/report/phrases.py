@@ -63,8 +63,10 @@ def imperative(kind: ActionKind) -> str:
 def called(layer: str) -> str:
     """Return a layer as a sentence calls it: ``"layer 2"``, but ``"layer2.1.conv1"`` without saying it twice.
 
-    A long name loses its beginning.
+    A long name loses its beginning. The layer that is the whole network has no name of its own.
     """
+    if not layer:
+        return "the only layer"
     if len(layer) > _LONGEST_NAME:
         layer = "…" + layer[1 - _LONGEST_NAME :]
     return layer if layer.lower().startswith("layer") else f"layer {layer}"

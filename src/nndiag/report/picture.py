@@ -35,7 +35,7 @@ class Grid:
 
 def picture(run: Course, look: Look, *, verbose: bool) -> Table:
     """Return the picture; columns are thinned evenly, first and last kept, where they do not fit."""
-    names = [look.clip(layer.name, look.width // 4) for layer in run.layers]
+    names = [look.clip(layer.name or "(root)", look.width // 4) for layer in run.layers]
     rows = folded(len(names), _worth_a_row(run, verbose), _not_healthy(run))
     shown = [row for row in rows if isinstance(row, int)]
     label_width = max([cell_len(names[row]) for row in shown] + [cell_len(run.word), 4])
