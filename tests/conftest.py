@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Put the number of threads back after a test that changes it."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)

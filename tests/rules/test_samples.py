@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import nn
 
@@ -157,11 +156,3 @@ def test_the_xor_minima_of_abs_are_no_plateaus() -> None:
 def test_the_two_cycle_is_no_instability_of_its_linearisation() -> None:
     verdicts = Counter(w for file in files("two_cycle") for w in diagnosis("two_cycle", file)["0"].verdicts)
     assert verdicts == {"healthy": len(files("two_cycle"))}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
