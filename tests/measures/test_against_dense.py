@@ -11,7 +11,7 @@ from tests.cases import CASES, LOSSES, Case, build, dense_blocks, probe
 from torch import nn
 
 from nndiag.measures import Plan, measure
-from nndiag.probe.loss import named_loss
+from nndiag.probe.loss import custom_loss, named_loss
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 
@@ -115,3 +115,13 @@ def test_batches_of_nine_and_one_change_nothing(case: Case) -> None:
             scale = np.abs(values[np.isfinite(values)]).max(initial=1e-9)
             np.testing.assert_allclose(two.per_node[name], values, rtol=1e-6, atol=1e-7 * scale, err_msg=name)
         assert one.per_layer == pytest.approx(two.per_layer, rel=1e-9)
+
+
+@pytest.mark.parametrize(("sign", "kind"), [(1.0, "hessian"), (-1.0, "ggn")])
+def test_a_callable_loss_is_exact_unless_it_is_not_convex(sign: float, kind: str) -> None:
+    loss = custom_loss("own", lambda f, y: sign * nn.functional.cross_entropy(f, y, reduction="none"))
+    given = probe(CASES[0], "cross_entropy", samples=40, dtype=torch.float32)
+    measured = measure(
+        build(CASES[0]).float(), Probe(given.inputs, given.targets, loss), Plan(Level.CURVATURE)
+    )
+    assert {layer.curvature_kind for layer in measured.layers} == {kind}

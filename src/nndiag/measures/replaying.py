@@ -120,8 +120,11 @@ class Replay:
         loss = self.probe.loss
         assert loss is not None
         columns = curvature_columns(loss, seen.output, targets)
+        rounding = max(1e-9, 100 * torch.finfo(seen.output.dtype).eps)
         linear = seen.watch.proof.holds(seen.output, loss.is_cross_entropy)
-        self.piecewise_linear = self.piecewise_linear and linear and columns.negative <= 1e-9 * columns.total
+        self.piecewise_linear = (
+            self.piecewise_linear and linear and columns.negative <= rounding * columns.total
+        )
         noise = self._noise(seen, len(columns.columns))
         self.sampled = self.sampled or noise > 0
         rows = choose_rows(columns.columns, noise, self.row_signs)
