@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +57,11 @@ class Use:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     weight_shape: tuple[int, ...]
+
+    def option(self, order: Sequence[str], name: str, default: Any) -> Any:
+        """Return an option by name, whether it was given by place (in the function's ``order``) or by keyword."""
+        place = order.index(name)
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
 
 class Kind(Protocol):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,15 +105,10 @@ class Geometry:
         """Return the geometry of a call."""
         kernel = use.weight_shape[2:]
         rank = len(kernel)
-        dilation = per_axis(_option(use, "dilation", 1), rank)
+        dilation = per_axis(use.option(_ORDER, "dilation", 1), rank)
         extent = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-        stride = per_axis(_option(use, "stride", 1), rank)
-        return cls(kernel, stride, dilation, extent, _padding(_option(use, "padding", 0), extent))
-
-
-def _option(use: Use, name: str, default: Any) -> Any:
-    place = _ORDER.index(name)
-    return use.args[place] if len(use.args) > place else use.kwargs.get(name, default)
+        stride = per_axis(use.option(_ORDER, "stride", 1), rank)
+        return cls(kernel, stride, dilation, extent, _padding(use.option(_ORDER, "padding", 0), extent))
 
 
 def per_axis(value: int | Sequence[int], rank: int) -> list[int]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +115,7 @@ class Spread:
         kernel = use.weight_shape[2:]
         rank = len(kernel)
         stride, padding, output_padding, dilation = (
-            per_axis(_option(use, name, default), rank)
+            per_axis(use.option(_ORDER, name, default), rank)
             for name, default in (("stride", 1), ("padding", 0), ("output_padding", 0), ("dilation", 1))
         )
         pad: list[int] = []
@@ -132,8 +131,3 @@ def _spread_out(inputs: Tensor, stride: list[int]) -> Tensor:
     wide = inputs.new_zeros(*inputs.shape[:2], *sizes)
     wide[(slice(None), slice(None), *(slice(None, None, step) for step in stride))] = inputs
     return wide
-
-
-def _option(use: Use, name: str, default: Any) -> Any:
-    place = _ORDER.index(name)
-    return use.args[place] if len(use.args) > place else use.kwargs.get(name, default)
