@@ -48,14 +48,14 @@ def test_against_single_samples() -> None:
 def test_torque_is_the_share_of_the_gradient_across_the_weights(across: float, ratio: float) -> None:
     rows = torch.tensor([[2.0, 0.0, 5.0]])
     gradient = torch.tensor([[4.0, across, 7.0]])
-    found = mean_gradient_measures(rows, gradient, has_bias=True)
+    found = mean_gradient_measures(rows, gradient, weights=2)
     assert found["torque_ratio"][0] == pytest.approx(ratio)
 
 
 def test_torque_without_weights_and_without_gradient() -> None:
     rows = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
     gradient = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
-    torque = mean_gradient_measures(rows, gradient, has_bias=False)["torque_ratio"]
+    torque = mean_gradient_measures(rows, gradient, weights=2)["torque_ratio"]
     assert torque[0] == 1
     assert np.isnan(torque[1])
     assert torque_of_layer(torque) == {"torque_ratio_mean": 1.0, "torque_ratio_p10": 1.0}

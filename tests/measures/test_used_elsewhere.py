@@ -1,8 +1,10 @@
-"""A layer whose weight is used a second time in another way: its blocks would be wrong, so there are none."""
+"""A layer whose weight is used a second time in another way: its blocks count both uses."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from tests.cases import gauss_newton_blocks
 from torch import Tensor, nn
 
 from nndiag.measures import Plan, measure
@@ -23,17 +25,17 @@ class Tied(nn.Module):
         return self.scale(self.encoder(x).relu() @ self.encoder.weight)
 
 
-def test_the_layer_is_named_as_not_measured_and_the_others_are() -> None:
+def test_a_second_use_counts() -> None:
     torch.manual_seed(0)
-    model = Tied()
-    probe = Probe((torch.randn(20, 6),), torch.randn(20, 6), named_loss("mse"))
+    model = Tied().double()
+    probe = Probe((torch.randn(20, 6).double(),), torch.randn(20, 6).double(), named_loss("mse"))
+    truth = gauss_newton_blocks(model, probe)
     found = measure(model, probe, Plan(Level.CURVATURE))
-    encoder, scale = found.layers
-    assert "lambda_max" not in encoder.per_node
-    assert "active_fraction" in encoder.per_node
-    assert "gradient_norm" in encoder.per_node  # autograd adds up every use
-    assert "lambda_max" in scale.per_node
-    assert "also used outside" in dict(found.unmeasured)["encoder"]
+    assert found.unmeasured == ()
+    for layer in found.layers:
+        largest = torch.linalg.eigvalsh(truth[layer.name])[:, -1].numpy()
+        np.testing.assert_allclose(layer.per_node["lambda_max"], largest, rtol=1e-3)
+    assert "active_fraction" in found.layers[0].per_node
 
 
 def test_reading_a_weight_without_using_it_is_no_use() -> None:

@@ -50,9 +50,9 @@ def test_zeros_and_what_is_not_finite_repeat_nothing() -> None:
 def test_norms_are_with_and_without_the_bias() -> None:
     table = rows()
     table[2, 1] = torch.inf
-    found = weight_measures(table, has_bias=True)
+    found = weight_measures(table, weights=table.shape[1] - 1)
     np.testing.assert_allclose(found["weight_norm"][:2], table[:2, :-1].norm(dim=1).numpy())
     np.testing.assert_allclose(found["parameter_norm"][:2], table[:2].norm(dim=1).numpy())
     np.testing.assert_array_equal(found["bias"], table[:, -1].numpy())
     assert found["nonfinite_parameters"].tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
-    assert "bias" not in weight_measures(table, has_bias=False)
+    assert "bias" not in weight_measures(table, weights=table.shape[1])

@@ -104,7 +104,6 @@ SMOOTH: dict[str, Callable[[Net, Tensor], Tensor]] = {
         torch.einsum("nij,nj->ni", m.wide(x).view(-1, 5, 3), m.c(m.a(x).relu()))
     ),
     "tied decoder": lambda m, x: m.c(m.b(F.linear(m.b(m.a(x).relu()).relu(), m.b.weight.t()))),
-    "tied by matmul": lambda m, x: m.c(m.b(m.a(x)).relu() @ m.b.weight),
     "softmax head": lambda m, x: m.c(m.a(x)).softmax(dim=1),
     "log_softmax twice": lambda m, x: F.log_softmax(m.c(F.log_softmax(m.a(x), dim=1)), dim=1),
     "a function of one's own": lambda m, x: m.c(Squared.apply(m.a(x))),
@@ -158,6 +157,22 @@ def test_what_is_not_known_to_be_piecewise_linear_is_not_called_exact(way: str) 
     _, found = run(build(SMOOTH[way]), inputs(4), "cross_entropy")
     kinds = {kind for kind, _ in found.values() if kind is not None}
     assert kinds == {"ggn"}
+
+
+def test_a_layer_used_twice_is_not_called_exact_and_the_others_are() -> None:
+    model = build(lambda m, x: m.c(m.b(m.a(x)).relu() @ m.b.weight))
+    probe, found = run(model, inputs(4), "cross_entropy")
+    assert {name: kind for name, (kind, _) in found.items()} == {"a": "hessian", "b": "ggn", "c": "hessian"}
+    for name in ("a", "c"):
+        values = torch.linalg.eigvalsh(dense_blocks(model, probe)[name]).numpy()
+        np.testing.assert_allclose(found[name][1]["lambda_max"], values[:, -1], rtol=1e-8)
+
+
+@pytest.mark.parametrize("way", ["exp", "square"])
+def test_a_parameter_that_goes_through_a_curve_is_not_called_exact(way: str) -> None:
+    model = build(lambda m, x: m.c(x[:, :1] * (m.gain.exp() if way == "exp" else m.gain * m.gain)))
+    _, found = run(model, inputs(4), "cross_entropy")
+    assert found["gain"][0] == "ggn"
 
 
 def test_log_softmax_before_a_squared_error_is_smooth() -> None:

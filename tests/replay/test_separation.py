@@ -47,6 +47,12 @@ class Flattened(SequenceFirst):
         return self.head(hidden.reshape(len(x), -1, 6).mean(dim=1))
 
 
+class FlattenedTheOtherWay(SequenceFirst):
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inside(x.transpose(0, 1).reshape(-1, 4)).relu()
+        return self.head(hidden.reshape(x.shape[1], len(x), 6).mean(dim=0))
+
+
 class Apart(SequenceFirst):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.inside(x).relu().mean(dim=1))
@@ -61,23 +67,11 @@ def inputs(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 
-CASES = {
-    "sequence first": (SequenceFirst, (7, 5, 4), "its output has 5 rows for 3 samples"),
-    "sequence first, as many positions as samples": (
-        SequenceFirst, (3, 3, 4), "samples of a batch influence each other there",
-    ),
-    "mixing": (Mixing, (7, 4), "samples of a batch influence each other there"),
-    "mixing one way": (MinusTheFirst, (7, 4), "samples of a batch influence each other there"),
-    "flattened": (Flattened, (7, 5, 4), "its output has 15 rows for 3 samples"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_layers_whose_samples_are_not_apart_say_so(case: str) -> None:
-    kind, shape, reason = CASES[case]
-    found = measured(build(kind), inputs(*shape), Level.CURVATURE)
+@pytest.mark.parametrize("kind", [Mixing, MinusTheFirst])
+def test_layers_whose_samples_are_not_apart_say_so(kind: type[nn.Module]) -> None:
+    found = measured(build(kind), inputs(7, 4), Level.CURVATURE)
     inside, head = layer(found, "inside"), layer(found, "head")
-    assert ("inside", reason) in found.unmeasured
+    assert ("inside", "samples of a batch influence each other there") in found.unmeasured
     assert not any(name in inside.per_node for name in PER_SAMPLE)
     assert inside.curvature_kind is None
     assert inside.per_fold == {}
@@ -85,6 +79,22 @@ def test_layers_whose_samples_are_not_apart_say_so(case: str) -> None:
     assert "gradient_norm" in inside.per_node  # of the mean loss: needs no samples apart
     assert "head" not in dict(found.unmeasured)
     assert all(name in head.per_node for name in PER_SAMPLE)
+
+
+@pytest.mark.parametrize("kind", [SequenceFirst, Flattened, FlattenedTheOtherWay])
+@pytest.mark.parametrize("shape", [(7, 5, 4), (3, 3, 4), (6, 3, 4), (2, 8, 4)])
+def test_samples_are_found_where_they_are(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
+    truth = measured(build(Apart), inputs(*shape), Level.CURVATURE)
+    found = measured(build(kind), inputs(*shape), Level.CURVATURE)
+    assert found.unmeasured == ()
+    for name in PER_SAMPLE:
+        for where in ("inside", "head"):
+            np.testing.assert_allclose(
+                layer(found, where).per_node[name],
+                layer(truth, where).per_node[name],
+                rtol=1e-6,
+                err_msg=name,
+            )
 
 
 @pytest.mark.parametrize("kind", [SequenceFirst, Flattened])

@@ -112,3 +112,15 @@ def test_quadrature_weights_sum_to_one() -> None:
         Stack(symmetric(5, 60)), torch.zeros(1, dtype=torch.float64), generator=generator()
     )
     torch.testing.assert_close(found.weights.sum(dim=1), torch.ones(5, dtype=torch.float64))
+
+
+def test_vectors_of_both_ends_where_asked() -> None:
+    blocks = Stack(symmetric(5, 40))
+    truth = torch.linalg.eigh(blocks.stack).eigenvectors
+    found = lanczos_extremes(
+        blocks, blocks.stack, generator=generator(), tolerance=1e-8, max_products=40, both_vectors=True
+    )
+    assert found.smallest_vectors is not None
+    assert (found.vectors * truth[:, :, -1]).sum(1).abs().tolist() == pytest.approx([1.0] * 5)
+    assert (found.smallest_vectors * truth[:, :, 0]).sum(1).abs().tolist() == pytest.approx([1.0] * 5)
+    assert solve("lanczos", blocks).smallest_vectors is None

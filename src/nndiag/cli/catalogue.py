@@ -44,7 +44,8 @@ def explain(
     width = min(100, shutil.get_terminal_size((80, 24)).columns) - 1
     doc = rule.doc
     print(f"{rule.code} {rule.name}: {rule.summary}")
-    print(f"{rule.severity}, on a {rule.on}, needs the {_level(rule)} level")
+    asked = f" and {rule.option}" if rule.option else ""
+    print(f"{rule.severity}, on a {rule.on}, needs the {_level(rule)} level{asked}")
     for heading, text in (
         ("What it means", doc.meaning),
         ("How it is measured", doc.measured),

@@ -47,8 +47,11 @@ DataSpec = Annotated[
 ]  # fmt: skip
 LossSpec = Annotated[
     str | None,
-    _option(_INPUTS, "--loss", "SPEC", "cross_entropy, mse, nll, bce_with_logits, or file.py:callable."),
-]
+    _option(
+        _INPUTS, "--loss", "SPEC",
+        "cross_entropy, mse, nll, bce_with_logits, causal_lm, masked_lm, or file.py:callable.",
+    ),
+]  # fmt: skip
 Limit = Annotated[int | None, _option(_INPUTS, "--limit", "N", "Only the first N samples of the probe.")]
 Every = Annotated[
     int | None,
@@ -87,6 +90,13 @@ Curvature = Annotated[
 Solver = Annotated[
     Literal["lanczos", "power", "dense"], _option(_DEPTH, "--solver", "NAME", "lanczos, power or dense.")
 ]
+Certificate = Annotated[
+    bool,
+    _option(
+        _DEPTH, "--certificate", None,
+        "Certify the point: full Hessian, gradient against noise, minimum or saddle, basin.",
+    ),
+]  # fmt: skip
 BatchSize = Annotated[int | None, _option(_DEPTH, "--batch-size", "N", "Samples a pass; 256 by default.")]
 Folds = Annotated[int, _option(_DEPTH, "--folds", "K", "Parts of the probe that a verdict must hold in.")]
 Seed = Annotated[int, _option(_DEPTH, "--seed", "N", "Seed of every random number.")]

@@ -37,6 +37,7 @@ def scan(
     level: options.LevelChoice = None,
     curvature: options.Curvature = "auto",
     solver: options.Solver = "lanczos",
+    certificate: options.Certificate = False,
     folds: options.Folds = 4,
     batch_size: options.BatchSize = None,
     dtype: options.Dtype = "float32",
@@ -78,7 +79,7 @@ def scan(
         model=model, weights_key=weights_key, strip_prefix=strip_prefix, data=data, loss=loss,
         optimizer=optimizer, lr=lr, momentum=momentum, betas=_betas(betas), weight_decay=weight_decay,
         horizon=horizon, level=None if level is None else Level.parse(level), curvature=curvature,
-        solver=solver, select=_codes(select), ignore=_codes(ignore), goal=goal, limit=limit,
+        solver=solver, certificate=certificate, select=_codes(select), ignore=_codes(ignore), goal=goal, limit=limit,
         batch_size=batch_size, folds=folds, seed=seed, device=device, dtype=dtype, every=every, last=last,
         all_nodes=all_nodes, trust=trust,
     )  # fmt: skip

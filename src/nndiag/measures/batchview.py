@@ -1,57 +1,68 @@
-"""One batch as a layer saw it: inputs of its nodes, and gradients at its outputs, over all calls of the
-layer."""
+"""One batch as a layer saw it: the uses of its parameters, and gradients at their outputs, over all calls."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from nndiag.replay.jacobian import input_columns
-from nndiag.replay.kinds import Layer
-from nndiag.replay.kinds.base import Use
+from nndiag.replay.jacobian import Part
+from nndiag.replay.kinds import Layer, Samples, Share, Slot
 from nndiag.replay.passes import Forward
 
 
 @dataclass(frozen=True)
 class LayerUse:
-    """The calls of one layer in one forward pass; positions of several calls stand side by side.
-
-    ``places`` are the indices of its calls, ``uses`` the calls themselves.
-    """
+    """The calls of one layer in one forward pass, those that use the same parameters together."""
 
     layer: Layer
-    places: tuple[int, ...]
-    uses: tuple[Use, ...]
-    positions: int
+    shares: tuple[Share, ...]
 
-    def columns(self) -> Tensor:
-        """Return the inputs of the nodes, ``(batch, groups, size, positions)``."""
-        return columns_of(self.layer, self.uses)
+    @property
+    def calls(self) -> int:
+        """How often its parameters are used."""
+        return sum(len(share.uses) for share in self.shares)
 
-    def gather(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Pick the layer's own gradients, ``(batch, nodes, positions)``, from those of all calls."""
-        own = [gradients[place] for place in self.places]
-        return own[0] if len(own) == 1 else torch.cat(own, dim=2)
+    def inputs(self) -> list[Tensor]:
+        """Return the inputs of every share, as its kind holds them."""
+        return [share.kind.inputs(share).detach() for share in self.shares]
+
+    def gather(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Pick the layer's own gradients from those of all calls, as the kinds hold them."""
+        return [share.kind.gather(share, gradients) for share in self.shares]
+
+    def parts(self, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Part]:
+        """Put shares, inputs and gradients together."""
+        return list(zip(self.shares, inputs, gradients, strict=True))
 
 
-def columns_of(layer: Layer, uses: Sequence[Use]) -> Tensor:
-    """Return the inputs of a layer's nodes over several calls, ``(batch, groups, size, positions)``."""
-    parts = [input_columns(layer, use) for use in uses]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
+def layer_uses(
+    seen: Forward, samples: Mapping[str, Sequence[Samples]], leave_out: Collection[str]
+) -> list[LayerUse]:
+    """Return the layers called in a forward pass, in order of their first call.
 
-
-def layer_uses(seen: Forward, leave_out: Collection[str]) -> list[LayerUse]:
-    """Return the layers called in a forward pass, in order of their first call, without those named."""
-    places: dict[str, list[int]] = {}
+    Args:
+        seen: the pass.
+        samples: where the samples are in every call of a layer, by its name; first where nothing is said.
+        leave_out: names of layers to leave out.
+    """
+    grouped: dict[str, dict[tuple[object, Slot, Slot | None], Share]] = {}
+    layers: dict[str, Layer] = {}
+    counts: dict[str, int] = {}
     for place, call in enumerate(seen.calls):
-        if call.layer.name not in leave_out:
-            places.setdefault(call.layer.name, []).append(place)
-    found = []
-    for indices in places.values():
-        calls = [seen.calls[i] for i in indices]
-        positions = sum(call.positions for call in calls)
-        found.append(LayerUse(calls[0].layer, tuple(indices), tuple(c.use for c in calls), positions))
-    return found
+        use, name = call.use, call.layer.name
+        if use is None or name in leave_out:
+            continue
+        layers[name] = call.layer
+        known, turn = samples.get(name, ()), counts.get(name, 0)
+        counts[name] = turn + 1
+        if known:
+            use = use.with_samples(known[min(turn, len(known) - 1)])
+        shares = grouped.setdefault(name, {})
+        key = (use.kind, use.weight, use.bias)
+        before = shares.get(key)
+        shares[key] = (
+            Share((use,), (place,)) if before is None else Share((*before.uses, use), (*before.places, place))
+        )
+    return [LayerUse(layers[name], tuple(shares.values())) for name, shares in grouped.items()]

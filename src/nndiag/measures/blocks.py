@@ -1,24 +1,38 @@
 """Gauss-Newton blocks of a layer's nodes as products: ``G_i = (1/N) Σ_{n,c} J_{n,c,i} J_{n,c,i}ᵀ``.
 
-Three forms of one thing. ``OuterBlocks``: with one position ``J`` is an outer product, and inputs and
+Four forms of one thing. ``OuterBlocks``: with one position ``J`` is an outer product, and inputs and
 ``h_{n,i} = Σ_c g_{c,n,i}²`` are all that is kept. ``GramBlocks``: small blocks are added up whole, so that
 memory does not
 grow with the probe. ``ImplicitBlocks``: large blocks with several positions are multiplied through the layer's own
-function. Which one a layer gets is decided in ``capture``.
+function. ``RowBlocks``: Jacobians as they are. Which one a layer gets is decided in ``capture``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nndiag.measures.batchview import columns_of
-from nndiag.replay.jacobian import squared_norms
-from nndiag.replay.kinds import Layer
-from nndiag.replay.kinds.base import Use
+from nndiag.replay.jacobian import jacobian, squared_norms
+from nndiag.replay.kinds import Layer, Share
+from nndiag.spectrum import Blocks
+
+
+class LayerBlocks(Blocks, Protocol):
+    """What the measures of a layer need of its blocks, beside what a solver does."""
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the blocks' dtype and device."""
+
+    def traces(self) -> Tensor:
+        """Return the trace of every block, ``(nodes,)`` float64."""
+
+    def forms_by_fold(self, vectors: Tensor, folds: int) -> Tensor:
+        """Return each fold's share of ``N vᵀ H_i v``, ``(folds, nodes)`` float64, not divided by its samples."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +44,14 @@ class OuterBlocks:
         weights: ``h``, ``(rows, nodes)``.
         folds: fold of every row, ``(rows,)``.
         samples: how many samples the mean is over.
+        semidefinite: whether no weight is negative.
     """
 
     inputs: Tensor
     weights: Tensor
     folds: Tensor
     samples: int
-
-    semidefinite = True
+    semidefinite: bool = True
 
     @property
     def like(self) -> Tensor:
@@ -92,8 +106,7 @@ class GramBlocks:
     total: Tensor
     samples: int
     rows: int
-
-    semidefinite = True
+    semidefinite: bool = True
 
     @property
     def like(self) -> Tensor:
@@ -138,20 +151,74 @@ class GramBlocks:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Rows that went through one forward pass: the calls of the layer, the gradients of every column, and folds.
+class RowBlocks:
+    """Blocks known by their Jacobians, kept row by row, ``(nodes, rows, size)``; ``folds`` of every row."""
 
-    ``gradients`` is ``(columns, batch, nodes, positions)``, positions of several calls side by side.
+    rows: Tensor
+    folds: Tensor
+    samples: int
+
+    semidefinite = True
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the blocks' dtype and device."""
+        return self.rows
+
+    @property
+    def nodes(self) -> int:
+        """How many blocks."""
+        return int(self.rows.shape[0])
+
+    @property
+    def size(self) -> int:
+        """Parameters of one node."""
+        return int(self.rows.shape[2])
+
+    @property
+    def rank_bound(self) -> int:
+        """One rank a row."""
+        return min(self.size, int(self.rows.shape[1]))
+
+    def product(self, vectors: Tensor) -> Tensor:
+        """``G V = Jᵀ (J V) / N``."""
+        images = self.rows @ vectors[:, :, None]
+        return (self.rows.mT @ images).squeeze(2).div_(self.samples)
+
+    def restricted(self, index: Tensor) -> RowBlocks:
+        """Return the blocks of these nodes alone."""
+        return replace(self, rows=self.rows[index])
+
+    def matrices(self, start: int, stop: int) -> Tensor:
+        """Return the blocks themselves in float64."""
+        rows = self.rows[start:stop].double()
+        return rows.mT @ rows / self.samples
+
+    def traces(self) -> Tensor:
+        """``tr G_i``, ``(nodes,)`` float64."""
+        return self.rows.square().sum(dim=(1, 2)).double() / self.samples
+
+    def forms_by_fold(self, vectors: Tensor, folds: int) -> Tensor:
+        """``Σ vᵀ J_n J_nᵀ v`` over the samples of each fold, ``(folds, nodes)`` float64."""
+        forms = (self.rows @ vectors[:, :, None]).squeeze(2).square().T
+        return forms.new_zeros(folds, self.nodes).index_add_(0, self.folds, forms).double()
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows that went through one forward pass: the uses of the layer, the gradients of every column, and folds.
+
+    ``gradients[c]`` holds those of column ``c``, one tensor a share, as its kind holds them.
     """
 
-    uses: tuple[Use, ...]
-    gradients: Tensor
+    shares: tuple[Share, ...]
+    gradients: tuple[tuple[Tensor, ...], ...]
     folds: Tensor
 
 
 @dataclass(frozen=True)
 class ImplicitBlocks:
-    """Blocks known by the layer's own function: one product of all nodes is a forward and a weight gradient."""
+    """Blocks known by the layer's own functions: one product of all nodes is a forward and a weight gradient."""
 
     layer: Layer
     segments: Sequence[Segment]
@@ -162,7 +229,7 @@ class ImplicitBlocks:
     @property
     def like(self) -> Tensor:
         """A tensor of the blocks' dtype and device."""
-        return self.segments[0].gradients
+        return self.segments[0].gradients[0][0]
 
     @property
     def nodes(self) -> int:
@@ -177,70 +244,91 @@ class ImplicitBlocks:
     @property
     def rank_bound(self) -> int:
         """One rank a row and column."""
-        rows = sum(s.gradients.shape[0] * s.gradients.shape[1] for s in self.segments)
+        rows = sum(len(s.gradients) * len(s.folds) for s in self.segments)
         return min(self.size, rows)
 
     def product(self, vectors: Tensor) -> Tensor:
-        """``u = layer(a; V)``, ``r = Σ_c (Σ_t g_c u) g_c``, ``G V`` the weight gradient at ``r / N``."""
+        """``u = layer(a; V)``, ``r = Σ_c (Σ_t g_c u) g_c``, ``G V`` the parameters' gradient at ``r / N``."""
         found = torch.zeros_like(vectors)
         for segment in self.segments:
-            parts = self._responses(segment, vectors)
-            responses = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-            cotangents = torch.zeros_like(responses)
-            for g in segment.gradients:
-                cotangents.addcmul_(g, (g * responses).sum(dim=2, keepdim=True))
-            start = 0
-            for use, part in zip(segment.uses, parts, strict=True):
-                stop = start + part.shape[2]
-                found += self.layer.kind.pull_back(self.layer, use, cotangents[:, :, start:stop])
-                start = stop
+            responses = _responses(segment, vectors)
+            cotangents: list[Tensor | None] = [None] * len(segment.shares)
+            for gradients in segment.gradients:
+                q = _contracted(segment, gradients, responses)
+                for place, (share, g) in enumerate(zip(segment.shares, gradients, strict=True)):
+                    weighed, before = share.kind.weigh(share, q, g), cotangents[place]
+                    cotangents[place] = weighed if before is None else before.add_(weighed)
+            for share, cotangent in zip(segment.shares, cotangents, strict=True):
+                assert cotangent is not None
+                share.add_to(found, share.kind.pull_back(share, cotangent))
         return found.div_(self.samples)
 
-    def _responses(self, segment: Segment, vectors: Tensor) -> list[Tensor]:
-        return [self.layer.kind.respond(self.layer, use, vectors) for use in segment.uses]
-
     def restricted(self, index: Tensor) -> None:
-        """The layer's own function takes all nodes."""
+        """A product treats all nodes at once."""
+        return
 
     def matrices(self, start: int, stop: int) -> Tensor:
-        """Return the blocks themselves in float64, a product a column."""
-        columns = []
-        for place in range(self.size):
-            unit = self.like.new_zeros(self.nodes, self.size)
-            unit[:, place] = 1
-            columns.append(self.product(unit)[start:stop].double())
-        return torch.stack(columns, dim=2)
+        """Return the blocks themselves, made of Jacobians, in float64."""
+        found: Tensor | None = None
+        for segment in self.segments:
+            inputs = [share.kind.inputs(share) for share in segment.shares]
+            for gradients in segment.gradients:
+                parts = list(zip(segment.shares, inputs, gradients, strict=True))
+                rows = jacobian(self.layer, parts, start, stop).double().movedim(0, 1)
+                found = rows.mT @ rows if found is None else found.baddbmm_(rows.mT, rows)
+        assert found is not None
+        return found / self.samples
 
     def traces(self) -> Tensor:
-        """``tr G_i = (1/N) Σ ‖J_{n,c,i}‖²``, ``(nodes,)`` float64, from Jacobians of one row at a time."""
+        """``tr G_i = (1/N) Σ_{n,c} ‖J_{n,c,i}‖²``, ``(nodes,)`` float64."""
         total = torch.zeros(self.nodes, dtype=torch.float64, device=self.like.device)
         for segment in self.segments:
-            columns = columns_of(self.layer, segment.uses)
-            for g in segment.gradients:
-                total += squared_norms(self.layer, columns, g).sum(dim=0).double()
+            inputs = [share.kind.inputs(share) for share in segment.shares]
+            for gradients in segment.gradients:
+                parts = list(zip(segment.shares, inputs, gradients, strict=True))
+                total += squared_norms(self.layer, parts).sum(dim=0).double()
         return total / self.samples
 
     def forms_by_fold(self, vectors: Tensor, folds: int) -> Tensor:
         """``Σ vᵀ J_n J_nᵀ v`` over the samples of each fold, ``(folds, nodes)`` float64."""
         found = self.like.new_zeros(folds, self.nodes)
         for segment in self.segments:
-            responses = torch.cat(self._responses(segment, vectors), dim=2)
-            for g in segment.gradients:
-                found.index_add_(0, segment.folds, (g * responses).sum(dim=2).square())
+            responses = _responses(segment, vectors)
+            for gradients in segment.gradients:
+                found.index_add_(0, segment.folds, _contracted(segment, gradients, responses).square())
         return found.double()
 
 
-NodeBlocks = OuterBlocks | GramBlocks | ImplicitBlocks
+def _responses(segment: Segment, vectors: Tensor) -> list[Tensor]:
+    return [share.kind.respond(share, share.own(vectors)) for share in segment.shares]
+
+
+def _contracted(segment: Segment, gradients: Sequence[Tensor], responses: Sequence[Tensor]) -> Tensor:
+    """Return ``⟨J_{n,i}, v_i⟩`` of one column, ``(batch, nodes)``."""
+    parts = [
+        share.kind.contract(share, g, u)
+        for share, g, u in zip(segment.shares, gradients, responses, strict=True)
+    ]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+NodeBlocks = OuterBlocks | GramBlocks | RowBlocks | ImplicitBlocks
 
 
 @dataclass(frozen=True)
 class ScaledBlocks:
     """``D G D`` for a diagonal ``D`` per node: the curvature that a preconditioned optimiser sees."""
 
-    blocks: NodeBlocks
+    blocks: Blocks
     scale: Tensor  # (nodes, size): P^{-1/2}
 
-    semidefinite = True
+    @property
+    def semidefinite(self) -> bool:
+        """Scaling changes no sign."""
+        return self.blocks.semidefinite
 
     @property
     def nodes(self) -> int:

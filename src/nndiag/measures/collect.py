@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +12,11 @@ from torch import nn
 
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature, layer_curvature
 from nndiag.measures.plan import Plan, Progress, Update
-from nndiag.measures.record import layer_record
+from nndiag.measures.record import layer_record, only_observed
 from nndiag.measures.replaying import Replay
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 from nndiag.records.measured import CurvatureFacts, LayerMeasures, Measured, Timing
-from nndiag.replay.kinds import Layer
 from nndiag.replay.layers import unmeasured
 from nndiag.replay.passes import main_output
 from nndiag.replay.state import undisturbed
@@ -59,9 +58,7 @@ def measure(
         captured = time.perf_counter()
         curvatures = _curvatures(replay, update, progress)
         ended = time.perf_counter()
-        layers = _with_influence(
-            [_layer(replay, layer, curvatures.get(layer.name)) for layer in replay.layers]
-        )
+        layers = _with_influence(list(_layers(replay, curvatures)))
         left_out = unmeasured(model, replay.layers)
     curved = plan.level >= Level.CURVATURE
     return Measured(
@@ -80,7 +77,7 @@ def measure(
             ended - captured if curved else None,
             ended - begun,
         ),
-        unmeasured=(*left_out, *sorted({**replay.elsewhere, **replay.mixed}.items())),
+        unmeasured=(*left_out, *sorted(replay.left_out.items())),
     )
 
 
@@ -113,21 +110,36 @@ def _curvatures(replay: Replay, update: Update | None, progress: Progress) -> di
     return found
 
 
-def _layer(replay: Replay, layer: Layer, curvature: LayerCurvature | None) -> LayerMeasures:
+def _layers(replay: Replay, curvatures: Mapping[str, LayerCurvature]) -> Iterator[LayerMeasures]:
     parameters = dict(replay.model.named_parameters(remove_duplicate=False))
-    gradients = {n: g / len(replay.probe) for n, g in replay.parameter_gradients.items()}
-    record = layer_record(
-        layer,
-        layer.rows(parameters).detach(),
-        replay.observer.sums.get(layer.name),
-        replay.gradients[layer.name] if layer.name not in replay.mixed else None,
-        layer.rows(gradients) if layer.weight in gradients else None,
-        len(replay.probe),
-    )
+    by_identity = {id(p): n for n, p in replay.model.named_parameters()}
+    gradients = {
+        name: replay.parameter_gradients[by_identity[id(p)]] / len(replay.probe)
+        for name, p in parameters.items()
+        if by_identity[id(p)] in replay.parameter_gradients
+    }
+    for layer in replay.layers:
+        record = layer_record(
+            layer,
+            layer.rows(parameters).detach(),
+            replay.observer.sums.get(layer.name),
+            replay.gradients[layer.name] if layer.name not in replay.left_out else None,
+            layer.rows(gradients) if set(layer.names) <= gradients.keys() else None,
+            len(replay.probe),
+            reached=layer.name in replay.reached,
+            apart=replay.apart(layer),
+            lookups=replay.lookups.get(layer.name),
+        )
+        yield only_observed(_with_curvature(replay, record, curvatures.get(layer.name)))
+
+
+def _with_curvature(replay: Replay, record: LayerMeasures, curvature: LayerCurvature | None) -> LayerMeasures:
     if curvature is None:
         return record
-    exact = replay.piecewise_linear and layer.name not in replay.repeated
-    median = {"lambda_max_median": float(np.median(curvature.per_node["lambda_max"]))}
+    exact = replay.piecewise_linear and record.name not in replay.not_linear
+    known = curvature.per_node["lambda_max"]
+    known = known if record.observed is None else known[record.observed]
+    median = {"lambda_max_median": float(np.median(known))} if known.size else {}
     return replace(
         record,
         curvature_kind="hessian" if exact else "ggn",

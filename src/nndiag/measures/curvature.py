@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nndiag.measures.blocks import NodeBlocks, ScaledBlocks
+from nndiag.measures.blocks import LayerBlocks, ScaledBlocks
 from nndiag.measures.weights import numbers
 from nndiag.records.measured import Floats, OptimizerFacts
 from nndiag.spectrum import Blocks, Extremes, dense_extremes, lanczos_extremes, power_extremes
@@ -47,7 +47,7 @@ class LayerCurvature:
 
 
 def layer_curvature(
-    blocks: NodeBlocks,
+    blocks: LayerBlocks,
     fold_sizes: Tensor,
     settings: CurvatureSettings,
     optimizer: OptimizerFacts | None,
@@ -64,7 +64,9 @@ def layer_curvature(
     """
     generator = torch.Generator().manual_seed(settings.seed)
     found = _solve(blocks, blocks.like, settings, generator)
-    by_fold = numbers(blocks.forms_by_fold(found.vectors, len(fold_sizes)).cpu() / fold_sizes[:, None])
+    per_fold = {"lambda_max": _by_fold(blocks, found.vectors, fold_sizes)}
+    if found.smallest_vectors is not None:
+        per_fold["lambda_min"] = _by_fold(blocks, found.smallest_vectors, fold_sizes)
     plain = preconditioner is None
     per_node = {
         "lambda_max": numbers(found.largest),
@@ -72,7 +74,7 @@ def layer_curvature(
         "lambda_max_error": numbers(found.largest_error),
         "lambda_min_error": numbers(found.smallest_error),
         "trace": numbers(blocks.traces()),
-        "lambda_max_se": _standard_error(by_fold),
+        "lambda_max_se": _standard_error(per_fold["lambda_max"]),
         "flat_fraction": _flat_fraction(found, optimizer, plain),
     }
     effective = found.largest
@@ -81,14 +83,20 @@ def layer_curvature(
         effective = _solve(scaled, blocks.like, settings, generator).largest
         per_node["lambda_max_preconditioned"] = numbers(effective)
     per_node.update(_dynamics(numbers(effective), optimizer, not plain))
-    return LayerCurvature(per_node, {"lambda_max": by_fold}, bool(found.converged.all()), found.products)
+    return LayerCurvature(per_node, per_fold, bool(found.converged.all()), found.products)
 
 
 def _solve(blocks: Blocks, like: Tensor, settings: CurvatureSettings, generator: torch.Generator) -> Extremes:
+    both = not blocks.semidefinite
     if settings.solver == "dense" or (settings.solver == "lanczos" and blocks.size <= DENSE_SIZE):
-        return dense_extremes(blocks, like)
+        return dense_extremes(blocks, like, both_vectors=both)
     solver = power_extremes if settings.solver == "power" else lanczos_extremes
-    return solver(blocks, like, generator=generator, tolerance=settings.tolerance)
+    return solver(blocks, like, generator=generator, tolerance=settings.tolerance, both_vectors=both)
+
+
+def _by_fold(blocks: LayerBlocks, vectors: Tensor, fold_sizes: Tensor) -> Floats:
+    """Return ``vᵀ H_fold v`` of every fold and node, ``(folds, nodes)``."""
+    return numbers(blocks.forms_by_fold(vectors, len(fold_sizes)).cpu() / fold_sizes[:, None])
 
 
 def _standard_error(by_fold: Floats) -> Floats:

@@ -36,15 +36,27 @@ class GradientSums:
         self._zeros = zeros
 
     def add(
-        self, use: LayerUse, columns: Tensor, from_loss: Tensor | None, from_outputs: Sequence[Tensor]
+        self,
+        use: LayerUse,
+        inputs: Sequence[Tensor],
+        from_loss: Sequence[Tensor] | None,
+        from_outputs: Sequence[Sequence[Tensor]],
     ) -> None:
-        """Add a batch: gradients at the layer's output, of the losses of single samples and of seeded outputs."""
+        """Add a batch: gradients at the layer's outputs, of the losses of single samples and of seeded outputs."""
         if from_loss is not None:
-            self._add("loss_reach", from_loss.double().square().sum(dim=(0, 2)))
-            self._add("loss_squares", squared_norms(use.layer, columns, from_loss).double().sum(dim=0))
+            self._add("loss_reach", _reach(use, from_loss))
+            self._add("loss_squares", _squares(use, inputs, from_loss))
         for g in from_outputs:
-            self._add("output_reach", g.double().square().sum(dim=(0, 2)))
-            self._add("output_squares", squared_norms(use.layer, columns, g).double().sum(dim=0))
+            self._add("output_reach", _reach(use, g))
+            self._add("output_squares", _squares(use, inputs, g))
+
+    def add_jacobians(self, from_loss: Tensor | None, from_outputs: Sequence[Tensor]) -> None:
+        """Add some samples by their Jacobians, each ``(batch, nodes, size)``; reach is then that of the parameters."""
+        for name, rows in (("loss", from_loss), *(("output", rows) for rows in from_outputs)):
+            if rows is not None:
+                squares = rows.double().square().sum(dim=(0, 2))
+                self._add(f"{name}_reach", squares)
+                self._add(f"{name}_squares", squares)
 
     def _add(self, name: str, values: Tensor) -> None:
         self._sums[name] = self._sums.get(name, self._zeros) + values.cpu()
@@ -52,6 +64,18 @@ class GradientSums:
     def mean(self, name: str, samples: int) -> Floats | None:
         """Return a sum divided by the number of samples; ``None`` where it was not taken."""
         return numbers(self._sums[name] / samples) if name in self._sums else None
+
+
+def _reach(use: LayerUse, gradients: Sequence[Tensor]) -> Tensor:
+    """Return ``Σ_n ‖g_n‖²`` of the gradients at each node's own outputs."""
+    total = gradients[0].new_zeros(use.layer.nodes, dtype=torch.float64)
+    for share, g in zip(use.shares, gradients, strict=True):
+        total += share.kind.reach(share, g)
+    return total
+
+
+def _squares(use: LayerUse, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    return squared_norms(use.layer, use.parts(inputs, gradients)).double().sum(dim=0)
 
 
 def influence_seeds(output: Tensor, samples: int, generator: torch.Generator) -> list[Tensor]:
@@ -74,7 +98,7 @@ def influence_seeds(output: Tensor, samples: int, generator: torch.Generator) ->
     return list(signs.to(output) / draws**0.5)
 
 
-def mean_gradient_measures(rows: Tensor, gradient: Tensor, has_bias: bool) -> dict[str, Floats]:
+def mean_gradient_measures(rows: Tensor, gradient: Tensor, weights: int) -> dict[str, Floats]:
     """Return ``gradient_norm`` and ``torque_ratio`` per node from the gradient of the mean loss.
 
     ``torque_ratio = ‖g − (g·w)w/‖w‖²‖ / ‖g‖`` on the weights without the bias; NaN where ``g`` is zero.
@@ -82,11 +106,10 @@ def mean_gradient_measures(rows: Tensor, gradient: Tensor, has_bias: bool) -> di
     Args:
         rows: parameters, ``(nodes, size)``.
         gradient: ``∂L/∂rows``.
-        has_bias: whether the last column is a bias.
+        weights: how many of the entries of a row are weights; biases follow.
     """
     g = gradient.double()
-    w = rows.double()
-    g_weights, w = (g[:, :-1], w[:, :-1]) if has_bias else (g, w)
+    g_weights, w = g[:, :weights], rows.double()[:, :weights]
     norm = torch.linalg.vector_norm(w, dim=1, keepdim=True)
     direction = torch.where(
         norm > 0, w / norm.clamp_min(torch.finfo(torch.float64).tiny), torch.zeros_like(w)

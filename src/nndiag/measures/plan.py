@@ -22,6 +22,7 @@ class Plan:
     ``noise`` is what sampling the lesser columns of the loss curvature may cost in accuracy, as a share of the trace:
     0 takes all of them exactly, ``None`` does so where that is cheap. ``tolerance`` is the largest error of an
     eigenvalue accepted from the solver, relative to the largest of its block; ``None`` suits it to the noise.
+    ``granularity`` is ``"node"``, or ``"head"`` to take the rows of an attention head together.
     """
 
     level: Level
@@ -29,6 +30,7 @@ class Plan:
     tolerance: float | None = None
     noise: float | None = None
     seed: int = 0
+    granularity: str = "node"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,7 @@ class Update:
 
     def preconditioner(self, layer: Layer) -> Tensor | None:
         """Return Adam's ``P = √(v/(1−β₂ᵗ)) + ε`` as ``(nodes, size)``; ``None`` where it is not known."""
-        needed = {layer.weight} | ({layer.bias} if layer.bias else set())
-        if not self.facts.is_adam or not needed <= self.second_moments.keys():
+        if not self.facts.is_adam or not set(layer.names) <= self.second_moments.keys():
             return None
         moments = layer.rows(self.second_moments).double().clamp_min(0)
         beta2 = self.facts.betas[1] if self.facts.betas else 0.999

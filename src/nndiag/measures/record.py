@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from nndiag.measures.gradients import (
     mean_gradient_measures,
     torque_of_layer,
 )
-from nndiag.measures.weights import duplicate_rows, weight_measures
+from nndiag.measures.weights import WEIGHT_MEASURES, duplicate_rows, numbers, weight_measures
 from nndiag.records.level import Level
 from nndiag.records.measured import Floats, LayerMeasures, Measured
 from nndiag.replay.kinds import Layer
@@ -28,6 +29,10 @@ def layer_record(
     gradients: GradientSums | None,
     mean_gradient: Tensor | None,
     samples: int,
+    *,
+    reached: bool = True,
+    apart: bool = True,
+    lookups: Tensor | None = None,
 ) -> LayerMeasures:
     """Return the record of a layer from its parameters and the sums of a replay.
 
@@ -38,26 +43,30 @@ def layer_record(
         gradients: sums of gradients of single samples; ``None`` where samples are not apart.
         mean_gradient: gradient of the mean loss, like ``rows``; ``None`` without targets.
         samples: how many the sums are over.
+        reached: whether the probe ran the layer.
+        apart: whether the rows of its outputs are the samples.
+        lookups: how often each node took part, where not all always do.
     """
-    has_bias = layer.bias is not None
-    node: dict[str, Floats] = weight_measures(rows, has_bias)
+    node: dict[str, Floats] = weight_measures(rows, layer.weight_size)
     fold: dict[str, Floats] = {}
     whole: dict[str, float] = {"weight_norm_median": float(np.median(node["weight_norm"]))}
-    same, turned = duplicate_rows(rows.cpu())
+    same, turned = duplicate_rows(rows.cpu(), layer.groups)
     duplicates = {"weights": same, "negated_weights": turned}
     activation = None
     if activity is not None:
-        more, fold, of_layer = activity.measures(apart=gradients is not None)
+        more, fold, of_layer = activity.measures(apart=apart and gradients is not None)
         node.update(more)
         whole.update(of_layer)
         duplicates["outputs"] = activity.duplicates()
         activation = activity.activation
     if mean_gradient is not None:
-        mean = mean_gradient_measures(rows, mean_gradient, has_bias)
+        mean = mean_gradient_measures(rows, mean_gradient, layer.weight_size)
         node.update(mean)
         whole.update(torque_of_layer(mean["torque_ratio"]))
     if gradients is not None:
         node.update(gradient_measures(gradients, samples, node, node.get("preactivation_std")))
+    if lookups is not None:
+        node["lookups"] = numbers(lookups)
     return LayerMeasures(
         name=layer.name,
         kind=layer.label,
@@ -69,8 +78,26 @@ def layer_record(
         per_node=node,
         per_fold=fold,
         duplicates=duplicates,
-        reached=activity is not None,
+        reached=reached,
+        observed=None if lookups is None else numbers(lookups) > 0,
         is_output=activity is not None and activity.is_output,
+    )
+
+
+def only_observed(record: LayerMeasures) -> LayerMeasures:
+    """Leave only what the parameters say of nodes that the probe never used: nothing else was measured there."""
+    if record.observed is None or record.observed.all():
+        return record
+    kept = {*WEIGHT_MEASURES, "lookups"}
+    return replace(
+        record,
+        per_node={
+            name: values if name in kept else np.where(record.observed, values, np.nan)
+            for name, values in record.per_node.items()
+        },
+        per_fold={
+            name: np.where(record.observed, values, np.nan) for name, values in record.per_fold.items()
+        },
     )
 
 
@@ -81,7 +108,9 @@ def weights_only(layers: tuple[Layer, ...], tensors: Mapping[str, Tensor]) -> Me
         layers: the layers.
         tensors: parameters by name.
     """
-    found = tuple(layer_record(layer, layer.rows(tensors), None, None, None, 0) for layer in layers)
+    found = tuple(
+        layer_record(layer, layer.rows(tensors), None, None, None, 0, reached=False) for layer in layers
+    )
     return Measured(level=Level.WEIGHTS, layers=found)
 
 

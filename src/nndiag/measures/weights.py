@@ -15,20 +15,24 @@ COMPARABLE_ROWS = 8192
 """Layers with more nodes are not searched for repeated rows."""
 
 
-def weight_measures(rows: Tensor, has_bias: bool) -> dict[str, Floats]:
+WEIGHT_MEASURES = ("weight_norm", "parameter_norm", "nonfinite_parameters", "bias")
+"""What the parameters alone say of a node."""
+
+
+def weight_measures(rows: Tensor, weights: int) -> dict[str, Floats]:
     """Return ``weight_norm``, ``bias``, ``parameter_norm`` and ``nonfinite_parameters`` per node.
 
     Args:
-        rows: ``(nodes, size)``, the bias last where there is one.
-        has_bias: whether there is one.
+        rows: ``(nodes, size)``, weights first.
+        weights: how many of the entries are weights. One entry more is the node's bias; of several biases (the gates of
+            a recurrent unit) none is *the* bias.
     """
-    weights = rows[:, :-1] if has_bias else rows
     found = {
-        "weight_norm": _norm(weights),
+        "weight_norm": _norm(rows[:, :weights]),
         "parameter_norm": _norm(rows),
         "nonfinite_parameters": (~torch.isfinite(rows)).sum(dim=1),
     }
-    if has_bias:
+    if rows.shape[1] == weights + 1:
         found["bias"] = rows[:, -1]
     return {name: numbers(values) for name, values in found.items()}
 
@@ -36,12 +40,15 @@ def weight_measures(rows: Tensor, has_bias: bool) -> dict[str, Floats]:
 Pairs = tuple[tuple[int, int], ...]
 
 
-def duplicate_rows(rows: Tensor) -> tuple[Pairs, Pairs]:
+def duplicate_rows(rows: Tensor, groups: int = 1) -> tuple[Pairs, Pairs]:
     """Return pairs ``(node, earlier node)`` whose weights and biases are equal to rounding, and those of the other
     nodes that are equal with the sign turned.
 
-    Rows of zeros and rows that are not finite repeat nothing.
+    Rows of zeros and rows that are not finite repeat nothing; nor do single numbers, nor nodes of different groups,
+    which have inputs of their own.
     """
+    if rows.shape[1] < 2 or groups >= len(rows):
+        return (), ()
     norms = _norm(rows)
     usable = torch.isfinite(norms) & (norms > 0)
     index = torch.nonzero(usable).flatten()
@@ -51,7 +58,11 @@ def duplicate_rows(rows: Tensor) -> tuple[Pairs, Pairs]:
     cosine = torch.tril(unit @ unit.T, diagonal=-1)
     ratio = norms[index, None] / norms[None, index]
     # ‖a ∓ b‖² / ‖a‖² = 1 + 1/r² ∓ 2cos/r; near r = 1 both parts must be small
-    same = (1 - cosine.abs() < DUPLICATE_TOLERANCE**2 / 2 + 1e-12) & ((ratio - 1).abs() < DUPLICATE_TOLERANCE)
+    member = index // (len(rows) // groups)
+    same = member[:, None] == member[None, :]
+    same &= (1 - cosine.abs() < DUPLICATE_TOLERANCE**2 / 2 + 1e-12) & (
+        (ratio - 1).abs() < DUPLICATE_TOLERANCE
+    )
     equal = first_partners((same & (cosine > 0)).numpy(), index.numpy())
     repeated = {node for node, _ in equal}
     turned = first_partners((same & (cosine < 0)).numpy(), index.numpy())

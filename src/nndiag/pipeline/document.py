@@ -23,6 +23,7 @@ def diagnosis(
     probe: Probe | None,
     measured: Measured,
     judged: Sequence[JudgedLayer],
+    of_model: tuple[report.Finding, ...],
     goal: Goal,
     all_nodes: bool,
 ) -> report.Diagnosis:
@@ -35,7 +36,7 @@ def diagnosis(
         level=measured.level.label,  # type: ignore[arg-type]
         curvature=None if curvature is None else report.CurvatureFacts(**asdict(curvature)),
         timing=report.Timing(**asdict(measured.timing)),
-        model=report.ModelDiagnosis(loss=measured.loss, gradient_norm=measured.gradient_norm),
+        model=_model(measured, of_model),
         layers=tuple(_layer(layer) for layer in judged),
         nodes=tuple(node for layer in judged for node in _nodes(layer, goal, all_nodes, few)),
         unmeasured=tuple(report.Unmeasured(name=n, reason=r) for n, r in measured.unmeasured),
@@ -69,6 +70,20 @@ def _probe_facts(probe: Probe) -> report.ProbeFacts:
     )
 
 
+def _model(measured: Measured, findings: tuple[report.Finding, ...]) -> report.ModelDiagnosis:
+    found = measured.certificate
+    certificate = None
+    if found is not None:
+        fields = {
+            name: _finite(value) if isinstance(value, float) else value
+            for name, value in asdict(found).items()
+        }
+        certificate = report.Certificate.model_validate(fields)
+    return report.ModelDiagnosis(
+        loss=measured.loss, gradient_norm=measured.gradient_norm, findings=findings, certificate=certificate
+    )
+
+
 def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
     layer = judged.measures
     counts = judged.counts
@@ -98,7 +113,7 @@ def _nodes(judged: JudgedLayer, goal: Goal, all_nodes: bool, few: int | None) ->
             index=i,
             verdict=judged.verdicts[i],  # type: ignore[arg-type]
             steady=judged.steady[i],
-            curvature_kind=layer.curvature_kind,  # type: ignore[arg-type]
+            curvature_kind=layer.kind_of(i),  # type: ignore[arg-type]
             measures={name: _finite(values[i]) for name, values in columns.items()},
             findings=findings,
             action=action_for(findings, goal, layer.is_output, whole_layer, few),

@@ -118,7 +118,7 @@ def _model(config: RunConfig, settings: ScanSettings) -> nn.Module | None:
         return None
     if not find_layers(model):
         raise ModelError(
-            "model", "it has no layer whose nodes can be measured (Linear, Conv1d to Conv3d)",
+            "model", "it has no parameters, and so no nodes",
             "leave --model out to look at its weights",
         )  # fmt: skip
     return model.to(settings.device, DTYPES[settings.dtype])

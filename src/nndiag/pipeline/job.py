@@ -13,6 +13,7 @@ from torch import nn
 from nndiag.checkpoint import Checkpoint, open_checkpoint
 from nndiag.errors import ModelError, NndiagError
 from nndiag.measures import NonFiniteOutputError, Plan, Update, measure
+from nndiag.measures.certificate import Bounds, certify
 from nndiag.measures.record import all_finite, weights_only
 from nndiag.model.fit import fit, load
 from nndiag.model.optimizer import match_optimizer
@@ -28,7 +29,8 @@ from nndiag.records.measured import Measured
 from nndiag.records.report import Diagnosis
 from nndiag.remedies import Goal
 from nndiag.replay.layers import find_layers
-from nndiag.rules.diagnose import Selection, judge
+from nndiag.rules.diagnose import Selection, judge, judge_model
+from nndiag.rules.thresholds import thresholds
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ class Job:
         timing = replace(seen.measured.timing, total_s=time.perf_counter() - begun)
         measured = replace(seen.measured, timing=timing)
         judged = judge(measured, self.selection)
+        of_model = judge_model(measured, self.selection)
         goal = self._goal(seen.trained)
         found = diagnosis(
-            checkpoint, seen.parameters, self.inputs.probe, measured, judged, goal, self.settings.all_nodes
-        )
+            checkpoint, seen.parameters, self.inputs.probe, measured, judged, of_model, goal,
+            self.settings.all_nodes,
+        )  # fmt: skip
         self._progress(index, "done", 1.0)
         return found
 
@@ -110,17 +114,25 @@ class Job:
 
     def _replayed(self, index: int, model: nn.Module, probe: Probe, update: Update | None) -> Measured:
         def progress(what: str, done: int, total: int) -> None:
-            # Replaying the probe and solving for the curvature are taken for one half each.
-            halves = 2 if self.level == Level.CURVATURE else 1
-            before = 1 if what.startswith("curvature") else 0
-            self._progress(index, what, (before + done / max(total, 1)) / halves)
+            # Replaying the probe, solving for the curvature and the certificate are taken for one part each.
+            parts = 1 + (self.level == Level.CURVATURE) + self.settings.certificate
+            before = 1 if what.startswith("curvature") else 2 if what.startswith("certificate") else 0
+            self._progress(index, what, (before + done / max(total, 1)) / parts)
 
         plan = Plan(self.level, self.settings.solver, seed=self.settings.seed)
         try:
-            return _of_kind(measure(model, probe, plan, update, progress), self.settings.curvature)
+            measured = _of_kind(measure(model, probe, plan, update, progress), self.settings.curvature)
         except NonFiniteOutputError:
             self._note_of(index, "outputs are not finite, so that gradients and curvature are left out")
             return measure(model, probe, replace(plan, level=Level.ACTIVATIONS), update, progress)
+        if not self.settings.certificate:
+            return measured
+        values = thresholds(self.selection.thresholds)
+        bounds = Bounds(signal=values["stationary_signal"], flat=values["flat_direction"])
+        facts = update.facts if update else None
+        return replace(
+            measured, certificate=certify(model, probe, bounds, self.settings.seed, facts, progress)
+        )
 
     def _goal(self, trained: bool) -> Goal:
         """Return whether advice is for training on or for a finished network."""

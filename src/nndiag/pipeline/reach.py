@@ -50,6 +50,21 @@ def chosen_level(reach: Reach, wanted: Level | None) -> Level:
     return reach.level if wanted is None else wanted
 
 
+def require_certificate(inputs: Inputs, reach: Reach, level: Level) -> None:
+    """Make sure that a certificate can be made of these inputs.
+
+    Raises:
+        UsageError: it cannot, for want of the curvature level or of targets.
+    """
+    if reach.level < Level.CURVATURE:
+        raise UsageError("--certificate", f"it needs {reach.missing}", f"add {reach.flag}")
+    if level < Level.CURVATURE:
+        why = "it needs the curvature level"
+        raise UsageError("--certificate", why, f"leave out --level {level.label}")
+    if inputs.probe is None or not inputs.probe.has_targets:
+        raise UsageError("--certificate", "it needs targets", "add targets y to the data")
+
+
 def hints(reach: Reach, level: Level) -> tuple[str, ...]:
     """Return a sentence that names the flag that gets more, where there is more to get."""
     if level < reach.level:

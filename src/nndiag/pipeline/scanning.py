@@ -11,7 +11,7 @@ import nndiag
 from nndiag.pipeline.inputs import Inputs, gather
 from nndiag.pipeline.job import Job
 from nndiag.pipeline.listener import Listener, Notes, Silence
-from nndiag.pipeline.reach import chosen_level, hints, reach_of
+from nndiag.pipeline.reach import chosen_level, hints, reach_of, require_certificate
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.records.report import Report
 from nndiag.rules.diagnose import Selection
@@ -53,6 +53,8 @@ def scan(
     inputs = gather([Path(path) for path in several], settings, notes.say)
     reach = reach_of(inputs)
     level = chosen_level(reach, settings.level)
+    if settings.certificate:
+        require_certificate(inputs, reach, level)
     selection = _selection(inputs, settings)
     job = Job(inputs, settings, level, selection, notes, listener)
     diagnoses = tuple(job.diagnose(index) for index in range(len(inputs.files)))

@@ -19,7 +19,7 @@ _CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
 }
 _DESCRIBED = (
-    "curvature", "solver", "select", "ignore", "goal", "limit", "batch_size", "folds", "seed", "device",
+    "curvature", "solver", "certificate", "select", "ignore", "goal", "limit", "batch_size", "folds", "seed", "device",
     "dtype", "every", "last", "all_nodes",
 )  # fmt: skip
 
@@ -47,6 +47,7 @@ class ScanSettings:
     level: Level | None = None
     curvature: str = "auto"
     solver: str = "lanczos"
+    certificate: bool = False
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     goal: Goal | None = None

@@ -12,7 +12,7 @@ from nndiag.errors import InputError, UsageError
 from nndiag.measures.record import weights_only
 from nndiag.model.choice import named_place, narrow_places, with_prefix
 from nndiag.records.measured import Measured
-from nndiag.replay.kinds import KINDS, Layer
+from nndiag.replay.kinds import Layer, Slot
 
 _LABELS = {2: "matrix", 3: "kernel 1d", 4: "kernel 2d", 5: "kernel 3d"}
 
@@ -57,13 +57,6 @@ def _layer(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> Layer | 
     bias = tensors.get(bias_name) if last == "weight" else None
     has_bias = bias is not None and bias.shape == tensor.shape[:1]
     label = owner if last == "weight" and owner else name
-    nodes = tensor.shape[0]
-    return Layer(
-        label,
-        KINDS[0],
-        _LABELS[tensor.dim()],
-        nodes,
-        tensor.numel() // nodes,
-        name,
-        bias_name if has_bias else None,
-    )
+    biases = (Slot.of(bias_name, bias),) if bias is not None and has_bias else ()
+    weight = Slot.of(name, tensor)
+    return Layer(label, _LABELS[tensor.dim()], weight.nodes, weight.width, (weight,), biases)

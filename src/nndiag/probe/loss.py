@@ -1,7 +1,7 @@
 """The losses: one value per sample, and the curvature of that value in the network's output.
 
 Every loss is a mean over samples, and over the outputs of one sample where it has several (``mse``,
-``bce_with_logits``), as torch's ``reduction="mean"`` has it.
+``bce_with_logits``), as torch's ``reduction="mean"`` has it; losses on labels are a mean over the labels that count.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nndiag.errors import InputError, UsageError
+from nndiag.probe.labels import Labels
 
 PerSample = Callable[[Tensor, Tensor], Tensor]
 Prepare = Callable[[Tensor, Tensor], Tensor]
@@ -26,13 +27,23 @@ class Loss:
     in the form that
     ``per_sample`` takes, or raises. ``form`` says how the curvature in the output is had: ``"softmax"``,
     ``"identity"``,
-    ``"sigmoid"`` in closed form without targets, ``"autograd"`` from ``per_sample`` with them.
+    ``"sigmoid"`` in closed form without targets, ``"autograd"`` from ``per_sample`` with them. ``labels`` says how a
+    softmax reads its targets.
     """
 
     name: str
     per_sample: PerSample
     prepare: Prepare
     form: str
+    labels: Labels | None = None
+
+    def over(self, targets: Tensor) -> Loss:
+        """Return the same loss for a probe with these targets: it knows how many labels of the whole probe count.
+
+        Raises:
+            InputError: none does.
+        """
+        return self if self.labels is None else _on_labels(self.name, self.labels.over(targets))
 
     @property
     def curvature_needs_targets(self) -> bool:
@@ -43,6 +54,11 @@ class Loss:
     def is_cross_entropy(self) -> bool:
         """Whether adding a constant to all logits of a sample changes nothing."""
         return self.form == "softmax"
+
+    @property
+    def class_axis(self) -> int | None:
+        """The axis of the output along which a constant may be added without changing anything; ``None``: none."""
+        return None if self.labels is None else self.labels.class_axis
 
 
 def named_loss(name: str) -> Loss:
@@ -79,12 +95,8 @@ def custom_loss(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> Loss
     return Loss(name, per_sample, lambda _, targets: targets, "autograd")
 
 
-def _cross_entropy(output: Tensor, targets: Tensor) -> Tensor:
-    return _mean_over_rest(F.cross_entropy(output, targets, reduction="none"))
-
-
-def _nll(output: Tensor, targets: Tensor) -> Tensor:
-    return _mean_over_rest(F.nll_loss(output, targets, reduction="none"))
+def _on_labels(name: str, labels: Labels) -> Loss:
+    return Loss(name, labels.per_sample, labels.prepare, "softmax", labels)
 
 
 def _mse(output: Tensor, targets: Tensor) -> Tensor:
@@ -99,36 +111,6 @@ def _mean_over_rest(values: Tensor) -> Tensor:
     return values.flatten(1).mean(dim=1) if values.dim() > 1 else values
 
 
-def _labels(output: Tensor, targets: Tensor) -> Tensor:
-    """Return class labels as int64, or probabilities as they are."""
-    if targets.is_floating_point() and targets.shape == output.shape:
-        return targets.to(output)
-    if output.dim() < 2:
-        why = f"the model's output has shape {tuple(output.shape)}, not one score a class"
-        raise InputError("probe", why, "choose another --loss")
-    if targets.dim() == 2 and targets.shape[1] == 1 and output.dim() == 2:
-        targets = targets[:, 0]
-    wanted = (output.shape[0], *output.shape[2:])
-    if targets.is_floating_point() or tuple(targets.shape) != wanted:
-        shape = tuple(targets.shape)
-        why = f"y is {_kind(targets)} of shape {shape}, the loss takes integer labels of shape {wanted}"
-        raise InputError("probe", why, "store labels as integers, one a sample")
-    low, high, classes = int(targets.min()), int(targets.max()), output.shape[1]
-    if low < 0 or high >= classes:
-        bad = high if high >= classes else low
-        why = f"label {bad} is out of range for a model with {classes} outputs"
-        raise InputError("probe", why, f"give labels from 0 to {classes - 1}")
-    return targets.long()
-
-
-def _log_probabilities(output: Tensor, targets: Tensor) -> Tensor:
-    if output.dim() >= 2 and float(output.detach().logsumexp(dim=1).abs().max()) > 1e-3:
-        raise InputError(
-            "--loss nll", "the model's outputs are not log-probabilities", "use --loss cross_entropy"
-        )
-    return _labels(output, targets)
-
-
 def _like_output(output: Tensor, targets: Tensor) -> Tensor:
     """Return targets of the output's own shape: broadcasting (N,) against (N, 1) would compare all pairs."""
     if targets.numel() != output.numel() or targets.shape[0] != output.shape[0]:
@@ -137,13 +119,11 @@ def _like_output(output: Tensor, targets: Tensor) -> Tensor:
     return targets.reshape(output.shape).to(output)
 
 
-def _kind(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
 LOSSES = {
-    "cross_entropy": Loss("cross_entropy", _cross_entropy, _labels, "softmax"),
+    "cross_entropy": _on_labels("cross_entropy", Labels()),
     "mse": Loss("mse", _mse, _like_output, "identity"),
-    "nll": Loss("nll", _nll, _log_probabilities, "softmax"),
+    "nll": _on_labels("nll", Labels(log_probabilities=True)),
     "bce_with_logits": Loss("bce_with_logits", _bce, _like_output, "sigmoid"),
+    "causal_lm": _on_labels("causal_lm", Labels(class_axis=-1, shifted=True)),
+    "masked_lm": _on_labels("masked_lm", Labels(class_axis=-1)),
 }

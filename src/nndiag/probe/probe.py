@@ -38,6 +38,11 @@ class Probe:
     folds: int = 4
     sha256: str | None = None
 
+    def __post_init__(self) -> None:
+        """Let the loss count the labels of the whole probe, which no single batch shows."""
+        if self.loss is not None and self.targets is not None:
+            object.__setattr__(self, "loss", self.loss.over(self.targets))
+
     def __len__(self) -> int:
         return int(self.inputs[0].shape[0])
 

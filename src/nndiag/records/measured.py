@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,10 @@ from nndiag.records.level import Level
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Stationary = Literal["exact", "within_noise", "no"]
+PointKind = Literal[
+    "strict_minimum", "weak_minimum", "saddle", "degenerate", "not_stationary", "undetermined"
+]
 
 
 @dataclass(frozen=True)
@@ -66,8 +71,10 @@ class LayerMeasures:
     is none or it was not seen. ``duplicates`` maps a measure (``"weights"``, ``"outputs"``) to pairs
     ``(node, earlier node that it repeats)``. ``curvature_kind`` is ``"hessian"`` where the block is
     proved to be the Hessian, ``"ggn"`` where it is the Gauss-Newton block, ``None`` where curvature was
-    not taken. ``reached`` is False where the probe never ran the layer; ``is_output`` says that its units
-    are the network's outputs.
+    not taken, and ``"mixed"`` where ``exact`` is the mask of nodes whose numbers are those of the Hessian, beside
+    Gauss-Newton ones. ``reached`` is False where the probe never ran the layer; ``observed``
+    says of each node whether the probe ever used it (``None``: all), as rows of an embedding may never be looked up;
+    ``is_output`` says that its units are the network's outputs.
     """
 
     name: str
@@ -77,12 +84,20 @@ class LayerMeasures:
     parameters: int
     activation: str | None = None
     curvature_kind: str | None = None
+    exact: Mask | None = None
     per_layer: Mapping[str, float] = field(default_factory=dict)
     per_node: Mapping[str, Floats] = field(default_factory=dict)
     per_fold: Mapping[str, Floats] = field(default_factory=dict)
     duplicates: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     reached: bool = True
+    observed: Mask | None = None
     is_output: bool = False
+
+    def kind_of(self, node: int) -> str | None:
+        """Return what a node's curvature is of: ``"hessian"``, ``"ggn"``, or ``None`` where it was not taken."""
+        if self.curvature_kind is None or self.exact is None:
+            return self.curvature_kind
+        return "hessian" if self.exact[node] else "ggn"
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,64 @@ class CurvatureFacts:
     solver: str
     converged: bool
     products: int
+
+
+@dataclass(frozen=True)
+class BasinRadius:
+    """How far along some directions gradient descent still returns, in units of the norm of the parameters.
+
+    ``direction`` is ``"sharpest"`` (both ways along the eigenvector of λ_max), ``"flattest"`` (λ_min) or ``"random"``.
+    Descent came back from ``radius`` in all ``trials`` directions (0: from no distance tried), and in one of them not
+    from ``beyond``, where its ``outcome`` was that it had ``"left"``, or was ``"slow"``: on its way back after the last
+    step. Both are ``None`` where it came back from as far as was tried. Between the two nothing is known.
+    """
+
+    direction: Literal["sharpest", "flattest", "random"]
+    trials: int
+    radius: float
+    beyond: float | None
+    outcome: Literal["left", "slow"] | None
+
+
+@dataclass(frozen=True)
+class Basin:
+    """The basin of a minimum: plain gradient descent on the probe's loss from points around it.
+
+    ``learning_rate`` and ``steps`` are those of every trial, ``passes`` all forward and backward passes spent.
+    """
+
+    learning_rate: float
+    steps: int
+    passes: int
+    radii: tuple[BasinRadius, ...]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What the checkpoint is as a point of the mean loss over the probe, over all trainable parameters as one vector.
+
+    ``gradient_noise`` is the standard error of the gradient over the draw of the samples, from ``gradient_groups``
+    groups of them, ``None`` for one sample; ``gradient_rounding`` what rounding alone may make. ``stationary`` says
+    which of the two the gradient does not exceed. ``lambda_max`` and ``lambda_min`` are of the full Hessian, with the
+    residuals of the solver. ``basin`` is ``None`` where the point is no minimum.
+    """
+
+    kind: PointKind
+    stationary: Stationary
+    parameters: int
+    parameter_norm: float
+    loss: float
+    gradient_norm: float
+    gradient_noise: float | None
+    gradient_rounding: float
+    gradient_groups: int
+    lambda_max: float
+    lambda_min: float
+    lambda_max_error: float
+    lambda_min_error: float
+    products: int
+    converged: bool
+    basin: Basin | None = None
 
 
 @dataclass(frozen=True)
@@ -120,5 +193,6 @@ class Measured:
     gradient_norm: float | None = None
     optimizer: OptimizerFacts | None = None
     curvature: CurvatureFacts | None = None
+    certificate: Certificate | None = None
     timing: Timing = field(default_factory=Timing)
     unmeasured: tuple[tuple[str, str], ...] = ()

@@ -97,13 +97,64 @@ class Timing(Record):
     total_s: float
 
 
+class BasinRadius(Record):
+    """How far along some directions descent returns, in norms of the parameters.
+
+    It came back from ``radius`` in all ``trials`` directions (0: from no distance tried), and in one of them not from
+    ``beyond``: it ended elsewhere (``left``) or was not back within the steps (``slow``). Both are null where it came
+    back from as far as was tried, or the passes ran out before.
+    """
+
+    direction: Literal["sharpest", "flattest", "random"]
+    trials: int
+    radius: float
+    beyond: float | None
+    outcome: Literal["left", "slow"] | None
+
+
+class Basin(Record):
+    """From where plain gradient descent on the probe's loss returns; ``passes`` forward and backward were spent."""
+
+    learning_rate: float
+    steps: int
+    passes: int
+    radii: tuple[BasinRadius, ...]
+
+
+class Certificate(Record):
+    """The checkpoint as a point of the probe's mean loss, over all trainable parameters together.
+
+    ``gradient_noise`` is the standard error of the gradient over the draw of the samples, from ``gradient_groups``
+    groups of them, null for one sample; ``gradient_rounding`` is what rounding alone may make. ``lambda_max`` and
+    ``lambda_min`` are the ends of the full Hessian's spectrum, with the solver's residuals as errors, after
+    ``products`` products with it. ``basin`` is null where the point is no minimum.
+    """
+
+    kind: Literal["strict_minimum", "weak_minimum", "saddle", "degenerate", "not_stationary", "undetermined"]
+    stationary: Literal["exact", "within_noise", "no"]
+    parameters: int
+    parameter_norm: float
+    loss: float | None
+    gradient_norm: float | None
+    gradient_noise: float | None
+    gradient_rounding: float | None
+    gradient_groups: int
+    lambda_max: float | None
+    lambda_min: float | None
+    lambda_max_error: float | None
+    lambda_min_error: float | None
+    products: int
+    converged: bool
+    basin: Basin | None
+
+
 class ModelDiagnosis(Record):
     """What concerns the whole network."""
 
     loss: float | None = None
     gradient_norm: float | None = None
     findings: tuple[Finding, ...] = ()
-    certificate: dict[str, Any] | None = None
+    certificate: Certificate | None = None
 
 
 class LayerDiagnosis(Record):

@@ -27,6 +27,7 @@ _BY_FINDING: tuple[tuple[str, Remedy, Remedy], ...] = (
     ("ND401", ("raise_lr", "flat in every direction"), ("prune", "flat: the output hardly depends on it")),
     ("ND103", ("lower_lr", "its weights have exploded"), ("none", "it carries the function")),
     ("ND302", ("angular_noise", "its gradient cannot turn it"), ("none", "it carries the function")),
+    ("ND403", ("none", "at a saddle: descent leaves it by itself"), ("none", "it carries the function")),
     ("ND301", ("none", "this loss does not reach it"), ("none", "this loss does not reach it")),
 )  # fmt: skip
 """By finding, the most decisive first: what it calls for while training goes on, and in a finished

@@ -53,14 +53,6 @@ class LinearityProof:
         self.smooth: set[str] = set()
         self.heads: list[Tensor] = []
 
-    def foreign(self, name: str, result: object) -> None:
-        """Take note of a layer's weight in a function that is not the layer's own.
-
-        The network may be linear in each use and is not in the two together (a tied decoder).
-        """
-        if any(t.is_floating_point() and t.requires_grad for t in tensors_in(result)):
-            self.smooth.add(f"{name} of a layer's weight")
-
     def see(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object) -> None:
         """Take note of one call of a torch function."""
         varying = [t for t in tensors_in((args, kwargs)) if t.requires_grad and not t.is_leaf]
@@ -75,6 +67,13 @@ class LinearityProof:
         """Whether everything up to ``output`` was piecewise linear in the parameters of any one node."""
         heads = [h for h in self.heads if not (log_softmax_head and h is output)]
         return not self.smooth and not heads and _graph_agrees(output)
+
+
+def linear_in(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], parameter: Tensor) -> bool:
+    """Whether a function is linear in one of its arguments, a parameter, given all others."""
+    if name in QUOTIENTS:
+        return bool(args) and args[0] is parameter
+    return name in _LINEAR or name in _BILINEAR or name in ("prelu", "embedding", "embedding_bag")
 
 
 def _graph_agrees(output: Tensor) -> bool:

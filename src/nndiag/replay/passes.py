@@ -8,10 +8,11 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from nndiag.config.callables import reason
 from nndiag.errors import ModelError, NndiagError
-from nndiag.replay.kinds.base import Layer
+from nndiag.replay.layers import Owners
 from nndiag.replay.watch import Call, Observer, Watch
 
 
@@ -24,16 +25,23 @@ class Forward:
     watch: Watch
 
     def gradients(self, seed: Tensor) -> list[Tensor]:
-        """Return, per call, ``∂⟨output, seed⟩/∂z`` as ``(batch, nodes, positions)``; the graph is kept."""
-        return self._split(self._grad([call.edge for call in self.calls], seed))
+        """Return, per call, ``∂⟨output, seed⟩`` with respect to what the layer put out; the graph is kept.
+
+        Calls that are only looked at get an empty tensor.
+        """
+        return self._filled(self._grad(self._edges, seed))
 
     def gradients_and_parameters(
         self, seed: Tensor, parameters: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         """Return the same, and the gradient of every parameter (``None`` where it does not matter)."""
-        edges = [call.edge for call in self.calls]
+        edges = self._edges
         grads = self._grad([*edges, *parameters], seed)
-        return self._split(grads[: len(edges)]), list(grads[len(edges) :])
+        return self._filled(grads[: len(edges)]), list(grads[len(edges) :])
+
+    @property
+    def _edges(self) -> list[GradientEdge]:
+        return [call.edge for call in self.calls if call.edge is not None]
 
     def _grad(self, inputs: Sequence[object], seed: Tensor) -> tuple[Tensor | None, ...]:
         if not inputs or not self.output.requires_grad:
@@ -46,30 +54,31 @@ class Forward:
             allow_unused=True,
         )
 
-    def _split(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
-        found = []
-        for call, grad in zip(self.calls, grads, strict=True):
-            full = grad if grad is not None else self.output.new_zeros(call.shape)
-            found.append(call.units.split(full.detach()))
+    def _filled(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
+        found, following = [], iter(grads)
+        for call in self.calls:
+            if call.edge is None:
+                found.append(self.output.new_zeros(0))
+                continue
+            grad = next(following)
+            found.append(self.output.new_zeros(call.shape) if grad is None else grad.detach())
         return found
 
 
-def forward(
-    model: nn.Module, inputs: Sequence[Tensor], layers: Mapping[int, Layer], observer: Observer
-) -> Forward:
+def forward(model: nn.Module, inputs: Sequence[Tensor], owners: Owners, observer: Observer) -> Forward:
     """Run the model on one batch and watch.
 
     Args:
         model: in the mode in which it is to be examined.
         inputs: positional arguments of the model, each ``(batch, ...)``.
-        layers: the layer of every weight, by the identity of the parameter.
+        owners: the layer and slot of every parameter, by the identity of the parameter.
         observer: told of the units while their values exist.
 
     Raises:
         ModelError: the model raised, or its output is not one row a sample.
     """
     constants = frozenset(id(t) for t in chain(model.parameters(), model.buffers()))
-    watch = Watch(layers, observer, constants)
+    watch = Watch(owners, observer, constants)
     try:
         with watch:
             raw = model(*inputs)

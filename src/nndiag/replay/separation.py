@@ -1,20 +1,26 @@
-"""Checking that samples do not see each other: what every per-sample formula rests on.
+"""Finding the samples: which rows of a layer's output belong to which, and whether they see each other at all.
 
-A layer whose first axis is not the sample (sequence-first transformers, flattened batches), or a model
-that mixes its batch (batch statistics in eval mode), would give wrong curvature without any error. Two
-small backward passes find both.
+Every per-sample formula rests on it. A layer whose first axis is not the sample (sequence-first recurrences and
+transformers, flattened batches) or a model that mixes its batch (batch statistics in eval mode) would give wrong
+curvature without any error. Two small backward passes tell.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from nndiag.replay.kinds.base import Layer
+from nndiag.replay.kinds import Layer, Samples
+from nndiag.replay.layers import Owners
 from nndiag.replay.nonlinearity import Nonlinearity
 from nndiag.replay.passes import forward
+from nndiag.replay.watch import Call
+
+MIXED = "samples of a batch influence each other there"
 
 
 class Blind:
@@ -27,32 +33,73 @@ class Blind:
         """Nothing."""
 
 
-def mixed_layers(
-    model: nn.Module, inputs: Sequence[Tensor], layers: Mapping[int, Layer], generator: torch.Generator
-) -> dict[str, str]:
-    """Return the layers in which samples are not apart along the first axis, each with the reason.
+@dataclass(frozen=True)
+class Separation:
+    """Where the samples are in the output of each call of a layer, by the layer's name; and where they are not apart.
 
-    The output of the first sample alone is sent back, then that of the last alone; whatever reaches another
-    row of a layer's output came across.
+    ``elsewhere`` names the layers with parameters in functions that no kind knows.
+    """
+
+    samples: Mapping[str, Sequence[Samples]]
+    mixed: Mapping[str, str]
+    elsewhere: frozenset[str]
+
+
+def separation(
+    model: nn.Module, inputs: Sequence[Tensor], owners: Owners, generator: torch.Generator
+) -> Separation:
+    """Look at the first three samples of a probe.
+
+    The output of the first alone is sent back, then that of the last alone; the rows of a layer's output that they
+    reach must be those of one sample in some regular order.
 
     Args:
         model: the model, in eval mode.
         inputs: probe inputs; the first three samples are used.
-        layers: the layer of every weight, by the identity of the parameter.
+        owners: the layer and slot of every parameter.
         generator: source of the seeds of the backward passes.
     """
     few = [x[:3] for x in inputs]
     count = few[0].shape[0]
-    seen = forward(model, few, layers, Blind())
-    reasons: dict[str, str] = {}
-    for call in seen.calls:
-        if call.shape[0] != count:
-            reasons[call.layer.name] = f"its output has {call.shape[0]} rows for {count} samples"
+    seen = forward(model, few, owners, Blind())
+    reached = []
     for row in (0, count - 1):
         seed = torch.zeros_like(seen.output)
         seed[row] = torch.randn(seed[row].shape, generator=generator).to(seed)
-        others = torch.arange(count) != row
-        for call, g in zip(seen.calls, seen.gradients(seed), strict=True):
-            if call.layer.name not in reasons and bool((g[others.to(g.device)] != 0).any()):
-                reasons[call.layer.name] = "samples of a batch influence each other there"
-    return reasons
+        reached.append(seen.gradients(seed))
+    found: dict[str, list[Samples]] = {}
+    mixed: dict[str, str] = {}
+    for call, first, last in zip(seen.calls, *reached, strict=True):
+        if call.use is None:
+            continue
+        samples = _samples(call, count, first, last)
+        if samples is None:
+            mixed[call.layer.name] = MIXED
+        else:
+            found.setdefault(call.layer.name, []).append(samples)
+    return Separation(found, mixed, frozenset(seen.watch.used_elsewhere))
+
+
+def _samples(call: Call, count: int, first: Tensor, last: Tensor) -> Samples | None:
+    """Return the order of samples that agrees with the rows reached from the first and the last sample."""
+    assert call.use is not None
+    touched = [(call.use.kind.spread(call.use, g) != 0).flatten(1).any(dim=1) for g in (first, last)]
+    rows = torch.arange(len(touched[0]), device=first.device)
+    leading = call.use.kind.leading(call.use, call.shape)
+    for after in _strides(leading, count):
+        owner = rows // after % count
+        if bool((owner[touched[0]] == 0).all()) and bool((owner[touched[1]] == count - 1).all()):
+            return Samples(len(rows) // (after * count), after)
+    return None
+
+
+def _strides(leading: Sequence[int], count: int) -> Iterator[int]:
+    """Yield how many rows of one sample may follow each other: samples first, then along every other axis."""
+    for axis, size in enumerate(leading):
+        if size == count:
+            yield math.prod(leading[axis + 1 :])
+    for axis, size in enumerate(leading):
+        if size % count == 0 and size > count:  # samples flattened together with positions, either way round
+            inside = math.prod(leading[axis + 1 :])
+            yield inside * (size // count)
+            yield inside

@@ -2,26 +2,30 @@
 units.
 
 Torch functions are watched, not modules, so ``nn.ReLU``, ``F.relu``, ``x.relu_()`` and ``x.clamp(min=0)``
-are one thing, and a layer that is called twice is seen twice. Nothing is registered on the model.
+are one thing, and a layer that is called twice is seen twice. Fused recurrent and attention functions are done in
+parts that can be seen. Nothing is registered on the model.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from nndiag.replay import attention, recurrent
 from nndiag.replay.called import plain_name
-from nndiag.replay.kinds.base import Layer, Use
+from nndiag.replay.kinds import BY_FUNCTION, Layer, Slot, Use
+from nndiag.replay.layers import Owners
 from nndiag.replay.lineage import Lineage
-from nndiag.replay.linearity import LinearityProof, tensors_in
+from nndiag.replay.linearity import LinearityProof, linear_in, tensors_in
 from nndiag.replay.nonlinearity import Nonlinearity, in_order, recognise
 from nndiag.replay.units import AFFINE, Units, moved
 
@@ -50,15 +54,14 @@ class Call:
     """One use of a layer in a forward pass.
 
     ``edge`` is where the gradient with respect to the layer's output is taken, whatever is done to it in
-    place later. ``activation`` is the nonlinearity that alone consumes the output; ``reading`` what the
-    observer said of the units. ``is_output`` says that no other layer works on what it put out.
+    place later; ``use`` is ``None`` for what is only looked at, such as the states of recurrent units.
+    ``activation`` is the nonlinearity that alone consumes the output; ``reading`` what the
+    observer said of the units, where there are any. ``is_output`` says that no other layer works on what it put out.
     """
 
     layer: Layer
-    use: Use
-    edge: GradientEdge
-    units: Units
-    positions: int
+    use: Use | None
+    edge: GradientEdge | None
     shape: torch.Size
     produced: object = None
     activation: Nonlinearity | None = None
@@ -77,18 +80,22 @@ class Watch(TorchFunctionMode):
     """A mode under which one forward pass is run.
 
     Args:
-        layers: the layer of every weight, by the identity of the parameter.
+        owners: the layer and slot of every parameter, by the identity of the parameter.
         observer: told of what layers produce and units put out.
         constants: identities of the tensors that are the same for every sample: parameters and buffers.
+
+    ``used_elsewhere`` names the layers with a parameter in a function that no kind knows, ``not_linear`` those in whose
+    parameters the network is not known to be piecewise linear for that or because one of them is used twice.
     """
 
-    def __init__(self, layers: Mapping[int, Layer], observer: Observer, constants: frozenset[int]) -> None:
+    def __init__(self, owners: Owners, observer: Observer, constants: frozenset[int]) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self.proof = LinearityProof()
         self.used_elsewhere: set[str] = set()
-        self._layers = layers
-        self._functions = frozenset(f for layer in layers.values() for f in layer.kind.functions)
+        self.not_linear: set[str] = set()
+        self._used: set[str] = set()
+        self._owners = owners
         self._observer = observer
         self._lineage = Lineage(constants)
         self._tags = WeakTensorKeyDictionary()
@@ -105,24 +112,29 @@ class Watch(TorchFunctionMode):
         if not args and isinstance(kwargs.get("input"), Tensor):
             args = (kwargs.pop("input"),)
         name, in_place = plain_name(func, args, kwargs)
-        layer = self._layer_of(name, args, kwargs)
+        if name == "multi_head_attention_forward":
+            return self._attend(func, args, kwargs)
+        if (name in recurrent.STEPS or name in recurrent.CELLS) and self._owned(
+            recurrent.weights_in(name, args)
+        ):
+            return self._unroll(name, args)
+        use = self._use_of(name, args, kwargs)
         result = self._run(func, name, in_place, args, kwargs)
-        if layer is not None and isinstance(result, Tensor):
-            self._enter(layer, args, kwargs, result)
-            self._lineage.see(name, args, kwargs, result, len(self.calls) - 1)
+        if use is not None and isinstance(result, Tensor) and use.kind.fits(use, result):
+            call = self._enter(use, result)
+            self._lineage.see(name, args, kwargs, result, call)
         else:
             self._lineage.see(name, args, kwargs, result, None)
-            used = [self._layers[id(t)].name for t in tensors_in((args, kwargs)) if id(t) in self._layers]
-            if used:
-                self.proof.foreign(name, result)
             if any(t.requires_grad for t in tensors_in(result)):
-                self.used_elsewhere.update(used)
+                self._foreign(name, args, kwargs)
         self.proof.see(name, args, kwargs, result)
         return result
 
     def finish(self) -> None:
         """Read the units that nothing consumed, and say which calls no layer follows: the network's outputs."""
         for index, call in enumerate(self.calls):
+            if call.edge is None:
+                continue
             if not call.consumed and call.latest is not None:
                 self._read(call, None, *call.latest)
             call.is_output = index not in self._lineage.followed
@@ -152,25 +164,95 @@ class Watch(TorchFunctionMode):
             self._pass_on(name, args, kwargs, tagged, before, result)
         return result
 
-    def _layer_of(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layer | None:
-        if name not in self._functions:
-            return None
-        weight = args[1] if len(args) > 1 else kwargs.get("weight")
-        return self._layers.get(id(weight))
+    def _owned(self, tensors: Iterable[Tensor]) -> set[str]:
+        """Return the layers that own any of these tensors."""
+        return {self._owners[id(t)][0].name for t in tensors if id(t) in self._owners}
 
-    def _enter(self, layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
-        """Take note of a layer's output, whose units are followed from here on."""
-        source = args[0] if args else kwargs["input"]
-        weight = args[1] if len(args) > 1 else kwargs["weight"]
-        units = layer.kind.units(output, layer)
-        options = {name: value for name, value in kwargs.items() if not isinstance(value, Tensor)}
-        use = Use(source.detach(), (None, None, None, *args[3:]), options, tuple(weight.shape))
-        positions = layer.kind.positions(output, layer)
-        call = Call(layer, use, _edge(output), units, positions, output.shape)
-        with torch.no_grad():
-            call.produced = self._observer.produced(layer, units.split(output))
+    def _use_of(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Use | None:
+        """Return the use of a layer's parameters that a call may be, if its kind fits."""
+        kind = BY_FUNCTION.get(name)
+        if kind is None:
+            return None
+        given = {**dict(zip(kind.functions[name], args, strict=False)), **kwargs}
+        owner = self._owners.get(id(given.pop("weight", None)))
+        if owner is None or owner[1] not in owner[0].weights:
+            return None
+        layer, slot = owner
+        bias = self._owners.get(id(given.get("bias")))
+        if bias is not None:
+            if bias[0] is not layer or bias[1] not in layer.biases:
+                return None
+            del given["bias"]
+        inputs = {n: v.detach() for n, v in given.items() if isinstance(v, Tensor)}
+        options = {n: v for n, v in given.items() if v is not None and not isinstance(v, Tensor)}
+        return Use(kind, layer, slot, None if bias is None else bias[1], inputs, options)
+
+    def _foreign(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take note of parameters in a function that no kind knows."""
+        owned = [t for t in tensors_in((args, kwargs)) if id(t) in self._owners]
+        layers = [self._owners[id(t)][0].name for t in owned]
+        self.used_elsewhere.update(layers)
+        for tensor, layer in zip(owned, layers, strict=True):
+            self._count(self._owners[id(tensor)])
+            if layers.count(layer) > 1 or not linear_in(name, args, kwargs, tensor):
+                self.not_linear.add(layer)
+
+    def _count(self, owner: tuple[Layer, Slot]) -> None:
+        """Take note that a parameter is used."""
+        layer, slot = owner
+        if slot.parameter in self._used:
+            self.not_linear.add(layer.name)
+        self._used.add(slot.parameter)
+
+    def _enter(self, use: Use, output: Tensor) -> int | None:
+        """Take note of a layer's output, whose units, where it has any, are followed from here on.
+
+        Returns the place of the call, or ``None`` where the units are still those of a layer before.
+        """
+        call = Call(use.layer, use, _edge(output), output.shape)
         self.calls.append(call)
+        for slot in (use.weight, use.bias):
+            if slot is not None:
+                self._count((use.layer, slot))
+        own = use.weight.outer * use.weight.inner
+        units = use.kind.units(output, use.layer) if own == 1 else None
+        if units is None:
+            return len(self.calls) - 1 if own > 1 or output not in self._tags else None
+        with torch.no_grad():
+            call.produced = self._observer.produced(use.layer, units.split(output))
         self._tag(output, call, units)
+        return len(self.calls) - 1
+
+    def _attend(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Project, attend and project back, each seen by itself."""
+        given = attention.arguments(args, kwargs)
+        with self:
+            parts = attention.projected(given)
+        attended, *rest = attention.attend(func, given, parts)
+        self._lineage.see("attention", parts, {}, attended, None)
+        self.proof.see("attention", parts, {}, attended)
+        self._foreign("attention", (given["bias_k"], given["bias_v"]), {})
+        with self:
+            output = F.linear(attended, given["out_proj_weight"], given["out_proj_bias"])
+        return (output, *rest)
+
+    def _unroll(self, name: str, args: tuple[Any, ...]) -> Any:
+        """Run a recurrent layer step by step, and read the states of its units."""
+        with self:
+            found = (
+                recurrent.unroll_cell(name, args) if name in recurrent.CELLS else recurrent.unroll(name, args)
+            )
+        for weight, states in found.hidden:
+            layer, _ = self._owners[id(weight)]
+            split = states.detach().permute(1, 2, 0)
+            if split.shape[1] != layer.nodes:  # projected: the units themselves are not seen
+                continue
+            call = Call(layer, None, None, states.shape, consumed=True)
+            with torch.no_grad():
+                call.produced = self._observer.produced(layer, split)
+                call.reading = self._observer.put_out(layer, None, split, split)
+            self.calls.append(call)
+        return found.result
 
     def _tag(self, tensor: Tensor, call: Call, units: Units) -> None:
         self._tags[tensor] = (call, units)

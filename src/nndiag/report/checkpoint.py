@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nndiag.records.report import Diagnosis, Report
+from nndiag.report.certificate import certificate_line
 from nndiag.report.course import base_name, degenerate_nodes, loss_of
 from nndiag.report.facts import method_line, numbers_line, place
 from nndiag.report.groups import gather, tally
@@ -52,6 +53,8 @@ def in_full(
     yield _facts(numbers_line(diagnosis), look, "")
     if method:
         yield _facts(method_line(diagnosis), look, "quiet")
+    if diagnosis.model.certificate is not None:
+        yield _facts(certificate_line(diagnosis), look, "")
     yield Text()
     yield from layer_table(diagnosis, look, verbose=verbose)
     yield from _unmeasured(diagnosis, look)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from nndiag.errors import printable
 from nndiag.records.report import VERDICTS, Diagnosis, LayerDiagnosis, Report
+from nndiag.report.certificate import certificate_line
 from nndiag.report.columns import MEASURES
 from nndiag.report.course import base_name, course
 from nndiag.report.events import events
@@ -63,6 +64,8 @@ def _checkpoint(diagnosis: Diagnosis) -> Iterator[str]:
     where = place(diagnosis)
     yield f"## {_code(base_name(diagnosis.checkpoint.path))}" + (f", {where}" if where else "")
     yield " · ".join(inert(words) for words in (*numbers_line(diagnosis), *method_line(diagnosis)))
+    if certificate := " · ".join(inert(words) for words in certificate_line(diagnosis)):
+        yield certificate
     yield _layers(diagnosis)
     if diagnosis.unmeasured:
         left = "; ".join(f"{_code(one.name)}: {inert(one.reason)}" for one in diagnosis.unmeasured)

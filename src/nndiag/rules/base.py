@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nndiag.records.level import Level
 
 if TYPE_CHECKING:
-    from nndiag.records.measured import LayerMeasures, Mask, Measured
+    from nndiag.records.measured import Mask, Measured
 
 Severity = Literal["error", "warning", "info"]
 Subject = Literal["node", "layer", "model"]
@@ -94,14 +94,16 @@ LAYER_TO_MEND = "layer_to_mend"
 ELSEWHERE = "elsewhere"
 """And what is the matter there, in words."""
 
-Find = Callable[["LayerMeasures", Context], Iterator[Hit]]
+Find = Callable[[Any, Context], Iterator[Hit]]
+"""Given a layer's measures, of a rule on the model the whole measurement."""
 
 
 @dataclass(frozen=True)
 class Rule:
     """A finding of the catalogue.
 
-    ``thresholds`` names those that it uses.
+    ``thresholds`` names those that it uses. ``needs`` is the level of a code whose hundreds digit is none, and
+    ``option`` what must be asked for beside it.
     """
 
     code: str
@@ -112,12 +114,14 @@ class Rule:
     doc: Doc
     find: Find = field(repr=False)
     thresholds: tuple[str, ...] = ()
+    needs: Level | None = None
+    option: str | None = None
 
     @property
     def level(self) -> Level | None:
-        """The level that it needs, from the hundreds digit; ``None`` for codes beyond the levels."""
+        """The level that it needs, from the hundreds digit if not named; ``None`` for codes beyond the levels."""
         digit = int(self.code[2])
-        return Level(digit) if digit in Level._value2member_map_ else None
+        return Level(digit) if digit in Level._value2member_map_ else self.needs
 
 
 def where(mask: Mask) -> list[int]:

@@ -23,6 +23,7 @@ FOLLOWS: tuple[tuple[str, frozenset[str]], ...] = (
                 "ND304",
                 "ND401",
                 "ND402",
+                "ND403",
             ]
         ),
     ),

@@ -37,8 +37,21 @@ def unstable(layer: LayerMeasures, context: Context, margin: Floats) -> Mask:
     return mask
 
 
+def negative(layer: LayerMeasures, context: Context, curvature: Floats) -> Mask:
+    """Return the mask of nodes with significant negative curvature, given their smallest, ``(..., nodes)``.
+
+    Significant: ``−λ_min`` beyond a share of the larger of the node's own ``λ_max`` and the layer's median, or what
+    would count as flat in the whole model. Where it was not taken (NaN) nothing is.
+    """
+    flat_in_model = context.threshold("flat_curvature") * context.scales.model.get("lambda_max", 0.0)
+    least = max(context.scales.layer.get("lambda_max", 0.0), flat_in_model)
+    usual = layer.per_node["lambda_max"].clip(min=least)
+    mask: Mask = -curvature > context.threshold("negative_curvature") * usual
+    return mask
+
+
 def plateau(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
-    """``1/(αλ_max)`` beyond the horizon or ``λ_max`` negligible, and no influence."""
+    """``1/(αλ_max)`` beyond the horizon or ``λ_max`` negligible, no way down, and no influence."""
     curvature = layer.per_node.get("lambda_max")
     if curvature is None:
         return
@@ -46,7 +59,10 @@ def plateau(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     scale = context.scales.layer.get("lambda_max", 0.0)
     facts = context.measured.optimizer
     message = "flat in every direction: no step changes the loss, and the output does not depend on it"
+    downward = {hit.index for hit in saddle(layer, context)}
     for i in where(flat(layer, context, curvature)):
+        if i in downward:
+            continue
         evidence = {
             "lambda_max": float(curvature[i]),
             "threshold": context.threshold("flat_curvature") * scale,
@@ -71,6 +87,28 @@ def source(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
             "largest_stable_lr": float(facts.lr / margin[i]),
         }  # fmt: skip
         yield Hit(i, message, evidence, sure=not context.few)
+
+
+def saddle(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``−λ_min`` beyond its error, its standard error, and a share of the node's and the layer's own scale."""
+    smallest = layer.per_node.get("lambda_min")
+    if smallest is None or "lambda_max" not in layer.per_node:
+        return
+    sure = smallest + layer.per_node.get("lambda_min_error", 0.0)
+    mask = negative(layer, context, sure)
+    folds, noise = layer.per_fold.get("lambda_min"), None
+    if folds is not None and len(folds) > 1:
+        noise = folds.std(axis=0, ddof=1) / len(folds) ** 0.5
+        mask &= -sure > context.threshold("negative_signal") * noise
+    message = "a direction of its own parameters curves downward: the loss falls along it, both ways"
+    for i in where(mask):
+        evidence = {
+            "lambda_min": float(smallest[i]), "lambda_max": float(layer.per_node["lambda_max"][i]),
+            "threshold": context.threshold("negative_curvature"),
+        }  # fmt: skip
+        if noise is not None:
+            evidence["lambda_min_se"] = float(noise[i])
+        yield Hit(i, message, evidence)
 
 
 RULES = (
@@ -98,4 +136,19 @@ RULES = (
         harmless="At the edge of stability full-batch training hovers at a margin of one and still makes progress.",
         source="Cohen et al. 2021 and 2022 on the edge of stability.",
     ), source, ("stability_margin", "few_samples")),
+    Rule("ND403", "negative-curvature", "node", "warning", "the loss curves downward along one of its directions", Doc(
+        meaning="Among the directions of this node's own parameters there is one along which the loss is curved "
+        "downward, about as much as it usually curves upward here: the node sits at a saddle and not in a valley. "
+        "Gradient descent leaves such a place, slowly at first.",
+        measured="λ_min of the node's exact Hessian block: −λ_min, less the solver's error, above negative_curvature "
+        "times the larger of the node's λ_max and its layer's median, and above negative_signal standard errors over "
+        "the folds. Gauss-Newton blocks have no negative eigenvalue, so nodes whose curvature_kind is ggn are not "
+        "judged; --curvature hessian computes all of them exactly.",
+        why="A network early in its training, where it is the rule; a node on its way out of a saddle; a symmetry "
+        "between nodes that is not yet broken; a smooth activation that bends downward under a large error.",
+        do="Train on. Where it stays from checkpoint to checkpoint, perturb the node, or raise its learning rate.",
+        harmless="At the beginning of training, and in few nodes of a network that is still learning.",
+        source="Cauchy's interlacing theorem: the block's λ_min bounds that of the full Hessian from above. Dauphin et "
+        "al. 2014 on saddle points.",
+    ), saddle, ("negative_curvature", "negative_signal")),
 )  # fmt: skip

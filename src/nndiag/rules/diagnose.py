@@ -11,7 +11,7 @@ from nndiag.records.measured import LayerMeasures, Measured
 from nndiag.records.report import DEGENERATE, Finding
 from nndiag.rules import RULES, Rule
 from nndiag.rules.across import Blame, blames, own_fault
-from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND, Context, Hit
+from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND, Context, Hit, Scales
 from nndiag.rules.causes import cause_of
 from nndiag.rules.scales import layer_scales, model_scales
 from nndiag.rules.thresholds import thresholds
@@ -76,6 +76,18 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
     return tuple(
         _judge_layer(layer, context, selection, rules, hits[layer.name], elsewhere[layer.name])
         for layer, context in zip(measured.layers, contexts, strict=True)
+    )
+
+
+def judge_model(measured: Measured, selection: Selection) -> tuple[Finding, ...]:
+    """Return the findings about the whole network."""
+    context = Context(measured, thresholds(selection.thresholds), Scales({}, model_scales(measured)))
+    return tuple(
+        _finding(rule, hit, set(), True, ())
+        for rule in RULES
+        if rule.on == "model" and rule.level is not None and rule.level <= measured.level
+        if selection.wants(rule.code)
+        for hit in rule.find(measured, context)
     )
 
 

@@ -51,7 +51,15 @@ THRESHOLDS = (
     Threshold("flat_curvature", 1e-6, "× the layer's median λ_max", "at or below it curvature is negligible (ND401)"),
     Threshold("flat_influence", 1e-4, "× the layer's median tangent kernel",
               "above it a flat node has nothing left to learn and is no plateau (ND401)"),
+    Threshold("negative_curvature", 0.3, "× the larger of the node's λ_max and the layer's median",
+              "−λ_min beyond it is significant (ND403)"),
+    Threshold("negative_signal", 2.0, "× the standard error of λ_min over the folds",
+              "below it negative curvature may be noise (ND403)"),
     Threshold("stability_margin", 1.0, "× the optimiser's threshold", "above it a node is a source (ND402)"),
+    Threshold("stationary_signal", 2.0, "× the standard error of the gradient",
+              "above it the model is not stationary (ND505)"),
+    Threshold("flat_direction", 1e-3, "× the largest |λ| of the full Hessian",
+              "up to it a direction is flat, below minus it the model is at a saddle (ND506)"),
 )  # fmt: skip
 
 

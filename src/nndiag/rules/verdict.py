@@ -1,8 +1,9 @@
 """One word a node: healthy, collapsed, plateau, source, saddle or unknown; and whether every fold says the
 same.
 
-Precedence: a node that is not finite is unknown; collapsed before plateau before source; healthy only
-where the curvature was measured, since no cheaper level can tell.
+Precedence: a node that is not finite is unknown; collapsed before plateau before source before saddle: a node above the
+stability threshold is thrown about before it can slide down, and one that is dead or saturated does neither. Healthy
+only where the curvature was measured, since no cheaper level can tell; Gauss-Newton blocks cannot tell a saddle.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ def verdicts(
     collapsed = _mask(layer, hits, ("ND102",))
     stuck = _mask(layer, hits, PLATEAU_CODES) | _no_gradient_at_all(layer, hits)
     source = _mask(layer, hits, ("ND402",))
+    saddle = _mask(layer, hits, ("ND403",))
     told = np.full(layer.nodes, "lambda_max" in layer.per_node) & np.isfinite(
         layer.per_node.get("lambda_max", np.full(layer.nodes, np.nan))
     )
     words = np.where(told, "healthy", "unknown").astype(object)
+    words[saddle] = "saddle"
     words[source] = "source"
     words[stuck] = "plateau"
     words[collapsed] = "collapsed"
@@ -73,6 +76,10 @@ def _steady(layer: LayerMeasures, context: Context, words: NDArray[np.object_]) 
             with np.errstate(divide="ignore", invalid="ignore"):
                 by_fold = np.nan_to_num(margin * folds / largest)
             steady &= _agree(curvature.unstable(layer, context, by_fold))
+        lowest = layer.per_fold.get("lambda_min")
+        if lowest is not None:
+            found = curvature.negative(layer, context, lowest)
+            steady &= np.where(words == "saddle", found.all(axis=0), True)
     steady[words == "collapsed"] = True  # the weights do not depend on the probe
     return steady
 

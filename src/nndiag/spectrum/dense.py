@@ -10,12 +10,13 @@ from nndiag.spectrum.record import Blocks, Extremes
 TILE_BYTES = 64 * 2**20
 
 
-def dense_extremes(blocks: Blocks, like: Tensor) -> Extremes:
+def dense_extremes(blocks: Blocks, like: Tensor, *, both_vectors: bool = False) -> Extremes:
     """Return the extremes by ``eigh`` of each block in float64, a tile of blocks at a time.
 
     Args:
         blocks: the stack.
         like: gives dtype and device of the vectors returned.
+        both_vectors: whether to return the vectors of the smallest values too.
 
     Returns:
         Extremes with zero errors; ``values`` are all eigenvalues with equal weights.
@@ -28,6 +29,7 @@ def dense_extremes(blocks: Blocks, like: Tensor) -> Extremes:
         parts.append(torch.linalg.eigh((matrices + matrices.mT) / 2))
     values = torch.cat([part.eigenvalues for part in parts])
     vectors = torch.cat([part.eigenvectors[:, :, -1] for part in parts])
+    lowest = torch.cat([part.eigenvectors[:, :, 0] for part in parts]).to(like) if both_vectors else None
     zeros = torch.zeros_like(values[:, 0])
     return Extremes(
         largest=values[:, -1],
@@ -39,4 +41,5 @@ def dense_extremes(blocks: Blocks, like: Tensor) -> Extremes:
         weights=torch.full_like(values, 1.0 / size),
         converged=torch.ones_like(zeros, dtype=torch.bool),
         products=size,
+        smallest_vectors=lowest,
     )

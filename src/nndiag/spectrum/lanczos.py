@@ -23,6 +23,7 @@ def lanczos_extremes(
     generator: torch.Generator,
     tolerance: float = 1e-3,
     max_products: int = 64,
+    both_vectors: bool = False,
 ) -> Extremes:
     """Return the extremes of every block by Lanczos from one random start vector per block.
 
@@ -37,6 +38,7 @@ def lanczos_extremes(
         generator: source of the start vectors.
         tolerance: largest error accepted, relative to the largest magnitude seen in the block.
         max_products: when to stop all the same.
+        both_vectors: whether to return the vectors of the smallest values too.
 
     Returns:
         Extremes; blocks whose errors stay above the tolerance have ``converged`` False.
@@ -53,7 +55,7 @@ def lanczos_extremes(
         done = krylov.count == limit or bool(krylov.finished.all())
         if not done and krylov.count not in CHECKS:
             continue
-        found = _ritz(blocks, krylov, tolerance)
+        found = _ritz(blocks, krylov, tolerance, both_vectors)
         result = _placed(result, found, owners, limit)
         left = torch.nonzero(~found.converged).flatten()
         if done or len(left) == 0:
@@ -116,13 +118,19 @@ class _Krylov:
         self.basis, self.alpha, self.beta = self.basis[index], self.alpha[index], self.beta[index]
         self.finished, self._scale = self.finished[index], self._scale[index]
 
+    def combined(self, states: Tensor) -> Tensor:
+        """Return unit vectors given by their components in the basis, ``(nodes, count) → (nodes, size)``."""
+        vectors = (self.basis[:, : self.count].mT @ states[:, :, None].to(self.basis)).squeeze(2)
+        unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+        return unit
+
     def tridiagonal(self) -> Tensor:
         """Return the tridiagonal matrices, ``(nodes, count, count)`` float64."""
         alpha, off = self.alpha[:, : self.count], self.beta[:, : self.count - 1]
         return torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
 
 
-def _ritz(blocks: Blocks, krylov: _Krylov, tolerance: float) -> Extremes:
+def _ritz(blocks: Blocks, krylov: _Krylov, tolerance: float, both_vectors: bool) -> Extremes:
     """Solve the tridiagonal problems and say how far their ends may be off."""
     count = krylov.count
     values, states = torch.linalg.eigh(krylov.tridiagonal())
@@ -130,19 +138,18 @@ def _ritz(blocks: Blocks, krylov: _Krylov, tolerance: float) -> Extremes:
     scale = values.abs().amax(dim=1)
     largest_error = residuals[:, -1]
     smallest, smallest_error = _smallest(blocks, values, residuals[:, 0], scale)
-    vectors = (krylov.basis[:, :count].mT @ states[:, :, -1:].to(krylov.basis)).squeeze(2)
-    norms = vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
     accepted = tolerance * scale
     return Extremes(
         largest=values[:, -1],
         smallest=smallest,
         largest_error=largest_error,
         smallest_error=smallest_error,
-        vectors=vectors / norms,
+        vectors=krylov.combined(states[:, :, -1]),
         values=values,
         weights=states[:, 0, :] ** 2,
         converged=krylov.finished | ((largest_error <= accepted) & (smallest_error <= accepted)),
         products=count,
+        smallest_vectors=krylov.combined(states[:, :, 0]) if both_vectors else None,
     )
 
 
@@ -153,7 +160,7 @@ def _placed(whole: Extremes | None, part: Extremes, owners: Tensor, width: int) 
     found = {}
     for field in fields(Extremes):
         new = getattr(part, field.name)
-        if field.name == "products":
+        if field.name == "products" or new is None:
             found[field.name] = new
             continue
         if field.name in ("values", "weights"):

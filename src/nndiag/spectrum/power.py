@@ -22,6 +22,7 @@ def power_extremes(
     generator: torch.Generator,
     tolerance: float = 1e-4,
     max_products: int = 300,
+    both_vectors: bool = False,
 ) -> Extremes:
     """Return the signed extremes of every block by power iteration.
 
@@ -37,6 +38,7 @@ def power_extremes(
         generator: source of the start vectors.
         tolerance: residual, relative to the norm of the block, at which a run stops.
         max_products: the most products of each of the three runs.
+        both_vectors: whether to return the vectors of the smallest values too.
 
     Returns:
         Extremes. ``values`` and ``weights`` hold the two ends only, each with half the weight.
@@ -64,6 +66,7 @@ def power_extremes(
         weights=torch.full_like(values, 0.5),
         converged=settled,
         products=first + second + third + 2,
+        smallest_vectors=bottom if both_vectors else None,
     )
 
 

@@ -43,8 +43,9 @@ class Extremes:
     """The signed extremes of every block: ``largest`` is λ_max, never the largest magnitude.
 
     ``largest_error`` and ``smallest_error`` bound how far each may be off, in the solver's own way. ``vectors``
-    are the unit vectors of ``largest``. ``values`` and ``weights`` are nodes and weights of a quadrature of the
-    spectral density (weights sum to one for every block).
+    are the unit vectors of ``largest``, ``smallest_vectors``, where asked for, those of the smallest values found.
+    ``values`` and ``weights`` are nodes and weights of a quadrature of the spectral density (weights sum to one for
+    every block).
     ``converged`` says, block by block, whether both errors are below the tolerance asked for.
     """
 
@@ -57,6 +58,7 @@ class Extremes:
     weights: Tensor  # (nodes, m) float64
     converged: Tensor  # (nodes,) bool
     products: int
+    smallest_vectors: Tensor | None = None  # (nodes, size)
 
 
 def random_vectors(blocks: Blocks, like: Tensor, generator: torch.Generator) -> Tensor:

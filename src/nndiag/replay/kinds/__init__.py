@@ -1,17 +1,24 @@
-"""The kinds of layers whose nodes can be measured, one file each.
+"""The kinds of use that a parameter is put to, one file each.
 
-A kind turns its own way of using parameters into the one picture that everything downstream works on: per
-group of nodes, columns of inputs ``A`` of shape ``(batch, groups, size, positions)``, and cotangents
-``g`` of the nodes' outputs, ``(batch, nodes, positions)``. The gradient of node ``i`` for sample ``n`` is
-``Σ_t g[n, i, t] A[n, group(i), :, t]``, weight first and bias last. Adding a kind is one file and one entry
-in ``KINDS``.
+A kind turns its own way of using parameters into the few things that everything downstream works with: per-sample
+gradients of nodes, and products with them. Adding a kind is one file and one entry in ``KINDS``; what no kind knows is
+treated by Jacobians (``replay.jacobians``).
 """
 
-from nndiag.replay.kinds.base import Kind, Layer
+from collections.abc import Mapping
+
+from nndiag.replay.kinds.base import Kind, Layer, Samples, Share, Slot, Use
+from nndiag.replay.kinds.columns import ColumnKind, tiles
 from nndiag.replay.kinds.convolution import Convolution
-from nndiag.replay.kinds.linear import Linear
+from nndiag.replay.kinds.embedding import Embedding, EmbeddingBag
+from nndiag.replay.kinds.linear import Linear, TransposedLinear
+from nndiag.replay.kinds.norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from nndiag.replay.kinds.transposed import TransposedConvolution
 
-KINDS: tuple[Kind, ...] = (Linear(), Convolution(), TransposedConvolution())
+KINDS: tuple[Kind, ...] = (
+    Linear(), TransposedLinear(), Convolution(), TransposedConvolution(), Embedding(), EmbeddingBag(), BatchNorm(),
+    GroupNorm(), InstanceNorm(), LayerNorm(), RMSNorm(),
+)  # fmt: skip
+BY_FUNCTION: Mapping[str, Kind] = {name: kind for kind in KINDS for name in kind.functions}
 
-__all__ = ["KINDS", "Kind", "Layer"]
+__all__ = ["BY_FUNCTION", "KINDS", "ColumnKind", "Kind", "Layer", "Samples", "Share", "Slot", "Use", "tiles"]

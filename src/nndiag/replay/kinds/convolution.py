@@ -12,48 +12,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from nndiag.replay.kinds.base import Kind, Layer, Use, stacked_rows
-from nndiag.replay.units import Units
+from nndiag.replay.kinds.base import Use
+from nndiag.replay.kinds.columns import ColumnKind
 
 aten = torch.ops.aten
 _ORDER = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
-class Convolution(Kind):
+class Convolution(ColumnKind):
     """``z[n, i, t] = Σ_j W[i, j] · patch[n, t, j] + b[i]`` for the patch of input under the kernel at
     position ``t``.
     """
 
-    functions = frozenset({"conv1d", "conv2d", "conv3d"})
+    functions = dict.fromkeys(("conv1d", "conv2d", "conv3d"), _ORDER)
 
-    def describe(self, name: str, module: nn.Module, prefix: str) -> Layer | None:
-        """Return the layer of an ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``."""
-        if not isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            return None
-        fan_in = math.prod(module.weight.shape[1:])
-        bias = f"{prefix}bias" if module.bias is not None else None
-        label = type(module).__name__
-        nodes = module.out_channels
-        return Layer(name, self, label, nodes, fan_in, f"{prefix}weight", bias, module.groups)
+    def fits(self, use: Use, output: Tensor) -> bool:
+        """Where the input has a batch axis."""
+        return output.dim() == len(use.weight.shape)
 
-    def rows(self, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-        """Return the flattened kernels with their biases."""
-        return stacked_rows(weight, bias)
-
-    def units(self, output: Tensor, layer: Layer) -> Units:
-        """Channels follow the batch."""
-        return Units(1, layer.nodes)
-
-    def positions(self, output: Tensor, layer: Layer) -> int:
-        """Everything after the channels."""
-        return math.prod(output.shape[2:])
-
-    def columns(self, layer: Layer, use: Use) -> Tensor:
-        """Return the patches, ``(batch, groups, fan_in, positions)``."""
-        geometry = Geometry.of(use)
+    def columns(self, use: Use) -> Tensor:
+        """Return the patches."""
+        geometry, groups = Geometry.of(use), use.layer.groups
         rank = len(geometry.kernel)
         patches = F.pad(use.input, geometry.pad)
         for axis in range(rank):
@@ -62,32 +44,34 @@ class Convolution(Kind):
         batch, channels = patches.shape[:2]
         # (batch, channels, *positions, *kernel) -> (batch, groups, channels of the group * kernel, positions)
         patches = patches.permute(0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
-        return patches.reshape(batch, layer.groups, channels // layer.groups * math.prod(geometry.kernel), -1)
+        return patches.reshape(batch, groups, channels // groups * math.prod(geometry.kernel), -1)
 
-    def respond(self, layer: Layer, use: Use, rows: Tensor) -> Tensor:
+    def operate(self, use: Use, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution of the input with other kernels and biases."""
         geometry = Geometry.of(use)
-        weight, bias = (rows, None) if layer.bias is None else (rows[:, :-1], rows[:, -1])
-        kernels = weight.reshape(use.weight_shape)
         padded = F.pad(use.input, geometry.pad)
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(geometry.kernel) - 1]
-        found = convolve(padded, kernels, bias, geometry.stride, 0, geometry.dilation, layer.groups)
+        found = convolve(padded, weight, bias, geometry.stride, 0, geometry.dilation, use.layer.groups)
         return found.flatten(2)
 
-    def pull_back(self, layer: Layer, use: Use, cotangents: Tensor) -> Tensor:
+    def parameter_gradient(self, use: Use, cotangents: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the gradient of kernels and biases."""
         geometry = Geometry.of(use)
         rank = len(geometry.kernel)
         padded = F.pad(use.input, geometry.pad)
-        positions = [
-            (padded.shape[2 + i] - geometry.extent[i]) // geometry.stride[i] + 1 for i in range(rank)
-        ]
+        positions = geometry.positions(padded)
         _, weight, bias = aten.convolution_backward(
-            cotangents.reshape(*cotangents.shape[:2], *positions), padded, padded.new_empty(use.weight_shape),
-            [layer.nodes], geometry.stride, [0] * rank, geometry.dilation, False, [0] * rank, layer.groups,
-            [False, True, layer.bias is not None],
+            cotangents.reshape(*cotangents.shape[:2], *positions), padded, padded.new_empty(use.weight.shape),
+            [use.weight.shape[0]], geometry.stride, [0] * rank, geometry.dilation, False, [0] * rank, use.layer.groups,
+            [False, True, use.bias is not None],
         )  # fmt: skip
-        return stacked_rows(weight, bias if layer.bias is not None else None)
+        return weight, bias if use.bias is not None else None
+
+    def count(self, use: Use) -> tuple[int, int]:
+        """Return batch and positions."""
+        geometry = Geometry.of(use)
+        sizes = [size + sum(geometry.pad[-2 * i - 2 :][:2]) for i, size in enumerate(use.input.shape[2:])]
+        return use.input.shape[0], math.prod(geometry.along(sizes))
 
 
 @dataclass(frozen=True)
@@ -103,12 +87,20 @@ class Geometry:
     @classmethod
     def of(cls, use: Use) -> Geometry:
         """Return the geometry of a call."""
-        kernel = use.weight_shape[2:]
+        kernel = use.weight.shape[2:]
         rank = len(kernel)
-        dilation = per_axis(use.option(_ORDER, "dilation", 1), rank)
+        dilation = per_axis(use.option("dilation", 1), rank)
         extent = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-        stride = per_axis(use.option(_ORDER, "stride", 1), rank)
-        return cls(kernel, stride, dilation, extent, _padding(use.option(_ORDER, "padding", 0), extent))
+        stride = per_axis(use.option("stride", 1), rank)
+        return cls(kernel, stride, dilation, extent, _padding(use.option("padding", 0), extent))
+
+    def positions(self, padded: Tensor) -> list[int]:
+        """Return how often the kernel fits along every axis of a padded input."""
+        return self.along(padded.shape[2:])
+
+    def along(self, sizes: Sequence[int]) -> list[int]:
+        """Return the same from the sizes of a padded input."""
+        return [(size - e) // s + 1 for size, e, s in zip(sizes, self.extent, self.stride, strict=True)]
 
 
 def per_axis(value: int | Sequence[int], rank: int) -> list[int]:

@@ -1,55 +1,78 @@
-"""Linear layers: a node is a row of the weight; any axes between batch and features are positions."""
+"""Linear layers: an output is a row of the weight (a column, for the transposed layer of GPT-2) times the features."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from torch import Tensor, cat, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from nndiag.replay.kinds.base import Kind, Layer, Use, stacked_rows
+from nndiag.replay.kinds.base import Layer, Use
+from nndiag.replay.kinds.columns import ColumnKind
 from nndiag.replay.units import Units
 
 
-class Linear(Kind):
-    """``z[n, t, i] = Σ_j W[i, j] a[n, t, j] + b[i]``."""
+class Linear(ColumnKind):
+    """``z[..., u] = Σ_j W[u, j] a[..., j] + b[u]``: any axes before the features are rows."""
 
-    functions = frozenset({"linear"})
+    functions: ClassVar[Mapping[str, Sequence[str]]] = {"linear": ("input", "weight", "bias")}
 
-    def describe(self, name: str, module: nn.Module, prefix: str) -> Layer | None:
-        """Return the layer of an ``nn.Linear``."""
-        if not isinstance(module, nn.Linear):
-            return None
-        bias = f"{prefix}bias" if module.bias is not None else None
-        nodes, fan_in = module.out_features, module.in_features
-        return Layer(name, self, "Linear", nodes, fan_in, f"{prefix}weight", bias)
+    def fits(self, use: Use, output: Tensor) -> bool:
+        """Where rows of the weight are nodes."""
+        return use.weight.along_first
 
-    def rows(self, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-        """Return ``[W, b]``."""
-        return stacked_rows(weight, bias)
-
-    def units(self, output: Tensor, layer: Layer) -> Units:
+    def units(self, output: Tensor, layer: Layer) -> Units | None:
         """The last axis counts nodes."""
         return Units(output.dim() - 1, layer.nodes)
 
-    def columns(self, layer: Layer, use: Use) -> Tensor:
-        """Return the input itself, ``(batch, 1, fan_in, positions)``."""
-        return use.input.reshape(use.input.shape[0], 1, -1, layer.fan_in).mT
+    def leading(self, use: Use, output_shape: Sequence[int]) -> Sequence[int]:
+        """Everything before the features."""
+        return output_shape[:-1]
 
-    def respond(self, layer: Layer, use: Use, rows: Tensor) -> Tensor:
-        """Return ``a Vᵀ + v``."""
-        inputs = use.input.reshape(use.input.shape[0], -1, layer.fan_in)
-        if layer.bias is None:
-            return F.linear(inputs, rows).mT
-        return F.linear(inputs, rows[:, :-1], rows[:, -1]).mT
+    def spread(self, use: Use, output: Tensor) -> Tensor:
+        """One position a row."""
+        return output.reshape(-1, output.shape[-1], 1)
 
-    def pull_back(self, layer: Layer, use: Use, cotangents: Tensor) -> Tensor:
-        """Return ``Σ_{n,t} r a``, and ``Σ_{n,t} r`` for the bias."""
-        inputs = use.input.reshape(-1, layer.fan_in)
-        flat = cotangents.movedim(1, 0).reshape(layer.nodes, -1)
-        weights = flat @ inputs
-        return weights if layer.bias is None else cat([weights, flat.sum(dim=1, keepdim=True)], dim=1)
+    def columns(self, use: Use) -> Tensor:
+        """Return the input itself."""
+        return use.input.reshape(-1, 1, use.input.shape[-1], 1)
 
-    def positions(self, output: Tensor, layer: Layer) -> int:
-        """Everything between the batch and the features."""
-        return math.prod(output.shape[1:-1])
+    def operate(self, use: Use, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``a Wᵀ + b``."""
+        return self.spread(use, F.linear(use.input, self.oriented(weight), bias))
+
+    def parameter_gradient(self, use: Use, cotangents: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return ``Σ r aᵀ`` and ``Σ r``."""
+        flat = cotangents.squeeze(2).T
+        weight = self.oriented(flat @ use.input.reshape(-1, use.input.shape[-1]))
+        return weight, None if use.bias is None else flat.sum(dim=1)
+
+    def count(self, use: Use) -> tuple[int, int]:
+        """One position a row."""
+        return math.prod(use.input.shape[:-1]), 1
+
+    def oriented(self, weight: Tensor) -> Tensor:
+        """Return the weight as torch has it in ``linear``, and back."""
+        return weight
+
+
+class TransposedLinear(Linear):
+    """``z = b + a W``: the weight holds a node in every column (the ``Conv1D`` of GPT-2)."""
+
+    functions: ClassVar[Mapping[str, Sequence[str]]] = {
+        "addmm": ("bias", "input", "weight"),
+        "matmul": ("input", "weight"),
+        "__matmul__": ("input", "weight"),
+        "mm": ("input", "weight"),
+    }
+
+    def fits(self, use: Use, output: Tensor) -> bool:
+        """Where columns of the weight are nodes, and nothing is scaled on the way."""
+        unscaled = use.option("beta", 1) == 1 and use.option("alpha", 1) == 1
+        return not use.weight.along_first and len(use.weight.shape) == 2 and unscaled
+
+    def oriented(self, weight: Tensor) -> Tensor:
+        """Return the transpose."""
+        return weight.T

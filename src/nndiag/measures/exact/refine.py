@@ -1,0 +1,284 @@
+"""Refining the curvature of nodes by exact products: which layers, which nodes, and their blocks solved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nndiag.errors import InputError, ModelError
+from nndiag.measures.blocks import GramBlocks, OuterBlocks
+from nndiag.measures.curvature import LayerCurvature, layer_curvature
+from nndiag.measures.exact.blocks import SIGNS, SKETCH, TiledBlocks, formed_blocks
+from nndiag.measures.exact.bound import BOUND_PRODUCTS, TRACE_SIGNS, estimated_traces, layer_bound
+from nndiag.measures.exact.choose import Signs, choose_nodes
+from nndiag.measures.exact.cost import pass_cost
+from nndiag.measures.exact.places import places_of
+from nndiag.measures.exact.record import ExactLayer, ExactSettings, LayerBound, Refinement
+from nndiag.measures.exact.single import signed_blocks, single_positions
+from nndiag.measures.hvp import HessianProducts, NoSecondDerivativeError
+from nndiag.measures.plan import Progress, Update
+from nndiag.measures.weights import numbers
+from nndiag.probe.probe import Probe
+from nndiag.records.measured import Floats, Mask
+
+if TYPE_CHECKING:
+    from nndiag.replay.kinds import Layer
+
+SOLVER_PRODUCTS = 22
+"""What a solver takes on a large block, both ends by fold included."""
+TILED_PRODUCTS = SOLVER_PRODUCTS + 2 * SKETCH + SIGNS
+"""Products of a node in the form of ``TiledBlocks``; smaller blocks are cheaper formed."""
+BOUND_COST = BOUND_PRODUCTS + TRACE_SIGNS
+FORMED_BYTES = 256 * 2**20
+"""What the formed blocks of one tile of nodes may take."""
+
+
+def refine(
+    model: nn.Module,
+    probe: Probe,
+    layers: Sequence[Layer],
+    found: Mapping[str, LayerCurvature],
+    settings: ExactSettings,
+    update: Update | None = None,
+    among: Mapping[str, Mask] | None = None,
+    priority: Mapping[str, Floats] | None = None,
+    progress: Progress = lambda *_: None,
+) -> Refinement:
+    """Return exact curvature of nodes: λ_max, λ_min, trace and what follows from them, of the mean loss over the probe.
+
+    Args:
+        model: inside ``undisturbed``.
+        probe: samples, targets and loss.
+        layers: those that the probe reached and that are not known to be piecewise linear.
+        found: Gauss-Newton curvature by layer; layers without samples of their own (mixed ones) are missing.
+        settings: the mode, the solver and what it may cost.
+        update: the update rule; preconditioned blocks are those of the Hessian too.
+        among: by layer, the nodes to look at, where not all: others, such as rows of an embedding that were never
+            looked up, are not refined in any mode.
+        priority: by layer, nodes that ``auto`` should prefer: larger numbers first, zero for no wish.
+        progress: told what is being done.
+
+    Returns:
+        Per layer the nodes refined, in ``auto`` with the bound of the layer where not all are. The note says what could
+        not be done.
+
+    Raises:
+        InputError: in mode ``"hessian"``, the probe has no targets.
+        NoSecondDerivativeError: in mode ``"hessian"``, an operation has no second derivative.
+        ModelError: in mode ``"hessian"``, second derivatives are not finite.
+    """
+    try:
+        wishes = _Wishes(among or {}, priority or {})
+        return _Refining(model, probe, layers, found, settings, update, wishes).run(progress)
+    except (InputError, NoSecondDerivativeError) as error:
+        if settings.mode == "hessian":
+            raise
+        return Refinement(note=f"curvature stays that of Gauss-Newton blocks: {error.why}")
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    """Which nodes the caller wants looked at, and which of them first."""
+
+    among: Mapping[str, Mask]
+    priority: Mapping[str, Floats]
+
+    def nodes(self, layer: Layer) -> NDArray[np.intp]:
+        """Return the nodes of a layer to look at."""
+        mask = self.among.get(layer.name)
+        return np.arange(layer.nodes, dtype=np.intp) if mask is None else np.flatnonzero(mask)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a layer may spend: ``nodes`` are how many may be refined, all of them without a bound first."""
+
+    nodes: int
+    whole: bool
+
+
+class _Refining:
+    """One refinement: its arguments, and what is the same for all layers."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Probe,
+        layers: Sequence[Layer],
+        found: Mapping[str, LayerCurvature],
+        settings: ExactSettings,
+        update: Update | None,
+        wishes: _Wishes,
+    ) -> None:
+        self.model, self.probe, self.update, self.wishes = model, probe, update, wishes
+        self.found, self.settings = found, settings
+        self.hessian = settings.mode == "hessian"
+        self.layers = [layer for layer in layers if self.hessian or layer.name in found]
+        self.generator = torch.Generator().manual_seed(settings.solver.seed)
+
+    def run(self, progress: Progress) -> Refinement:
+        if not self.layers:
+            return Refinement()
+        apart = [layer for layer in self.layers if layer.name in self.found]
+        HessianProducts(self.model, self.probe)  # says at once that targets are missing
+        self.single = single_positions(self.model, self.probe, apart)
+        self.cost = pass_cost(self.model, self.probe)
+        shares, refined = self._shares(), {}
+        for done, layer in enumerate(self.layers):
+            progress(f"curvature of layer {layer.name}, exactly", done, len(self.layers))
+            if layer.name in shares:
+                refined[layer.name] = self._layer(layer, shares[layer.name])
+        return Refinement(refined, self._note(shares, refined))
+
+    def _shares(self) -> dict[str, _Share]:
+        """Divide what may be spent: a layer that needs less than its share leaves the rest to the others."""
+        count = {layer.name: len(self.wishes.nodes(layer)) for layer in self.layers}
+        whole = {layer.name: count[layer.name] * self._per_node(layer) for layer in self.layers}
+        if self.hessian:
+            return {name: _Share(nodes, whole=True) for name, nodes in count.items()}
+        left, shares = self.settings.work / self.cost.work, {}
+        waiting = sorted(self.layers, key=lambda layer: whole[layer.name])
+        for place, layer in enumerate(waiting):
+            share = left / (len(waiting) - place)
+            if whole[layer.name] <= share:
+                shares[layer.name] = _Share(count[layer.name], whole=True)
+                left -= whole[layer.name]
+            elif (nodes := int((share - BOUND_COST) // self._per_node(layer))) > 0:
+                shares[layer.name] = _Share(nodes, whole=False)
+                left -= share
+        return shares
+
+    def _per_node(self, layer: Layer) -> int:
+        """Return how many vectors the exact block of one node takes."""
+        if layer.name in self.single:
+            return 1
+        return layer.size if self.hessian else min(layer.size, TILED_PRODUCTS)
+
+    def _layer(self, layer: Layer, share: _Share) -> ExactLayer:
+        products = HessianProducts(self.model, self.probe, layer.names, self.cost.keep_graphs)
+        places = places_of(layer, products)
+        bound, nodes = None, self.wishes.nodes(layer)
+        if not share.whole:
+            bound, signs = self._signs(layer, products, places)
+            nodes = nodes[self._chosen(layer, nodes, share.nodes, signs)]
+        kept, parts = [], []
+        for tile, part in self._curvatures(layer, products, places, nodes):
+            kept.append(tile)
+            parts.append(part)
+        if not parts:
+            return ExactLayer(np.zeros(0, dtype=np.intp), None, bound)
+        return ExactLayer(np.concatenate(kept), _joined(parts), bound)
+
+    def _signs(
+        self, layer: Layer, products: HessianProducts, places: Tensor
+    ) -> tuple[LayerBound, Signs | None]:
+        bound, vector = layer_bound(products, self.generator)
+        if bound.excluded or bound.smallest >= 0:
+            return bound, None
+        mass = vector.double().square()
+        share = (mass[places.clamp_min(0)] * (places >= 0)).sum(dim=1)
+        trace = estimated_traces(products, places, self.generator)
+        return bound, Signs(numbers(share), numbers(trace) - self.found[layer.name].per_node["trace"])
+
+    def _chosen(
+        self, layer: Layer, nodes: NDArray[np.intp], count: int, signs: Signs | None
+    ) -> NDArray[np.intp]:
+        """Return the places among ``nodes`` of those to refine."""
+        measures = self.found[layer.name].per_node
+        margin, wish = measures.get("stability_margin"), self.wishes.priority.get(layer.name)
+        return choose_nodes(
+            count,
+            measures["lambda_max"][nodes],
+            None if margin is None else margin[nodes],
+            None if wish is None else wish[nodes],
+            None if signs is None else Signs(signs.share[nodes], signs.residual[nodes]),
+            self.generator,
+        )
+
+    def _curvatures(
+        self, layer: Layer, products: HessianProducts, places: Tensor, nodes: NDArray[np.intp]
+    ) -> list[tuple[NDArray[np.intp], LayerCurvature]]:
+        """Return the curvature of the nodes, tile by tile, without those whose second derivatives are not finite."""
+        if len(nodes) == 0:
+            return []
+        single = self._single(layer, nodes)
+        if single is not None:
+            return self._solved(layer, nodes, single)
+        folds = self._folds(layer)
+        if not self.hessian and layer.size > TILED_PRODUCTS:
+            own = places[torch.from_numpy(nodes).to(places.device)]
+            tiled = TiledBlocks(
+                products, folds, own, len(self.probe), self.cost.at_once, self.settings.solver.seed
+            )
+            return self._solved(layer, nodes, tiled)
+        each = (len(folds) + 1) * layer.size**2 * products.like.element_size()
+        tile, found = max(1, FORMED_BYTES // each), []
+        for start in range(0, len(nodes), tile):
+            part = nodes[start : start + tile]
+            own = places[torch.from_numpy(part).to(places.device)]
+            found += self._solved(layer, part, formed_blocks(folds, own, len(self.probe), self.cost.at_once))
+        return found
+
+    def _single(self, layer: Layer, nodes: NDArray[np.intp]) -> OuterBlocks | None:
+        if layer.name not in self.single:
+            return None
+        index = torch.from_numpy(nodes)
+        return signed_blocks(self.model, self.probe, layer, index, self.cost.at_once)
+
+    def _folds(self, layer: Layer) -> list[HessianProducts]:
+        count = self.probe.fold_count
+        return [
+            HessianProducts(
+                self.model, self.probe, layer.names, self.cost.keep_graphs, slice(fold, None, count)
+            )
+            for fold in range(count)
+        ]
+
+    def _solved(
+        self, layer: Layer, nodes: NDArray[np.intp], blocks: OuterBlocks | GramBlocks | TiledBlocks
+    ) -> list[tuple[NDArray[np.intp], LayerCurvature]]:
+        image = blocks.product(torch.ones(len(nodes), layer.size).to(blocks.like))
+        finite = torch.isfinite(image).all(dim=1).cpu()
+        if not bool(finite.all()):
+            if self.hessian:
+                why = (
+                    f"second derivatives are not finite in {int((~finite).sum())} nodes of layer {layer.name}"
+                )
+                raise ModelError("--curvature hessian", why, "use --curvature ggn")
+            keep = torch.nonzero(finite).flatten()
+            if len(keep) == 0:
+                return []
+            nodes, blocks = nodes[keep.numpy()], blocks.restricted(keep.to(image.device))
+        facts = None if self.update is None else self.update.facts
+        scale = None if self.update is None else self.update.preconditioner(layer)
+        if scale is not None:
+            scale = scale[torch.from_numpy(nodes).to(scale.device)]
+        solved = layer_curvature(blocks, self.probe.fold_sizes, self.settings.solver, facts, scale)
+        if isinstance(blocks, TiledBlocks):
+            solved.per_node["trace_se"] = numbers(blocks.estimated_traces[1])
+        return [(nodes, solved)]
+
+    def _note(self, shares: Mapping[str, _Share], refined: Mapping[str, ExactLayer]) -> str | None:
+        left = len(self.layers) - len(shares)
+        if left == 0 or self.hessian:
+            return None
+        which = "every layer" if left == len(self.layers) else f"{left} of {len(self.layers)} layers"
+        return f"exact blocks of {which} would cost too much for --curvature auto, and stay those of Gauss-Newton"
+
+
+def _joined(parts: Sequence[LayerCurvature]) -> LayerCurvature:
+    """Put the nodes of several tiles side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    return LayerCurvature(
+        {name: np.concatenate([part.per_node[name] for part in parts]) for name in parts[0].per_node},
+        {name: np.concatenate([part.per_fold[name] for part in parts], axis=1) for name in parts[0].per_fold},
+        all(part.converged for part in parts),
+        max(part.products for part in parts),
+    )

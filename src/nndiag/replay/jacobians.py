@@ -1,0 +1,107 @@
+"""Jacobians of single samples for parameters that no kind knows: raw ones, ties through a transpose.
+
+``J[n, s] = ∂⟨f(x_n), s_n⟩/∂θ``, counting every use of ``θ``, by running samples one by one: vectorised over samples and
+seeds where the model allows it, in a loop where it does not. Samples must not see each other, which is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nndiag.config.callables import reason
+from nndiag.replay.kinds import Layer
+from nndiag.replay.passes import main_output
+
+CHUNK_BYTES = 256 * 2**20
+"""Jacobians of all layers and seeds held at a time."""
+AGREEMENT = 1e-3
+"""Outputs of a sample alone may differ from those in its batch by this share of the largest."""
+
+Rows = dict[str, Tensor]
+"""Jacobians by layer, ``(seeds, samples, nodes, size)``."""
+
+
+class SamplesMixedError(Exception):
+    """A sample alone gives another output than in its batch, or none; the message says so."""
+
+
+def sample_jacobians(
+    model: nn.Module, layers: Sequence[Layer], inputs: Sequence[Tensor], output: Tensor, seeds: Tensor
+) -> Iterator[tuple[slice, Rows]]:
+    """Yield the Jacobians of a batch, some samples at a time.
+
+    Args:
+        model: in eval mode, parameters differentiable.
+        layers: those wanted.
+        inputs: of the model, each ``(batch, ...)``.
+        output: the model's output for the whole batch, for comparison.
+        seeds: ``(seeds, batch, ...)``, each shaped like the output.
+
+    Raises:
+        SamplesMixedError: samples are not independent of each other.
+    """
+    names = sorted({name for layer in layers for name in layer.names})
+    named = dict(model.named_parameters(remove_duplicate=False))
+    parameters = {name: named[name].detach() for name in names}
+    entries = sum(p.numel() for p in parameters.values())
+    step = max(1, CHUNK_BYTES // max(1, entries * len(seeds) * output.element_size()))
+    for start in range(0, len(output), step):
+        part = slice(start, min(start + step, len(output)))
+        some = [x[part] for x in inputs]
+        try:
+            found, alone = _vectorised(model, parameters, some, seeds[:, part])
+        except Exception:  # whatever a model does that cannot be vectorised; one by one says
+            found, alone = _one_by_one(model, {n: named[n] for n in names}, some, seeds[:, part])
+        difference = (alone.detach() - output[part].detach()).abs().max()
+        if not float(difference) <= AGREEMENT * (float(output.detach().abs().max()) + 1e-12):
+            raise SamplesMixedError("a sample alone gives another output than in its batch")
+        yield part, {layer.name: layer.rows(found, lead=2).detach() for layer in layers}
+
+
+def _vectorised(
+    model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor], seeds: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    def one(sample: Sequence[Tensor], own: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        def run(values: Mapping[str, Tensor]) -> Tensor:
+            called = torch.func.functional_call(model, dict(values), tuple(x[None] for x in sample))
+            return main_output(called)[0]
+
+        value, pull = torch.func.vjp(run, dict(parameters))[:2]
+        (grads,) = torch.func.vmap(pull)(own)
+        return grads, value
+
+    mapped = torch.func.vmap(one, in_dims=(0, 1), out_dims=(1, 0), randomness="same")
+    found: tuple[dict[str, Tensor], Tensor] = mapped(tuple(inputs), seeds)
+    return found
+
+
+def _one_by_one(
+    model: nn.Module, parameters: Mapping[str, Tensor], inputs: Sequence[Tensor], seeds: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
+    outputs = []
+    for n in range(len(inputs[0])):
+        output = _alone(model, [x[n : n + 1] for x in inputs])
+        outputs.append(output.detach())
+        of_sample: dict[str, list[Tensor]] = {name: [] for name in parameters}
+        for seed in seeds[:, n : n + 1]:
+            grads: Sequence[Tensor | None] = [None] * len(parameters)
+            if output.requires_grad:
+                grads = torch.autograd.grad(
+                    output, list(parameters.values()), seed, retain_graph=True, allow_unused=True
+                )
+            for (name, parameter), grad in zip(parameters.items(), grads, strict=True):
+                of_sample[name].append(torch.zeros_like(parameter) if grad is None else grad.detach())
+        for name, parts in of_sample.items():
+            rows[name].append(torch.stack([p.to_dense() if p.is_sparse else p for p in parts]))
+    return {name: torch.stack(parts, dim=1) for name, parts in rows.items()}, torch.cat(outputs)
+
+
+def _alone(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    try:
+        return main_output(model(*inputs))
+    except Exception as error:  # the user's code may raise anything
+        raise SamplesMixedError(f"the model does not run on a sample alone: {reason(error)}") from error

@@ -1,0 +1,218 @@
+"""The seeds of a batch amount to the curvature of the loss: exactly, or in the mean and within the error reported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nndiag.measures.allotment import allot
+from nndiag.measures.seeds import Seed, Seeds, random_signs
+from nndiag.probe.curvature import loss_factor
+from nndiag.probe.factor import ColumnFactor, DiagonalFactor, Factor
+from nndiag.probe.loss import named_loss
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def every(seeds: Seeds, rows: int = 256) -> list[Seed]:
+    return [*seeds.whole(), *seeds.picked(rows)]
+
+
+def curvature_of(seeds: Iterable[Seed], batch: int) -> Tensor:
+    """Return the matrix of every sample that the passes amount to, ``(batch, outputs, outputs)``."""
+    found = torch.zeros(())
+    for seed in seeds:
+        values = seed.values.double().flatten(1)
+        if found.dim() == 0:
+            found = values.new_zeros(batch, values.shape[1], values.shape[1])
+        found.index_add_(0, seed.samples, values[:, :, None] * values[:, None, :])
+    return found
+
+
+def some_columns(confident: float, samples: int = 40) -> Tensor:
+    """Return columns with a falling spectrum, heavier in some samples than in others."""
+    directions = torch.linalg.qr(torch.randn(samples, 6, 6, generator=seeded(), dtype=torch.float64)).Q
+    falling = torch.logspace(0, -2, 6, dtype=torch.float64)
+    heavy = torch.rand(samples, generator=seeded(1), dtype=torch.float64) ** confident
+    return (directions * falling * heavy[:, None, None]).movedim(2, 0)
+
+
+def factor_of(columns: Tensor) -> Factor:
+    return ColumnFactor(columns, torch.zeros(columns.shape[1:], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("confident", [0.0, 4.0, 60.0])
+def test_without_noise_every_column_is_exact(confident: float) -> None:
+    columns = some_columns(confident)
+    seeds = Seeds(factor_of(columns), 0.0, seeded())
+    truth = torch.einsum("cni,cnj->nij", columns, columns)
+    for rows in (1, 7, 256):
+        found = every(seeds, rows)
+        torch.testing.assert_close(curvature_of(found, 40), truth, rtol=1e-9, atol=1e-9 * float(truth.max()))
+        assert not any(seed.spread.any() for seed in found)
+        assert all(len(seed.samples) <= rows for seed in found[seeds.whole_count :])
+        assert sum(len(seed.samples) for seed in found[seeds.whole_count :]) == seeds.picked_count
+    assert seeds.exact == pytest.approx(1)
+
+
+@pytest.mark.parametrize("coverage", [0.0, 0.99])
+@pytest.mark.parametrize("noise", [1e-1, 1e-2, 1e-3])
+def test_what_is_sampled_is_right_in_the_mean_and_as_small_as_promised(noise: float, coverage: float) -> None:
+    columns = some_columns(4.0)
+    truth = torch.einsum("cni,cnj->nij", columns, columns).mean(dim=0)
+    stack = []
+    for seed in range(100):
+        seeds = Seeds(factor_of(columns), noise, seeded(seed), coverage=coverage)
+        stack.append(curvature_of(every(seeds), 40).mean(dim=0))
+        assert coverage <= seeds.exact <= 1
+    draws = torch.stack(stack)
+    trace = float(truth.diagonal().sum())
+    deviation = float((draws - truth).square().sum(dim=(1, 2)).mean()) ** 0.5
+    assert deviation <= noise * trace
+    assert float((draws.mean(dim=0) - truth).norm()) <= max(4 * deviation / 100**0.5, 1e-12 * trace)
+
+
+def test_confident_samples_cost_few_passes() -> None:
+    seeds = Seeds(factor_of(some_columns(12.0)), 1e-2, seeded(), coverage=0.0)
+    assert seeds.whole_count == 1
+    assert 0 < seeds.picked_count < 40
+
+
+def test_no_curvature_at_all_is_one_pass_of_zeros() -> None:
+    seeds = Seeds(factor_of(torch.zeros(3, 5, 2, dtype=torch.float64)), 1e-3, seeded())
+    assert seeds.exact == 1
+    (only,) = every(seeds)
+    assert only.values.shape == (5, 2)
+    assert not only.values.any()
+
+
+def test_the_same_seed_gives_the_same_passes() -> None:
+    for one, two in zip(
+        *(every(Seeds(factor_of(some_columns(4.0)), 1e-2, seeded(3))) for _ in range(2)), strict=True
+    ):
+        torch.testing.assert_close(one.values, two.values, rtol=0, atol=0)
+
+
+def test_signs_are_fair_and_independent() -> None:
+    signs = random_signs((4001, 9), seeded())
+    assert signs.abs().eq(1).all()
+    correlation = signs.T @ signs / len(signs)
+    assert float((correlation - torch.eye(9)).abs().max()) < 5 / 4001**0.5
+    assert float(signs.mean(dim=0).abs().max()) < 5 / 4001**0.5
+
+
+SAMPLES, POSITIONS, CLASSES, WIDTH, FEATURES = 24, 8, 12, 4, 5
+
+
+def model_with_positions(confidence: float) -> tuple[Tensor, Tensor]:
+    """Return the logits of a network whose positions mix, and their Jacobian in the rows of its first layer.
+
+    ``(samples, positions, classes)`` and ``(samples, positions · classes, nodes, size)``.
+    """
+    torch.manual_seed(0)
+    first, last = nn.Linear(FEATURES, WIDTH, bias=False).double(), nn.Linear(WIDTH, CLASSES).double()
+    x = torch.randn(SAMPLES, POSITIONS, FEATURES, dtype=torch.float64)
+
+    def run(weight: Tensor, x: Tensor) -> Tensor:
+        hidden = torch.relu(x @ weight.T)
+        mixed = hidden.cumsum(dim=0) / torch.arange(1, POSITIONS + 1)[:, None]
+        return confidence * (hidden + mixed) @ last.weight.T
+
+    jacobian = torch.func.vmap(torch.func.jacrev(run), (None, 0))(first.weight, x).detach()
+    output = torch.func.vmap(run, (None, 0))(first.weight, x).detach()
+    return output, jacobian.reshape(SAMPLES, POSITIONS * CLASSES, WIDTH, FEATURES)
+
+
+def jacobian_rows(found: list[Seed], jacobian: Tensor) -> Tensor:
+    """Return ``Jᵀ s`` of every row of every seed, ``(rows, nodes, size)``."""
+    parts = [torch.einsum("ra,rahp->rhp", s.values.flatten(1), jacobian[s.samples]) for s in found]
+    return torch.cat(parts)
+
+
+def blocks(rows: Tensor) -> Tensor:
+    return torch.einsum("rhp,rhq->hpq", rows, rows) / SAMPLES
+
+
+@pytest.mark.parametrize("confidence", [1.0, 6.0])
+@pytest.mark.parametrize("limit", [3, 12])
+def test_the_error_reported_is_that_of_the_largest_eigenvalue(confidence: float, limit: int) -> None:
+    output, jacobian = model_with_positions(confidence)
+    loss = named_loss("masked_lm")
+    factor = loss_factor(loss, output, None)
+    p = output.softmax(dim=2)
+    curvature = (torch.diag_embed(p) - p[..., :, None] * p[..., None, :]) / POSITIONS
+    by_position = jacobian.reshape(SAMPLES, POSITIONS, CLASSES, WIDTH, FEATURES)
+    truth = torch.einsum("ntahp,ntab,ntbhq->hpq", by_position, curvature, by_position) / SAMPLES
+    exact = blocks(jacobian_rows(every(Seeds(factor, 0.0, seeded())), jacobian))
+    torch.testing.assert_close(exact, truth)
+
+    largest = torch.linalg.eigvalsh(truth)[:, -1]
+    off, reported = [], []
+    for seed in range(25):
+        found = every(Seeds(factor, 1e-6, seeded(seed), coverage=0.0, limit=limit))
+        rows, spread = jacobian_rows(found, jacobian), torch.cat([s.spread for s in found])
+        values, vectors = torch.linalg.eigh(blocks(rows))
+        forms = torch.einsum("rhp,hp->rh", rows, vectors[:, :, -1]).square()
+        off.append(values[:, -1] - largest)
+        reported.append((spread[:, None] * forms.square()).sum(dim=0).sqrt() / SAMPLES)
+    error, se = torch.stack(off), torch.stack(reported)
+    assert (error.abs() <= 5 * se).all()
+    typical = error.square().mean(dim=0).sqrt() / se.square().mean(dim=0).sqrt()
+    assert float(typical.max()) < 1.4  # hardly understated, the upward bias of a noisy maximum included
+    assert float(typical.min()) > 0.2  # nor so large that it says nothing
+
+
+def test_more_passes_make_it_exact() -> None:
+    output, _ = model_with_positions(6.0)
+    factor = loss_factor(named_loss("masked_lm"), output, None)
+    shares = [Seeds(factor, 1e-9, seeded(), coverage=1.0, limit=limit).exact for limit in (1, 4, 16, 96)]
+    assert shares == sorted(shares)
+    assert shares[0] == 0
+    assert shares[-1] == pytest.approx(1)
+
+
+def test_many_outputs_alike_take_no_more_passes_than_allowed() -> None:
+    output = torch.zeros(16, 784)
+    seeds = Seeds(DiagonalFactor(torch.full((16, 784), 2 / 784), output), 2e-3, seeded(), limit=32)
+    found = every(seeds)
+    assert len(found) == seeds.whole_count == 32
+    assert seeds.picked_count == 0
+    total = sum(float(seed.values.square().sum()) for seed in found)
+    assert total == pytest.approx(16 * 2, rel=1e-5)
+    used = torch.stack([seed.values != 0 for seed in found]).sum(dim=0)
+    assert used.eq(1).all()  # every output of every sample in one pass
+
+
+def test_heavy_samples_get_more_passes_than_light_ones() -> None:
+    weights = torch.ones(50, 8, dtype=torch.float64)
+    weights[7] *= 100
+    found = allot(weights, torch.ones(8, dtype=torch.long), noise=1e-1, coverage=0.0, limit=32)
+    assert int(found.passes.argmax()) == 7
+    assert int(found.passes[7]) == 8
+    assert int(found.passes.sum()) < 2 * 50
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_atom_has_one_place_and_those_alone_are_the_heaviest(seed: int) -> None:
+    weights = torch.rand(30, 17, generator=seeded(seed), dtype=torch.float64) ** 6
+    weights[3] = 0
+    weights[4, 5:] = 0
+    found = allot(weights, torch.ones(17, dtype=torch.long), noise=3e-2, coverage=0.5, limit=9)
+    assert ((found.place >= 0) == (weights > 1e-12 * weights.sum() / 30)).all()
+    assert (found.place < found.passes[:, None]).all()
+    assert (found.passes >= found.whole).all()
+    assert int(found.passes.max()) <= 9
+    alone = 0.0
+    for row, place in zip(weights, found.place, strict=True):
+        counts = torch.bincount(place[place >= 0], minlength=9)
+        single = (place >= 0) & (counts[place.clamp_min(0)] == 1)
+        alone += float(row[single].sum())
+        if single.any() and (~single & (place >= 0)).any():
+            assert row[single].min() >= row[~single & (place >= 0)].max()
+    assert found.exact == pytest.approx(alone / float(weights.sum()))
+    assert found.exact >= 0.5
