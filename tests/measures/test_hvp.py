@@ -52,14 +52,19 @@ def test_one_by_one_equals_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(HessianProducts(model, samples).product(vectors), batched, rtol=1e-12, atol=0)
 
 
-def test_folds_add_up_and_submatrices_are_parts() -> None:
+@pytest.mark.parametrize("apart", [True, False])
+def test_folds_add_up_and_submatrices_are_parts(apart: bool) -> None:
     case = SMOOTH[1]
-    model, samples = build(case), probe(case, "mse")
+    model, samples = build(case), probe(case, "mse", batch_size=7)
     names = ("0.bias", "0.weight")
     whole = HessianProducts(model, samples, names)
     every = torch.eye(whole.size, dtype=torch.float64)
     hessian = whole.product(every)
-    folds = [HessianProducts(model, samples, names, samples=slice(f, None, 4)) for f in range(4)]
+    folds = [HessianProducts(model, samples, names, samples=slice(f, None, 4), apart=apart) for f in range(4)]
+    rows = tuple(x[1::4] for x in samples.inputs)
+    assert samples.targets is not None
+    alone = HessianProducts(model, Probe(rows, samples.targets[1::4], samples.loss), names)
+    torch.testing.assert_close(folds[1].product(every), alone.product(every) * len(rows[0]) / len(samples))
     torch.testing.assert_close(sum(fold.product(every) for fold in folds), hessian)
     places = torch.tensor([[3, 0, 9], [8, 2, -1]])
     rows = torch.randn(2, 3, dtype=torch.float64)

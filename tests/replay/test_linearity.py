@@ -184,14 +184,16 @@ def test_it_holds_for_nll_behind_log_softmax() -> None:
     check(build(LINEAR["log_softmax head"]), inputs(4), "nll")
 
 
-@pytest.mark.parametrize(("axis", "holds"), [(1, True), (-1, True), (0, False)])
-def test_a_log_softmax_is_a_head_over_classes_alone(axis: int, holds: bool) -> None:
+@pytest.mark.parametrize(
+    ("axis", "classes", "holds"), [(1, 1, True), (-1, 1, True), (0, 1, False), (1, -1, True)]
+)
+def test_a_log_softmax_is_a_head_over_classes_alone(axis: int, classes: int, holds: bool) -> None:
     scores = torch.zeros(4, 3, requires_grad=True) * 1.0
     head = scores.log_softmax(dim=axis)
     proof = LinearityProof()
     proof.see("log_softmax", (scores, axis), {}, head)
-    assert proof.holds(head, log_softmax_head=True) == holds
-    assert not proof.holds(head, log_softmax_head=False)
+    assert proof.holds(head, classes) == holds
+    assert not proof.holds(head, None)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -176,7 +176,7 @@ def _curvature_facts(
     kinds = {layer.curvature_kind for layer in layers if layer.curvature_kind}
     return CurvatureFacts(
         kind=kinds.pop() if len(kinds) == 1 else "mixed",
-        coverage=min(1.0, replay.column_trace / replay.total_trace) if replay.total_trace > 0 else 1.0,
+        coverage=min(1.0, replay.exact_trace / replay.total_trace) if replay.total_trace > 0 else 1.0,
         solver=replay.plan.solver,
         converged=all(c.converged for c in curvatures.values()),
         products=max((c.products for c in curvatures.values()), default=0),

@@ -47,6 +47,7 @@ class HessianProducts:
             a forward and a backward pass each; ``None`` keeps that of a single batch.
         samples: those whose share ``(1/N) Σ_{n in samples} ℓ_n`` is differentiated, all where ``None``; ``N`` stays the
             size of the probe, so that the products of a partition add up.
+        apart: whether samples do not see each other, so that those may run through the model without the others.
 
     Raises:
         InputError: the probe has no loss or no targets.
@@ -59,6 +60,7 @@ class HessianProducts:
         names: Sequence[str] | None = None,
         keep_graphs: bool | None = None,
         samples: slice | None = None,
+        apart: bool = True,
     ) -> None:
         if probe.loss is None or probe.targets is None:
             why = "the exact Hessian depends on the targets, and it has none"
@@ -69,8 +71,12 @@ class HessianProducts:
         self.names = tuple(names)
         self._model, self._probe = model, probe
         self._inputs, self._targets = probe.inputs, probe.targets
-        if samples is not None:
+        self._counted: Tensor | None = None
+        if samples is not None and apart:
             self._inputs, self._targets = tuple(x[samples] for x in probe.inputs), probe.targets[samples]
+        elif samples is not None:
+            self._counted = torch.zeros(len(probe), dtype=torch.bool, device=probe.targets.device)
+            self._counted[samples] = True
         self._parameters = [known[name] for name in self.names]
         self._keep = len(self._targets) <= probe.batch_size if keep_graphs is None else keep_graphs
         self._kept: list[Tensor] | None = None
@@ -160,7 +166,8 @@ class HessianProducts:
 
     def _first(self, batch: Batch) -> Tensor:
         with second_order(self._model):
-            value = mean_loss(self._model, self._probe, batch)
+            counted = None if self._counted is None else self._counted[batch.start : batch.start + len(batch)]
+            value = mean_loss(self._model, self._probe, batch, counted)
             parts: Sequence[Tensor | None] = [None] * len(self._parameters)
             if value.requires_grad:
                 parts = first_derivatives(value, self._parameters)
@@ -192,13 +199,21 @@ class HessianProducts:
         )
 
 
-def mean_loss(model: nn.Module, probe: Probe, batch: Batch) -> Tensor:
-    """Return the batch's share of the mean loss over the probe, ``(1/N) Σ ℓ_n``, as a scalar."""
+def mean_loss(model: nn.Module, probe: Probe, batch: Batch, counted: Tensor | None = None) -> Tensor:
+    """Return the batch's share of the mean loss over the probe, ``(1/N) Σ ℓ_n``, as a scalar.
+
+    Args:
+        model: the model.
+        probe: with its loss.
+        batch: a batch of it, with targets.
+        counted: mask of the samples of the batch to sum over, ``(batch,)``; all where ``None``.
+    """
     assert probe.loss is not None
     assert batch.targets is not None
     output = main_output(model(*batch.inputs))
     targets = probe.loss.prepare(output.detach(), batch.targets)
-    return probe.loss.per_sample(output, targets).sum() / len(probe)
+    losses = probe.loss.per_sample(output, targets)
+    return (losses if counted is None else losses[counted]).sum() / len(probe)
 
 
 def first_derivatives(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nndiag.measures.seeds import COVERAGE, PASSES
 from nndiag.records.level import Level
 from nndiag.records.measured import OptimizerFacts
 from nndiag.replay.kinds import Layer
@@ -20,7 +21,8 @@ class Plan:
     """What to measure and how.
 
     ``noise`` is what sampling the lesser columns of the loss curvature may cost in accuracy, as a share of the trace:
-    0 takes all of them exactly, ``None`` does so where that is cheap. ``tolerance`` is the largest error of an
+    0 takes all of them exactly, ``None`` does so where that is cheap; ``coverage`` is the share of the trace that is to
+    be exact where ``passes`` backward passes allow it. ``tolerance`` is the largest error of an
     eigenvalue accepted from the solver, relative to the largest of its block; ``None`` suits it to the noise.
     ``granularity`` is ``"node"``, or ``"head"`` to take the rows of an attention head together.
     """
@@ -29,6 +31,8 @@ class Plan:
     solver: str = "lanczos"
     tolerance: float | None = None
     noise: float | None = None
+    coverage: float = COVERAGE
+    passes: int = PASSES
     seed: int = 0
     granularity: str = "node"
 

@@ -15,8 +15,8 @@ from nndiag.measures.batchview import LayerUse, layer_uses
 from nndiag.measures.capture import Capture
 from nndiag.measures.gradients import GradientSums, influence_seeds
 from nndiag.measures.plan import Plan, Progress
-from nndiag.measures.rows import choose_rows
-from nndiag.probe.columns import curvature_columns
+from nndiag.measures.seeds import Seeds
+from nndiag.probe.curvature import loss_factor
 from nndiag.probe.probe import Batch, Probe
 from nndiag.records.level import Level
 from nndiag.replay.jacobians import Rows, SamplesMixedError, sample_jacobians
@@ -54,7 +54,7 @@ class Replay:
         self.lookups: dict[str, Tensor] = {}
         self.parameter_gradients: dict[str, Tensor] = {}
         self.loss_sum = 0.0
-        self.column_trace = self.total_trace = 0.0
+        self.exact_trace = self.total_trace = 0.0
         self.piecewise_linear = True
         self.not_linear: set[str] = set()
         self.capture_seconds = 0.0
@@ -171,25 +171,24 @@ class Replay:
     def _curvature(self, seen: Forward, batch: Batch, targets: Tensor | None) -> None:
         loss = self.probe.loss
         assert loss is not None
-        columns = curvature_columns(loss, seen.output, targets)
+        plan = self.plan
+        factor = loss_factor(loss, seen.output, targets, plan.coverage)
         rounding = max(1e-9, 100 * torch.finfo(seen.output.dtype).eps)
-        linear = seen.watch.proof.holds(seen.output, loss.is_cross_entropy)
+        linear = seen.watch.proof.holds(seen.output, loss.class_axis)
         self.piecewise_linear = (
-            self.piecewise_linear and linear and columns.negative <= rounding * columns.total
+            self.piecewise_linear and linear and factor.negative <= rounding * factor.total
         )
-        noise = self._noise(seen, len(columns.columns))
+        noise = self._noise(seen, factor.weights.shape[1])
         self.sampled = self.sampled or noise > 0
-        rows = choose_rows(columns.columns, noise, self.row_signs)
-        self.total_trace += columns.total * len(batch)
-        self.column_trace += rows.exact * float(columns.traces.sum()) * len(batch)
+        seeds = Seeds(factor, noise, self.row_signs, coverage=plan.coverage, limit=plan.passes)
+        self.total_trace += factor.total * len(batch)
+        self.exact_trace += seeds.exact * factor.total * len(batch)
         fold_of = self.probe.fold_of(batch)
-        self._keep(seen, batch.inputs, rows.whole, fold_of)
-        for start in range(0, len(rows.samples), self.probe.batch_size):
-            part = slice(start, start + self.probe.batch_size)
-            picked = rows.samples[part]
-            some = [x[picked] for x in batch.inputs]
+        self._keep(seen, batch.inputs, [seed.values for seed in seeds.whole()], fold_of)
+        for seed in seeds.picked(self.probe.batch_size):
+            some = [x[seed.samples] for x in batch.inputs]
             again = forward(self.model, some, self.owners, Blind())
-            self._keep(again, some, [rows.picked[part]], fold_of[picked])
+            self._keep(again, some, [seed.values], fold_of[seed.samples])
 
     def _noise(self, seen: Forward, columns: int) -> float:
         """Return the noise accepted: none where exact columns are cheap."""

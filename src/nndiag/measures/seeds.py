@@ -1,14 +1,7 @@
 """The backward passes that carry a batch's loss curvature, each made when it is wanted.
 
-Every seed says how far it is from exact, so that a node's ``vᵀ G v`` can be given a standard error from the very rows
-it is a sum of. With ``q_{n,b} = (g_{n,b} · v)²`` of sample ``n`` in pass ``b``,
-
-    vᵀ Ĝ v = (1/N) Σ_{n,b} q_{n,b},     se² = (1/N²) Σ_{n,b} spread_{n,b} q_{n,b}²,
-
-``spread = 2(m − 1)/(3m − 2)`` where ``m`` columns share the pass and 0 where one is alone. From ``E q² = 3(Σx²)² −
-2Σx⁴`` and ``Var q = 2[(Σx²)² − Σx⁴]``: the ratio is ``spread`` where all columns count the same and less otherwise,
-so that the error is not understated in the mean. Signs are independent between samples, passes and batches, so that
-variances add.
+Signs are independent between samples, passes and batches. What is drawn is therefore independent between the folds of
+the probe, and the standard error of ``λ_max`` over the folds holds the noise of the signs beside that of the samples.
 
 ``λ_max`` of a noisy matrix is too large in the mean, by about ``5 se²/λ`` on networks with positions (measured: 0.8 %
 at an error of 3.4 %, 6 % at 12 %): far within ``se`` where ``se`` is small, so nothing is taken off.
@@ -36,13 +29,11 @@ PASSES = 32
 class Seed:
     """The seed of one backward pass.
 
-    ``values`` is ``(rows, …)`` like the output, ``samples`` the rows of the batch it belongs to, ``(rows,)``, and
-    ``spread`` what share of ``q²`` is the variance of ``q``, ``(rows,)`` float64: 0 where the row is exact.
+    ``values`` is ``(rows, …)`` like the output, ``samples`` the rows of the batch it belongs to, ``(rows,)``.
     """
 
     values: Tensor
     samples: Tensor
-    spread: Tensor
 
 
 class Seeds:
@@ -100,9 +91,7 @@ class Seeds:
     def _seed(self, samples: Tensor, places: Tensor) -> Seed:
         used = self._allotment.place[samples] == places[:, None]
         signs = self._draw(tuple(used.shape)).to(used.device) * used
-        columns = (used * self._factor.ranks).sum(dim=1).double()
-        spread = 2 * (columns - 1).clamp_min(0) / (3 * columns - 2).clamp_min(1)
-        return Seed(self._factor.combine(signs, samples, self._draw), samples, spread)
+        return Seed(self._factor.combine(signs, samples, self._draw), samples)
 
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
         return random_signs(shape, self._generator)

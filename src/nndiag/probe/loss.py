@@ -51,11 +51,6 @@ class Loss:
         return self.form == "autograd"
 
     @property
-    def is_cross_entropy(self) -> bool:
-        """Whether adding a constant to all logits of a sample changes nothing."""
-        return self.form == "softmax"
-
-    @property
     def class_axis(self) -> int | None:
         """The axis of the output along which a constant may be added without changing anything; ``None``: none."""
         return None if self.labels is None else self.labels.class_axis

@@ -44,28 +44,35 @@ seen, such as a scripted activation."""
 class LinearityProof:
     """Collects the functions that a forward pass called with values that depend on parameters.
 
-    ``smooth`` holds those that are not piecewise linear; ``heads`` the results of ``log_softmax`` over classes,
-    which is harmless where it is the network's output and the loss is a cross-entropy: there
+    ``smooth`` holds those that are not piecewise linear; ``heads`` the results of ``log_softmax`` with their axis,
+    which is harmless where it is the network's output and the loss is a cross-entropy over that axis: there
     ``Σ_c (p_c − y_c) = 0`` removes its curvature.
     """
 
     def __init__(self) -> None:
         self.smooth: set[str] = set()
-        self.heads: list[Tensor] = []
+        self.heads: list[tuple[Tensor, int]] = []
 
     def see(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object) -> None:
         """Take note of one call of a torch function."""
         varying = [t for t in tensors_in((args, kwargs)) if t.requires_grad and not t.is_leaf]
         if not varying or not any(t.is_floating_point() for t in tensors_in(result)):
             return
-        if name == "log_softmax" and isinstance(result, Tensor) and _over_classes(args, kwargs, result.dim()):
-            self.heads.append(result)
+        axis = args[1] if len(args) > 1 else kwargs.get("dim")
+        if name == "log_softmax" and isinstance(result, Tensor) and isinstance(axis, int):
+            self.heads.append((result, axis % result.dim()))
         elif not _piecewise_linear(name, args, kwargs, varying):
             self.smooth.add(name)
 
-    def holds(self, output: Tensor, log_softmax_head: bool) -> bool:
-        """Whether everything up to ``output`` was piecewise linear in the parameters of any one node."""
-        heads = [h for h in self.heads if not (log_softmax_head and h is output)]
+    def holds(self, output: Tensor, class_axis: int | None) -> bool:
+        """Whether everything up to ``output`` was piecewise linear in the parameters of any one node.
+
+        Args:
+            output: the network's.
+            class_axis: the axis over which a cross-entropy follows; ``None`` for another loss.
+        """
+        harmless = None if class_axis is None else class_axis % output.dim()
+        heads = [head for head, axis in self.heads if head is not output or axis != harmless]
         return not self.smooth and not heads and _graph_agrees(output)
 
 
@@ -88,11 +95,6 @@ def _graph_agrees(output: Tensor) -> bool:
             return False
         waiting.extend(following for following, _ in node.next_functions)
     return True
-
-
-def _over_classes(args: tuple[Any, ...], kwargs: Mapping[str, Any], rank: int) -> bool:
-    axis = args[1] if len(args) > 1 else kwargs.get("dim")
-    return isinstance(axis, int) and axis % rank == 1
 
 
 def _piecewise_linear(

@@ -56,7 +56,8 @@ def refine(
         model: inside ``undisturbed``.
         probe: samples, targets and loss.
         layers: those that the probe reached and that are not known to be piecewise linear.
-        found: Gauss-Newton curvature by layer; layers without samples of their own (mixed ones) are missing.
+        found: Gauss-Newton curvature by layer; a layer in which samples see each other is missing, and then no sample
+            runs without the others of its batch.
         settings: the mode, the solver and what it may cost.
         update: the update rule; preconditioned blocks are those of the Hessian too.
         among: by layer, the nodes to look at, where not all: others, such as rows of an embedding that were never
@@ -119,6 +120,7 @@ class _Refining:
         self.model, self.probe, self.update, self.wishes = model, probe, update, wishes
         self.found, self.settings = found, settings
         self.hessian = settings.mode == "hessian"
+        self.apart = all(layer.name in found for layer in layers)
         self.layers = [layer for layer in layers if self.hessian or layer.name in found]
         self.generator = torch.Generator().manual_seed(settings.solver.seed)
 
@@ -235,7 +237,12 @@ class _Refining:
         count = self.probe.fold_count
         return [
             HessianProducts(
-                self.model, self.probe, layer.names, self.cost.keep_graphs, slice(fold, None, count)
+                self.model,
+                self.probe,
+                layer.names,
+                self.cost.keep_graphs,
+                slice(fold, None, count),
+                self.apart,
             )
             for fold in range(count)
         ]
