@@ -320,10 +320,14 @@ NodeBlocks = OuterBlocks | GramBlocks | RowBlocks | ImplicitBlocks
 
 @dataclass(frozen=True)
 class ScaledBlocks:
-    """``D G D`` for a diagonal ``D`` per node: the curvature that a preconditioned optimiser sees."""
+    """``D (G + wI) D`` for a diagonal ``D`` per node: the curvature that a preconditioned optimiser sees.
+
+    ``decay`` is ``w``, a weight decay that goes through the preconditioner with the gradient.
+    """
 
     blocks: Blocks
     scale: Tensor  # (nodes, size): P^{-1/2}
+    decay: float = 0.0
 
     @property
     def semidefinite(self) -> bool:
@@ -342,19 +346,24 @@ class ScaledBlocks:
 
     @property
     def rank_bound(self) -> int:
-        """Scaling does not raise a rank."""
-        return self.blocks.rank_bound
+        """Scaling does not raise a rank; decay fills it."""
+        return self.size if self.decay else self.blocks.rank_bound
 
     def product(self, vectors: Tensor) -> Tensor:
-        """``D G D V``."""
-        return self.blocks.product(vectors * self.scale) * self.scale
+        """``D (G + wI) D V``."""
+        scaled = vectors * self.scale
+        image = self.blocks.product(scaled)
+        return (image.add_(scaled, alpha=self.decay) if self.decay else image) * self.scale
 
     def restricted(self, index: Tensor) -> ScaledBlocks | None:
         """Return the blocks of these nodes alone."""
         blocks = self.blocks.restricted(index)
-        return None if blocks is None else ScaledBlocks(blocks, self.scale[index])
+        return None if blocks is None else ScaledBlocks(blocks, self.scale[index], self.decay)
 
     def matrices(self, start: int, stop: int) -> Tensor:
         """Return the blocks themselves in float64."""
         scale = self.scale[start:stop].double()
-        return self.blocks.matrices(start, stop) * scale[:, :, None] * scale[:, None, :]
+        added = self.blocks.matrices(start, stop)
+        if self.decay:
+            added = added + self.decay * torch.eye(self.size, dtype=added.dtype, device=added.device)
+        return added * scale[:, :, None] * scale[:, None, :]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nndiag.measures.blocks import LayerBlocks, ScaledBlocks
+from nndiag.measures.update_map import update_map
 from nndiag.measures.weights import numbers
 from nndiag.records.measured import Floats, OptimizerFacts
 from nndiag.spectrum import Blocks, Extremes, dense_extremes, lanczos_extremes, power_extremes
@@ -67,7 +68,6 @@ def layer_curvature(
     per_fold = {"lambda_max": _by_fold(blocks, found.vectors, fold_sizes)}
     if found.smallest_vectors is not None:
         per_fold["lambda_min"] = _by_fold(blocks, found.smallest_vectors, fold_sizes)
-    plain = preconditioner is None
     per_node = {
         "lambda_max": numbers(found.largest),
         "lambda_min": numbers(found.smallest),
@@ -75,14 +75,16 @@ def layer_curvature(
         "lambda_min_error": numbers(found.smallest_error),
         "trace": numbers(blocks.traces()),
         "lambda_max_se": _standard_error(per_fold["lambda_max"]),
-        "flat_fraction": _flat_fraction(found, optimizer, plain),
+        "flat_fraction": _flat_fraction(found, optimizer, preconditioner is None),
     }
-    effective = found.largest
+    seen = found
     if preconditioner is not None:
-        scaled = ScaledBlocks(blocks, preconditioner.rsqrt().to(blocks.like))
-        effective = _solve(scaled, blocks.like, settings, generator).largest
-        per_node["lambda_max_preconditioned"] = numbers(effective)
-    per_node.update(_dynamics(numbers(effective), optimizer, not plain))
+        assert optimizer is not None
+        scaled = ScaledBlocks(blocks, preconditioner.rsqrt().to(blocks.like), optimizer.coupled_decay)
+        seen = _solve(scaled, blocks.like, settings, generator)
+        per_node["lambda_max_preconditioned"] = numbers(seen.largest)
+    if optimizer is not None and (preconditioner is not None or not optimizer.is_adam):
+        per_node.update(update_map(numbers(seen.largest), numbers(seen.smallest), optimizer))
     return LayerCurvature(per_node, per_fold, bool(found.converged.all()), found.products)
 
 
@@ -116,18 +118,3 @@ def _flat_fraction(found: Extremes, optimizer: OptimizerFacts | None, plain: boo
         edge = torch.full_like(edge, 1.0 / (optimizer.lr * optimizer.horizon))
     flat = (found.values.abs() <= edge.clamp_min(0)).double()
     return numbers((found.weights * flat).sum(dim=1).clamp(0, 1))
-
-
-def _dynamics(effective: Floats, optimizer: OptimizerFacts | None, preconditioned: bool) -> dict[str, Floats]:
-    """Return ``relaxation_steps = 1/(αλ)`` and ``stability_margin = λ/threshold`` of the steepest direction.
-
-    Under Adam both need the second moments; without them neither is taken.
-    """
-    if optimizer is None or not optimizer.lr or (optimizer.is_adam and not preconditioned):
-        return {}
-    threshold = optimizer.stability_threshold
-    assert threshold is not None
-    with np.errstate(divide="ignore"):
-        relaxation = 1.0 / (optimizer.lr * np.maximum(effective, 0.0))
-    decay = 0.0 if optimizer.is_adam else (optimizer.weight_decay or 0.0)
-    return {"relaxation_steps": relaxation, "stability_margin": (effective + decay) / threshold}

@@ -57,6 +57,16 @@ class OptimizerFacts:
         return 2.0 * (1.0 + (self.momentum or 0.0)) / self.lr
 
     @property
+    def coupled_decay(self) -> float:
+        """Weight decay that goes through Adam's preconditioner with the gradient (not AdamW's, which is decoupled)."""
+        return (self.weight_decay or 0.0) if self.name == "adam" else 0.0
+
+    @property
+    def added_decay(self) -> float:
+        """Weight decay that is added to every eigenvalue of the curvature as the optimiser sees it."""
+        return 0.0 if self.name == "adam" else (self.weight_decay or 0.0)
+
+    @property
     def is_adam(self) -> bool:
         """Whether the steps are divided by a running second moment."""
         return self.name in ("adam", "adamw")
