@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH_STAMP := $(VENV)/.installed-bench
 # Threads that wait for each other actively make tests on busy cores many times slower.
 export OMP_WAIT_POLICY ?= passive
 
@@ -26,14 +27,19 @@ samples: $(STAMP)
 schema: $(STAMP)
 	$(BIN)/python -m nndiag.report.schema src/nndiag/nndiag.schema.json
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/speed.py --output benchmarks/RESULTS.md
+bench: $(BENCH_STAMP)
+	$(BIN)/python -m benchmarks --output benchmarks/RESULTS.md
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo 'installing into $(VENV): a few minutes, once'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $(STAMP)
+
+$(BENCH_STAMP): $(STAMP)
+	@echo 'installing the tools that nndiag is compared with'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	@touch $(BENCH_STAMP)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The networks of the performance tables: shapes from the literature, built small and seeded."""
+"""The networks of the performance tables: shapes from the literature, built small."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Block(nn.Module):
@@ -24,7 +25,7 @@ class Block(nn.Module):
         out = self.bn2(self.conv2(out))
         short = x[:, :, :: self.stride, :: self.stride]
         if self.extra:
-            short = nn.functional.pad(short, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+            short = F.pad(short, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
         return torch.relu(out + short)
 
 
@@ -49,38 +50,73 @@ class ResNet(nn.Module):
         return self.fc(out.mean(dim=(2, 3)))
 
 
-def mlp(*widths: int) -> nn.Module:
-    """A ReLU MLP of these widths."""
+class Attention(nn.Module):
+    """Causal self-attention with a projection each for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self._split(part(x)) for part in (self.query, self.key, self.value))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class Transformer(nn.Module):
+    """A pre-norm block: attention, then a GELU network four times as wide."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT(nn.Module):
+    """A GPT-2 in small that classifies a sequence by its last token."""
+
+    def __init__(
+        self, vocabulary: int, length: int, width: int, depth: int, heads: int, classes: int = 10
+    ) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.places = nn.Embedding(length, width)
+        self.blocks = nn.Sequential(*(Transformer(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], device=x.device).expand(x.shape)
+        out = self.blocks(self.tokens(x) + self.places(places))
+        return self.head(self.norm(out)[:, -1])
+
+
+class SequenceLSTM(nn.Module):
+    """An LSTM that classifies a sequence by its last state."""
+
+    def __init__(self, features: int, width: int, classes: int = 10) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(features, width, batch_first=True)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.lstm(x)
+        return self.head(states[:, -1])
+
+
+def mlp(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
+    """An MLP of these widths."""
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU()]
+        layers += [nn.Linear(a, b), activation()]
     return nn.Sequential(*layers[:-1])
-
-
-def images(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return a learnable ten-class problem of 3x32x32 images: a smooth pattern per class, in noise."""
-    coarse = torch.randn(10, 3, 8, 8, generator=generator)
-    patterns = nn.functional.interpolate(coarse, scale_factor=4, mode="bilinear")
-    labels = torch.randint(0, 10, (count,), generator=generator)
-    noise = torch.randn(count, 3, 32, 32, generator=generator)
-    return patterns[labels] + noise, labels
-
-
-def vectors(count: int, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return a learnable ten-class problem of vectors: a mean per class, in noise."""
-    means = torch.randn(10, width, generator=generator) * 0.15
-    labels = torch.randint(0, 10, (count,), generator=generator)
-    return means[labels] + torch.randn(count, width, generator=generator), labels
-
-
-def trained(model: nn.Module, x: Tensor, y: Tensor, steps: int, lr: float = 0.05) -> nn.Module:
-    """Train with momentum on minibatches, so that the network is not one at initialisation."""
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
-    generator = torch.Generator().manual_seed(1)
-    model.train()
-    for _ in range(steps):
-        pick = torch.randint(0, len(x), (64,), generator=generator)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[pick]), y[pick]).backward()
-        optimizer.step()
-    return model.eval()

@@ -154,11 +154,18 @@ def test_the_curvature_is_of_the_kind_asked_for(run: Path, wanted: str, kind: st
     assert {node.curvature_kind for node in found.nodes} == {kind}
 
 
-def test_a_hessian_that_cannot_be_proved_is_refused(run: Path) -> None:
+def test_the_kind_of_curvature_is_the_one_asked_for(run: Path) -> None:
     (run / "nndiag.toml").write_text(CONFIGURATION.replace("ReLU", "Tanh"))
-    assert nndiag.scan(run).report.checkpoints[-1].curvature.kind == "ggn"
-    with pytest.raises(ModelError, match="--curvature hessian: the network is smooth"):
-        nndiag.scan(run, nndiag.ScanSettings(curvature="hessian"))
+    kinds = {}
+    for wanted in ("auto", "ggn", "hessian"):
+        found = nndiag.scan(run, nndiag.ScanSettings(curvature=wanted, all_nodes=True)).report.checkpoints[-1]
+        assert found.curvature is not None
+        kinds[wanted] = (found.curvature.kind, {node.curvature_kind for node in found.nodes})
+    assert kinds == {
+        "auto": ("hessian", {"hessian"}),
+        "ggn": ("ggn", {"ggn"}),
+        "hessian": ("hessian", {"hessian"}),
+    }
 
 
 def test_a_loss_that_needs_targets_for_its_curvature_is_measured_without(run: Path) -> None:

@@ -97,6 +97,10 @@ Certificate = Annotated[
         "Certify the point: full Hessian, gradient against noise, minimum or saddle, basin.",
     ),
 ]  # fmt: skip
+Granularity = Annotated[
+    Literal["node", "head"],
+    _option(_DEPTH, "--granularity", "UNIT", "node, or head: take the rows of an attention head together."),
+]
 BatchSize = Annotated[int | None, _option(_DEPTH, "--batch-size", "N", "Samples a pass; 256 by default.")]
 Folds = Annotated[int, _option(_DEPTH, "--folds", "K", "Parts of the probe that a verdict must hold in.")]
 Seed = Annotated[int, _option(_DEPTH, "--seed", "N", "Seed of every random number.")]

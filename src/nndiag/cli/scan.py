@@ -38,6 +38,7 @@ def scan(
     curvature: options.Curvature = "auto",
     solver: options.Solver = "lanczos",
     certificate: options.Certificate = False,
+    granularity: options.Granularity = "node",
     folds: options.Folds = 4,
     batch_size: options.BatchSize = None,
     dtype: options.Dtype = "float32",
@@ -79,9 +80,9 @@ def scan(
         model=model, weights_key=weights_key, strip_prefix=strip_prefix, data=data, loss=loss,
         optimizer=optimizer, lr=lr, momentum=momentum, betas=_betas(betas), weight_decay=weight_decay,
         horizon=horizon, level=None if level is None else Level.parse(level), curvature=curvature,
-        solver=solver, certificate=certificate, select=_codes(select), ignore=_codes(ignore), goal=goal, limit=limit,
-        batch_size=batch_size, folds=folds, seed=seed, device=device, dtype=dtype, every=every, last=last,
-        all_nodes=all_nodes, trust=trust,
+        solver=solver, granularity=granularity, certificate=certificate, select=_codes(select),
+        ignore=_codes(ignore), goal=goal, limit=limit, batch_size=batch_size, folds=folds, seed=seed,
+        device=device, dtype=dtype, every=every, last=last, all_nodes=all_nodes, trust=trust,
     )  # fmt: skip
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}", "is too small", "give at least 1")

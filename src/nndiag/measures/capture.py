@@ -165,7 +165,7 @@ def _jacobians(
 
 def _rows_of(folds: Tensor, fold: int, count: int) -> slice | Tensor:
     """Return the rows of one fold: a slice, which copies nothing, where folds follow each other in turn."""
-    turn = (torch.arange(len(folds)) + int(folds[0])) % count if len(folds) else folds
+    turn = (torch.arange(len(folds), device=folds.device) + int(folds[0])) % count if len(folds) else folds
     if torch.equal(turn, folds):
         return slice((fold - int(folds[0])) % count if len(folds) else 0, None, count)
     return torch.nonzero(folds == fold).flatten()

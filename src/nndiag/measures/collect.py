@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature, layer_curvature
+from nndiag.measures.exact import ExactSettings, Refinement, merged, refine
 from nndiag.measures.plan import Plan, Progress, Update
 from nndiag.measures.record import layer_record, only_observed
 from nndiag.measures.replaying import Replay
+from nndiag.measures.weights import numbers
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
-from nndiag.records.measured import CurvatureFacts, LayerMeasures, Measured, Timing
+from nndiag.records.measured import CurvatureFacts, LayerMeasures, Mask, Measured, Timing
 from nndiag.replay.layers import unmeasured
 from nndiag.replay.passes import main_output
 from nndiag.replay.state import undisturbed
@@ -57,8 +59,10 @@ def measure(
         unit = _forward_backward_seconds(model, probe) if plan.level >= Level.CURVATURE else None
         captured = time.perf_counter()
         curvatures = _curvatures(replay, update, progress)
+        refinement = _refined(replay, curvatures, update, progress)
+        exact = _take_in(curvatures, refinement, replay)
         ended = time.perf_counter()
-        layers = _with_influence(list(_layers(replay, curvatures)))
+        layers = _with_influence(list(_layers(replay, curvatures, exact, refinement)))
         left_out = unmeasured(model, replay.layers)
     curved = plan.level >= Level.CURVATURE
     return Measured(
@@ -78,6 +82,7 @@ def measure(
             ended - begun,
         ),
         unmeasured=(*left_out, *sorted(replay.left_out.items())),
+        notes=() if refinement.note is None else (refinement.note,),
     )
 
 
@@ -110,7 +115,46 @@ def _curvatures(replay: Replay, update: Update | None, progress: Progress) -> di
     return found
 
 
-def _layers(replay: Replay, curvatures: Mapping[str, LayerCurvature]) -> Iterator[LayerMeasures]:
+def _proved(replay: Replay, name: str) -> bool:
+    """Whether a layer's Gauss-Newton blocks are proved to be the Hessian's."""
+    return replay.piecewise_linear and name not in replay.not_linear and name not in replay.left_out
+
+
+def _refined(
+    replay: Replay, curvatures: Mapping[str, LayerCurvature], update: Update | None, progress: Progress
+) -> Refinement:
+    """Return exact curvature of nodes of the layers where Gauss-Newton blocks are not proved to be exact."""
+    plan = replay.plan
+    if plan.level < Level.CURVATURE or plan.curvature == "ggn":
+        return Refinement()
+    layers = [one for one in replay.layers if one.name in replay.reached and not _proved(replay, one.name)]
+    tolerance = EXACT_TOLERANCE if plan.tolerance is None else plan.tolerance
+    settings = ExactSettings(plan.curvature, CurvatureSettings(plan.solver, tolerance, plan.seed))
+    seen = {name: numbers(counts) > 0 for name, counts in replay.lookups.items()}
+    return refine(
+        replay.model, replay.probe, layers, curvatures, settings, update, among=seen, progress=progress
+    )
+
+
+def _take_in(
+    curvatures: dict[str, LayerCurvature], refinement: Refinement, replay: Replay
+) -> dict[str, Mask]:
+    """Put exact numbers in the places of Gauss-Newton ones; return by layer the mask of the nodes that have them."""
+    nodes = {layer.name: layer.nodes for layer in replay.layers}
+    masks = {}
+    for name, one in refinement.layers.items():
+        both, masks[name] = merged(curvatures.get(name), one, nodes[name])
+        if both is not None:
+            curvatures[name] = both
+    return masks
+
+
+def _layers(
+    replay: Replay,
+    curvatures: Mapping[str, LayerCurvature],
+    exact: Mapping[str, Mask],
+    refinement: Refinement,
+) -> Iterator[LayerMeasures]:
     parameters = dict(replay.model.named_parameters(remove_duplicate=False))
     by_identity = {id(p): n for n, p in replay.model.named_parameters()}
     gradients = {
@@ -130,19 +174,33 @@ def _layers(replay: Replay, curvatures: Mapping[str, LayerCurvature]) -> Iterato
             apart=replay.apart(layer),
             lookups=replay.lookups.get(layer.name),
         )
-        yield only_observed(_with_curvature(replay, record, curvatures.get(layer.name)))
+        refined = refinement.layers.get(layer.name)
+        if refined is not None and refined.bound is not None:
+            record = replace(record, per_layer={**record.per_layer, **refined.bound.measures})
+        yield only_observed(
+            _with_curvature(replay, record, curvatures.get(layer.name), exact.get(layer.name))
+        )
 
 
-def _with_curvature(replay: Replay, record: LayerMeasures, curvature: LayerCurvature | None) -> LayerMeasures:
+def _with_curvature(
+    replay: Replay, record: LayerMeasures, curvature: LayerCurvature | None, exact: Mask | None
+) -> LayerMeasures:
     if curvature is None:
         return record
-    exact = replay.piecewise_linear and record.name not in replay.not_linear
+    there = np.ones(record.nodes, dtype=bool) if record.observed is None else record.observed
+    if _proved(replay, record.name) or (exact is not None and exact[there].all()):
+        kind, exact = "hessian", None
+    elif exact is not None and exact.any():
+        kind = "mixed"
+    else:
+        kind, exact = "ggn", None
     known = curvature.per_node["lambda_max"]
     known = known if record.observed is None else known[record.observed]
     median = {"lambda_max_median": float(np.median(known))} if known.size else {}
     return replace(
         record,
-        curvature_kind="hessian" if exact else "ggn",
+        curvature_kind=kind,
+        exact=exact,
         per_layer={**record.per_layer, **median},
         per_node={**record.per_node, **curvature.per_node},
         per_fold={**record.per_fold, **curvature.per_fold},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -24,7 +25,9 @@ class Plan:
     0 takes all of them exactly, ``None`` does so where that is cheap; ``coverage`` is the share of the trace that is to
     be exact where ``passes`` backward passes allow it. ``tolerance`` is the largest error of an
     eigenvalue accepted from the solver, relative to the largest of its block; ``None`` suits it to the noise.
-    ``granularity`` is ``"node"``, or ``"head"`` to take the rows of an attention head together.
+    ``curvature`` is ``"ggn"`` for Gauss-Newton blocks alone, ``"hessian"`` for exact blocks everywhere, ``"auto"`` for
+    exact ones where they are affordable or matter. ``granularity`` is ``"node"``, or ``"head"`` to take the rows of an
+    attention head together.
     """
 
     level: Level
@@ -35,6 +38,7 @@ class Plan:
     passes: int = PASSES
     seed: int = 0
     granularity: str = "node"
+    curvature: Literal["auto", "ggn", "hessian"] = "ggn"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from nndiag.checkpoint import Checkpoint, open_checkpoint
-from nndiag.errors import ModelError, NndiagError
+from nndiag.errors import NndiagError
 from nndiag.measures import NonFiniteOutputError, Plan, Update, measure
 from nndiag.measures.certificate import Bounds, certify
 from nndiag.measures.record import all_finite, weights_only
@@ -119,12 +119,20 @@ class Job:
             before = 1 if what.startswith("curvature") else 2 if what.startswith("certificate") else 0
             self._progress(index, what, (before + done / max(total, 1)) / parts)
 
-        plan = Plan(self.level, self.settings.solver, seed=self.settings.seed)
+        curvature = self.settings.curvature
+        # what is called the Hessian must not rest on a sample of the columns
+        noise = 0.0 if curvature == "hessian" else None
+        plan = Plan(
+            self.level, self.settings.solver, noise=noise, seed=self.settings.seed, curvature=curvature,
+            granularity=self.settings.granularity,
+        )  # fmt: skip
         try:
             measured = _of_kind(measure(model, probe, plan, update, progress), self.settings.curvature)
         except NonFiniteOutputError:
             self._note_of(index, "outputs are not finite, so that gradients and curvature are left out")
             return measure(model, probe, replace(plan, level=Level.ACTIVATIONS), update, progress)
+        for sentence in measured.notes:
+            self._note_of(index, sentence)
         if not self.settings.certificate:
             return measured
         values = thresholds(self.selection.thresholds)
@@ -162,17 +170,10 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _of_kind(measured: Measured, wanted: str) -> Measured:
-    """Return the measurement with its curvature called what was asked for.
-
-    Raises:
-        ModelError: the Hessian was asked for, and the blocks are not proved to be its.
-    """
+    """Return the measurement with its curvature called Gauss-Newton where that was asked for, exact as it may be."""
     facts = measured.curvature
-    if facts is None or wanted == "auto":
+    if facts is None or wanted != "ggn":
         return measured
-    if wanted == "hessian" and facts.kind != "hessian":
-        why = "the network is smooth, or uses a layer twice, and only Gauss-Newton blocks are computed there"
-        raise ModelError("--curvature hessian", why, "use --curvature auto")
     layers = tuple(
         replace(layer, curvature_kind=wanted) if layer.curvature_kind else layer for layer in measured.layers
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from nndiag.errors import UsageError
 from nndiag.records.level import Level
@@ -14,13 +15,14 @@ _LEAST = {"limit": 1, "batch_size": 1, "folds": 1, "every": 1, "last": 1, "seed"
 _CHOICES = {
     "curvature": ("auto", "ggn", "hessian"),
     "solver": ("lanczos", "power", "dense"),
+    "granularity": ("node", "head"),
     "dtype": ("float32", "float64"),
     "goal": ("train", "deploy"),
     "optimizer": ("sgd", "adam", "adamw"),
 }
 _DESCRIBED = (
-    "curvature", "solver", "certificate", "select", "ignore", "goal", "limit", "batch_size", "folds", "seed", "device",
-    "dtype", "every", "last", "all_nodes",
+    "curvature", "solver", "granularity", "certificate", "select", "ignore", "goal", "limit", "batch_size", "folds",
+    "seed", "device", "dtype", "every", "last", "all_nodes",
 )  # fmt: skip
 
 
@@ -45,8 +47,9 @@ class ScanSettings:
     weight_decay: float | None = None
     horizon: float | None = None
     level: Level | None = None
-    curvature: str = "auto"
+    curvature: Literal["auto", "ggn", "hessian"] = "auto"
     solver: str = "lanczos"
+    granularity: str = "node"
     certificate: bool = False
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()

@@ -65,7 +65,8 @@ class Probe:
 
     def fold_of(self, batch: Batch) -> Tensor:
         """Return the fold of every sample of a batch, ``(batch,)``."""
-        return torch.arange(batch.start, batch.start + len(batch)) % self.fold_count
+        places = torch.arange(batch.start, batch.start + len(batch), device=batch.inputs[0].device)
+        return places % self.fold_count
 
     @property
     def fold_sizes(self) -> Tensor:

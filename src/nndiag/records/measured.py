@@ -206,3 +206,4 @@ class Measured:
     certificate: Certificate | None = None
     timing: Timing = field(default_factory=Timing)
     unmeasured: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature
 from nndiag.records.measured import Floats, Mask
 
-AUTO_WORK = 3e11
+AUTO_WORK = 1e11
 """What ``auto`` may spend on exact products: vectors multiplied times operations of one forward pass over the probe."""
 
 

@@ -1,0 +1,16 @@
+"""One question a file; ``table`` gives its part of the page."""
+
+from __future__ import annotations
+
+from benchmarks.setting import Table
+from benchmarks.tables import cost, edge, error, growth, memory, peers, solvers
+
+TABLES: dict[str, Table] = {
+    "cost": cost.table,
+    "error": error.table,
+    "peers": peers.table,
+    "growth": growth.table,
+    "memory": memory.table,
+    "solvers": solvers.table,
+    "edge": edge.table,
+}
