@@ -187,6 +187,18 @@ class Raw(nn.Module):
         return nn.functional.linear(mixed.flatten(1), self.weight, self.bias)
 
 
+class Positions(nn.Module):
+    """Positions looked up once for all samples, as GPT-2 and BERT do; the last of them never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions, self.mix, self.head = nn.Embedding(5, 3), nn.Linear(3, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = x + self.positions(torch.arange(x.shape[1])[None])
+        return self.head(self.mix(hidden).relu().mean(dim=1))
+
+
 class Conv1D(nn.Module):
     """The linear layer of GPT-2: a node is a column of the weight."""
 
@@ -314,6 +326,7 @@ EVERY_KIND = (
     Case("tied", Tied, (5,), 4, False, tokens=9),
     Case("transposed_tie", TransposedTie, (6,), 4, False),
     Case("raw", Raw, (6,), 4),
+    Case("positions", Positions, (4, 3), 4),
     Case("gpt2_linear", gpt2_linear, (4, 5), 4),
     Case("norms", norms, (2, 5, 5), 4, False),
     Case("rnn", lambda: Recurrent(nn.RNN(3, 4, nonlinearity="relu"), 4), (3, 3), 4, False),

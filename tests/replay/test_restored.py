@@ -155,3 +155,24 @@ def test_two_replays_give_the_same_numbers_whatever_the_random_state() -> None:
     torch.manual_seed(1234)
     two = measure(model, probe(), Plan(Level.GRADIENTS))
     assert one.loss == two.loss
+
+
+def test_an_embedding_that_scales_its_rows_gets_them_back() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 3, max_norm=0.5), nn.Flatten(), nn.Linear(6, 3)).double()
+    before = model[0].weight.detach().clone()
+    samples = Probe((torch.tensor([[0, 1], [1, 2], [3, 1]]),), torch.arange(3), named_loss("cross_entropy"))
+    measured = measure(model, samples, Plan(Level.CURVATURE))
+    assert torch.equal(model[0].weight, before)
+    assert "lambda_max" in measured.layers[0].per_node
+
+
+def test_frozen_parameters_are_measured_as_any() -> None:
+    free, frozen = prepared(), prepared()
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    one, two = (measure(model, probe(), Plan(Level.CURVATURE)) for model in (free, frozen))
+    for first, second in zip(one.layers, two.layers, strict=True):
+        assert first.per_node.keys() == second.per_node.keys()
+        for name, values in first.per_node.items():
+            assert (values == second.per_node[name])[values == values].all(), (first.name, name)

@@ -29,6 +29,8 @@ from nndiag.replay.separation import Blind, separation
 CHANGING = "some batches use it in ways that the first samples did not show"
 EXACT_WORK = 2e9
 """Multiplications (columns times those of a forward pass over the probe) up to which all columns are exact."""
+EXACT_COLUMNS = 64
+"""Columns up to which that may be: a backward pass has a cost of its own, however small the network."""
 DEFAULT_NOISE = 2e-3
 """What sampling may cost where all columns are not: a standard deviation, as a share of the trace."""
 
@@ -79,8 +81,8 @@ class Replay:
     def _separate(self) -> None:
         found = separation(self.model, self.probe.inputs, self.owners, self.signs)
         self.samples = found.samples
-        self.by_jacobians = {layer.name: layer for layer in self.layers if layer.name in found.elsewhere}
-        self.left_out = {n: why for n, why in found.mixed.items() if n not in self.by_jacobians}
+        self.by_jacobians = {layer.name: layer for layer in self.layers if layer.name in found.alone}
+        self.left_out = dict(found.left_out)
 
     def _batch(self, batch: Batch) -> None:
         self.observer.begin(self.probe.fold_of(batch))
@@ -198,7 +200,8 @@ class Replay:
         work = sum(
             math.prod(call.shape) / batch * call.layer.fan_in for call in seen.calls if call.use is not None
         )
-        return 0.0 if columns * len(self.probe) * work <= EXACT_WORK else DEFAULT_NOISE
+        cheap = columns <= EXACT_COLUMNS and columns * len(self.probe) * work <= EXACT_WORK
+        return 0.0 if cheap else DEFAULT_NOISE
 
     def _keep(self, seen: Forward, inputs: Sequence[Tensor], seeds: Sequence[Tensor], folds: Tensor) -> None:
         gradients = [seen.gradients(seed) for seed in seeds]

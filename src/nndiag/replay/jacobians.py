@@ -17,6 +17,7 @@ from nndiag.replay.passes import main_output
 
 CHUNK_BYTES = 256 * 2**20
 """Jacobians of all layers and seeds held at a time."""
+MIXED = "samples of a batch influence each other there"
 AGREEMENT = 1e-3
 """Outputs of a sample alone may differ from those in its batch by this share of the largest."""
 
@@ -25,7 +26,23 @@ Rows = dict[str, Tensor]
 
 
 class SamplesMixedError(Exception):
-    """A sample alone gives another output than in its batch, or none; the message says so."""
+    """A sample alone gives another output than in its batch; the message says so."""
+
+
+def dependence(model: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> str | None:
+    """Say why samples cannot be run one by one; ``None`` where each alone gives what it gives in its batch."""
+    alone = []
+    for n in range(len(output)):
+        try:
+            alone.append(main_output(model(*(x[n : n + 1] for x in inputs))).detach())
+        except Exception as error:  # the user's code may raise anything
+            return f"the model does not run on a sample alone: {reason(error)}"
+    return None if _agree(torch.cat(alone), output) else MIXED
+
+
+def _agree(alone: Tensor, together: Tensor) -> bool:
+    scale = float(together.detach().abs().max()) + 1e-12
+    return float((alone.detach() - together.detach()).abs().max()) <= AGREEMENT * scale
 
 
 def sample_jacobians(
@@ -55,9 +72,8 @@ def sample_jacobians(
             found, alone = _vectorised(model, parameters, some, seeds[:, part])
         except Exception:  # whatever a model does that cannot be vectorised; one by one says
             found, alone = _one_by_one(model, {n: named[n] for n in names}, some, seeds[:, part])
-        difference = (alone.detach() - output[part].detach()).abs().max()
-        if not float(difference) <= AGREEMENT * (float(output.detach().abs().max()) + 1e-12):
-            raise SamplesMixedError("a sample alone gives another output than in its batch")
+        if not _agree(alone, output[part]):
+            raise SamplesMixedError(MIXED)
         yield part, {layer.name: layer.rows(found, lead=2).detach() for layer in layers}
 
 
@@ -84,7 +100,7 @@ def _one_by_one(
     rows: dict[str, list[Tensor]] = {name: [] for name in parameters}
     outputs = []
     for n in range(len(inputs[0])):
-        output = _alone(model, [x[n : n + 1] for x in inputs])
+        output = main_output(model(*(x[n : n + 1] for x in inputs)))
         outputs.append(output.detach())
         of_sample: dict[str, list[Tensor]] = {name: [] for name in parameters}
         for seed in seeds[:, n : n + 1]:
@@ -98,10 +114,3 @@ def _one_by_one(
         for name, parts in of_sample.items():
             rows[name].append(torch.stack([p.to_dense() if p.is_sparse else p for p in parts]))
     return {name: torch.stack(parts, dim=1) for name, parts in rows.items()}, torch.cat(outputs)
-
-
-def _alone(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
-    try:
-        return main_output(model(*inputs))
-    except Exception as error:  # the user's code may raise anything
-        raise SamplesMixedError(f"the model does not run on a sample alone: {reason(error)}") from error

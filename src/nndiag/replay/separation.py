@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nndiag.replay.jacobians import dependence
 from nndiag.replay.kinds import Layer, Samples
 from nndiag.replay.layers import Owners
 from nndiag.replay.nonlinearity import Nonlinearity
 from nndiag.replay.passes import forward
 from nndiag.replay.watch import Call
-
-MIXED = "samples of a batch influence each other there"
 
 
 class Blind:
@@ -35,14 +34,16 @@ class Blind:
 
 @dataclass(frozen=True)
 class Separation:
-    """Where the samples are in the output of each call of a layer, by the layer's name; and where they are not apart.
+    """Where the samples are in the output of each call of a layer, by the layer's name.
 
-    ``elsewhere`` names the layers with parameters in functions that no kind knows.
+    ``alone`` names the layers that need samples run one by one: with parameters in functions that no kind knows, or an
+    output that samples share (positions, looked up once for all). ``left_out`` gives the reason for those for which
+    that would be wrong, because samples influence each other.
     """
 
     samples: Mapping[str, Sequence[Samples]]
-    mixed: Mapping[str, str]
-    elsewhere: frozenset[str]
+    alone: frozenset[str]
+    left_out: Mapping[str, str]
 
 
 def separation(
@@ -68,16 +69,19 @@ def separation(
         seed[row] = torch.randn(seed[row].shape, generator=generator).to(seed)
         reached.append(seen.gradients(seed))
     found: dict[str, list[Samples]] = {}
-    mixed: dict[str, str] = {}
+    alone = set(seen.watch.used_elsewhere)
     for call, first, last in zip(seen.calls, *reached, strict=True):
         if call.use is None:
             continue
         samples = _samples(call, count, first, last)
         if samples is None:
-            mixed[call.layer.name] = MIXED
+            alone.add(call.layer.name)
         else:
             found.setdefault(call.layer.name, []).append(samples)
-    return Separation(found, mixed, frozenset(seen.watch.used_elsewhere))
+    reason = dependence(model, few, seen.output) if alone else None
+    if reason is None:
+        return Separation(found, frozenset(alone), {})
+    return Separation(found, frozenset(), dict.fromkeys(sorted(alone), reason))
 
 
 def _samples(call: Call, count: int, first: Tensor, last: Tensor) -> Samples | None:

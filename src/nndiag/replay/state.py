@@ -15,9 +15,9 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     afterwards.
 
     Restored, also after an error: the mode of every module, ``requires_grad`` and ``.grad`` of every
-    parameter, every buffer (its values, and which tensor it is where the model puts another in its place),
-    and the random state of torch on the CPU and on the CUDA devices that the model is on. No other device is
-    seeded.
+    parameter, every buffer (its values, and which tensor it is where the model puts another in its place), the
+    weight of embeddings that scale what is looked up (``max_norm``), and the random state of torch on the CPU and on
+    the CUDA devices that the model is on. No other device is seeded.
 
     Args:
         model: the model.
@@ -26,7 +26,8 @@ def undisturbed(model: nn.Module, seed: int) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     grads = {p: (p.requires_grad, p.grad) for p in model.parameters()}
     places = {m: dict(m._buffers) for m in model.modules() if isinstance(m._buffers, dict)}
-    values = [(b, b.detach().clone()) for b in model.buffers()]
+    scaled = [m.weight for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.max_norm]
+    values = [(b, b.detach().clone()) for b in (*model.buffers(), *scaled)]
     devices = _cuda_devices(model)
     with torch.random.fork_rng(devices=devices):
         _seed(seed, devices)
