@@ -30,7 +30,7 @@ def assert_equal(layer: LayerMeasures, blocks: Tensor) -> None:
         assert error.max(initial=0) < 1e-6, (layer.name, name, error.max())
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", "bce_with_logits", "huber"])
 @pytest.mark.parametrize("case", EVERY_KIND, ids=lambda case: case.name)
 def test_extremes_and_trace_equal_the_gauss_newton_block(case: Case, loss: str) -> None:
     model, samples = build(case), probe(case, loss, batch_size=4)
@@ -43,6 +43,18 @@ def test_extremes_and_trace_equal_the_gauss_newton_block(case: Case, loss: str) 
         assert_equal(layer, truth[layer.name])
         if layer.curvature_kind == "hessian":
             assert_equal(layer, exact[layer.name])
+
+
+@pytest.mark.parametrize("case", EVERY_KIND, ids=lambda case: case.name)
+def test_the_hessian_is_exact_where_it_is_asked_for(case: Case) -> None:
+    model, samples = build(case), probe(case, "cross_entropy", samples=6, batch_size=4)
+    if "bag" in case.name:  # torch has no second derivative there, and none is needed: they are piecewise linear
+        truth = gauss_newton_blocks(model, samples)
+    else:
+        truth = dense_blocks(model, samples)
+    for layer in measure(model, samples, Plan(Level.CURVATURE, noise=0.0, curvature="hessian")).layers:
+        assert layer.curvature_kind == "hessian"
+        assert_equal(layer, truth[layer.name])
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "implicit"])

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nndiag.measures import Plan, measure
 from nndiag.measures.allotment import allot
-from nndiag.measures.seeds import Seed, Seeds, random_signs
+from nndiag.measures.seeds import Seed, Seeds
+from nndiag.measures.signs import SampleSigns
 from nndiag.probe.curvature import loss_factor
 from nndiag.probe.factor import ColumnFactor, DiagonalFactor, Factor
 from nndiag.probe.loss import named_loss
@@ -101,12 +102,25 @@ def test_the_same_seed_gives_the_same_passes() -> None:
         torch.testing.assert_close(one.values, two.values, rtol=0, atol=0)
 
 
-def test_signs_are_fair_and_independent() -> None:
-    signs = random_signs((4001, 9), seeded())
-    assert signs.abs().eq(1).all()
-    correlation = signs.T @ signs / len(signs)
-    assert float((correlation - torch.eye(9)).abs().max()) < 5 / 4001**0.5
-    assert float(signs.mean(dim=0).abs().max()) < 5 / 4001**0.5
+def test_signs_are_fair_and_independent_along_samples_and_places() -> None:
+    source = SampleSigns(seeded())
+    few = torch.arange(9)
+    of_many = source.draw(torch.arange(4001), 0, 9)
+    others = (source.draw(few, 0, 4001).T, source.draw(few, 1, 4001).T, SampleSigns(seeded(1)).draw(few, 0, 4001).T)
+    together = torch.cat([of_many, *others], dim=1)
+    assert together.abs().eq(1).all()
+    correlation = together.T @ together / 4001
+    assert float((correlation - torch.eye(36)).abs().max()) < 5 / 4001**0.5
+    assert float(together.mean(dim=0).abs().max()) < 5 / 4001**0.5
+
+
+def test_signs_belong_to_a_sample_and_not_to_when_it_is_asked_for() -> None:
+    source = SampleSigns(seeded())
+    every = source.draw(torch.arange(20), 3, 130)
+    assert torch.equal(source.draw(torch.tensor([7, 2, 7]), 3, 65), every[[7, 2, 7], :65])
+    purposes = torch.arange(3)
+    each = source.draw(torch.full((3,), 7), purposes, 65)
+    assert torch.equal(each[2], source.draw(torch.tensor([7]), 2, 65)[0])
 
 
 SAMPLES, POSITIONS, CLASSES, WIDTH, FEATURES = 24, 8, 12, 4, 5

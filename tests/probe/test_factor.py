@@ -42,13 +42,17 @@ def true_curvature(loss: Loss, output: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(found)
 
 
+def all_positive(rows: Tensor, count: int) -> Tensor:
+    return torch.ones(len(rows), count)
+
+
 def mean_over_signs(found: Factor, sample: int, inner: int) -> Tensor:
     """Return ``E s sᵀ`` of one sample over all signs of its atoms and all ``inner`` signs within mixtures."""
     atoms = found.weights.shape[1]
     every = torch.tensor(list(product((-1.0, 1.0), repeat=atoms + inner)), dtype=torch.float64)
     drawn = every[:, atoms:]
     samples = torch.full((len(every),), sample)
-    seeds = found.combine(every[:, :atoms], samples, lambda shape: drawn.reshape(shape)).flatten(1)
+    seeds = found.combine(every[:, :atoms], samples, lambda rows, _: drawn[rows]).flatten(1)
     return seeds.T @ seeds / len(seeds)
 
 
@@ -59,7 +63,7 @@ def by_columns(found: Factor, batch: int) -> Tensor:
     for atom in range(found.weights.shape[1]):
         signs = torch.zeros_like(found.weights)
         signs[:, atom] = 1
-        s = found.combine(signs, torch.arange(batch), torch.ones).flatten(1)
+        s = found.combine(signs, torch.arange(batch), all_positive).flatten(1)
         torch.testing.assert_close(s.square().sum(dim=1), found.weights[:, atom], rtol=1e-9, atol=1e-14)
         total = total + s[:, :, None] * s[:, None, :]
     return total
@@ -173,7 +177,7 @@ def test_a_vocabulary_takes_no_more_than_its_logits() -> None:
     with LargestTensor() as seen:
         found = loss_factor(loss, output, None)
         signs = torch.ones_like(found.weights)
-        seed = found.combine(signs, torch.arange(4), torch.ones)
+        seed = found.combine(signs, torch.arange(4), all_positive)
     assert seed.shape == output.shape
     assert found.weights.shape[1] <= 512 + 256
     assert seen.largest <= output.numel()
