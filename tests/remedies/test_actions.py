@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from nndiag.records.measured import LayerMeasures
 from nndiag.records.report import Finding
-from nndiag.remedies import Goal, action_for
+from nndiag.remedies import Goal, action_for, tied
 from nndiag.rules import RULES
-from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND
+from nndiag.rules.base import CHANNEL, ELSEWHERE, LAYER_TO_MEND
 
 TRAIN = {
     "ND101": "none", "ND102": "reinitialise", "ND103": "lower_lr", "ND104": "reinitialise", "ND201": "reinitialise",
@@ -135,3 +137,72 @@ def test_mirror_images_are_not_merged(goal: Goal) -> None:
     assert action.kind == "none"
     merged = action_for([found("ND104", mirrored=False, sign=-1, duplicate_of=1)], goal, is_output=False)
     assert merged.kind == (TRAIN if goal == "train" else DEPLOY)["ND104"]
+
+
+TIED = "it goes only with the unit that it scales"
+
+
+@pytest.mark.parametrize("goal", ["train", "deploy"])
+@pytest.mark.parametrize("code", sorted(TRAIN))
+def test_what_cannot_go_alone_is_not_taken_out(code: str, goal: Goal) -> None:
+    usual = (TRAIN if goal == "train" else DEPLOY)[code]
+    action = action_for([found(code)], goal, is_output=False, tied=TIED)
+    if usual in ("prune", "merge"):
+        assert action.kind == "none"
+        assert action.reason.endswith(f"({code}), but {TIED}")
+    else:
+        assert action.kind == usual
+
+
+CHANNEL_OF = {LAYER_TO_MEND: "bn", ELSEWHERE: "its channel in layer bn after it has collapsed", CHANNEL: True}
+
+
+@pytest.mark.parametrize(
+    ("goal", "tied", "kind", "do"),
+    [
+        ("train", None, "none", "mend that first"),
+        ("deploy", None, "prune", "the two go together"),
+        ("deploy", TIED, "none", "the two go together"),
+    ],
+)
+def test_a_unit_goes_with_its_channel(goal: Goal, tied: str | None, kind: str, do: str) -> None:
+    findings = [found("ND203", "ND102", **CHANNEL_OF), found("ND204", "ND203"), found("ND401", "ND203")]
+    action = action_for(findings, goal, is_output=False, tied=tied)
+    assert (action.kind, action.reason) == (kind, f"{CHANNEL_OF[ELSEWHERE]}: {do} (ND203)")
+
+
+def test_a_single_weight_starts_anew_and_rows_are_told_apart() -> None:
+    scale = action_for([found("ND102", single=True)], "train", is_output=False, tied=TIED)
+    assert scale.kind == "reinitialise"
+    assert "from one if it is a scale" in scale.reason
+    row = action_for([found("ND104", rows=True)], "train", is_output=False, tied=TIED)
+    assert row.kind == "reinitialise"
+    assert "row" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("layer", "alone"),
+    [
+        ({"kind": "Linear", "fan_in": 8}, True),
+        ({"kind": "LSTM", "fan_in": 8}, True),
+        ({"kind": "MultiheadAttention", "fan_in": 8, "nodes": 2, "parameters": 24 * 9}, True),  # by heads
+        ({"kind": "Conv1D", "fan_in": 8, "nodes": 2, "parameters": 24 * 9}, True),
+        (
+            {"kind": "Linear", "fan_in": 8, "nodes": 2, "parameters": 8 * 9},
+            False,
+        ),  # the heads of the queries alone
+        ({"kind": "LSTMCell", "fan_in": 8, "parameters": 8 * 4 * 10}, True),
+        ({"kind": "Conv2d", "fan_in": 1}, True),  # one by one in depth: it has outputs
+        ({"kind": "LSTM", "fan_in": 8, "name": "rnn.l0_reverse"}, False),
+        ({"kind": "GRU", "fan_in": 8, "name": "l1"}, False),
+        ({"kind": "MultiheadAttention", "fan_in": 8, "nodes": 24}, False),
+        ({"kind": "LayerNorm", "fan_in": 1, "outputs": False}, False),
+        ({"kind": "Embedding", "fan_in": 8, "outputs": False}, False),
+        ({"kind": "Parameter", "fan_in": 8, "outputs": False}, False),
+    ],
+)
+def test_which_nodes_can_go_alone(layer: dict[str, Any], alone: bool) -> None:
+    fields = {"name": "0", "nodes": 8, "outputs": True, "parameters": 72} | layer
+    node = {"output_std": np.ones(fields["nodes"])} if fields.pop("outputs") else {}
+    one = LayerMeasures(per_node=node, **fields)
+    assert (tied(one) is None) == alone

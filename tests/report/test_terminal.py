@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from nndiag.records.report import Report
+from nndiag.records.report import Report, Unmeasured
 from nndiag.report.markdown import render_markdown
 from nndiag.report.terminal import render_terminal, render_text
 from tests.report import synthetic
@@ -180,13 +180,89 @@ def test_the_header_says_what_the_numbers_rest_on() -> None:
     )
     text = render_text(report(loose), width=120)
     assert "loss 2.30 (cross_entropy) · gradient norm 0.0123 · on 1,000 samples" in text
-    assert (
-        "Hessian by lanczos, 97 % of the trace exact, not converged · sgd, lr 0.5 · 2 folds · 423 ms" in text
-    )
+    assert "Hessian by lanczos, 97 % of the trace exact, the rest by random signs, not converged" in text
 
 
 def test_parameters_that_were_not_measured_are_named() -> None:
     assert "not measured: pos_embed (used as a raw parameter)" in render_text(synthetic.cnn())
+
+
+def test_a_reason_is_said_once() -> None:
+    left_out = [Unmeasured(name=f"p{i}", reason="it mixes samples") for i in range(5)]
+    left_out.append(Unmeasured(name="q", reason="it is empty"))
+    made = report(diagnosis([layer("0", 9)], unmeasured=left_out))
+    line = "ot measured: p0, p1, p2, 2 more (it mixes samples); q (it is empty)"
+    assert line in render_text(made)
+    assert line in render_markdown(made)
+
+
+def embedding(unused: int) -> Report:
+    one = layer("embed", 60, "Embedding", unknown=unused).model_copy(update={"unobserved": unused})
+    return report(diagnosis([one, layer("head", 4)]))
+
+
+def test_rows_that_the_probe_never_used_are_counted_and_no_trouble() -> None:
+    text = " ".join(render_text(embedding(6)).split())
+    assert "✓ Nothing is wrong: all 58 nodes that the probe uses are healthy on 1,000 samples" in text
+    assert "54 ok 6 unused" in text
+    assert "unused: 6 of 60 rows of embed (never looked up by the probe, or padding)" in text
+    assert "| 54 healthy, 6 unused |" in render_markdown(embedding(6))
+    assert "unused" not in render_text(embedding(0)) + render_markdown(embedding(0))
+
+
+def test_other_nodes_of_no_verdict_are_still_said_to_be_unknown() -> None:
+    one = layer("embed", 60, "Embedding", unknown=8).model_copy(update={"unobserved": 6})
+    text = " ".join(render_text(report(diagnosis([one]))).split())
+    assert "but only 52 of 60 nodes could be judged" in text
+    assert "52 ok 2 unknown 6 unused" in text
+
+
+def test_layers_left_out_have_a_row_in_a_deep_network_too() -> None:
+    layers = [layer(f"block{i}", 8) for i in range(40)]
+    layers[20] = layer("pos", 8, "Embedding", unknown=8)
+    made = report(diagnosis(layers, unmeasured=[Unmeasured(name="pos", reason="why")]))
+    text = render_text(made)
+    assert re.findall(r"^  … (\d+) healthy layers", text, re.M) == ["20", "19"]
+    assert re.search(r"^  pos +Embed +8 +\?+ +8 unknown", text, re.M)
+
+
+def test_columns_are_explained_once_and_only_those_there_are() -> None:
+    text = render_text(synthetic.cnn(), width=120)
+    assert text.count("eff. rank: dimensions that the outputs span") == 1
+    assert "dormant:" not in text
+    assert "dormant:" not in render_markdown(synthetic.cnn())
+    assert render_markdown(synthetic.cnn()).count("eff. rank: dimensions that the outputs span") == 1
+
+
+def test_a_measure_of_hardly_any_layer_gives_way() -> None:
+    layers = [layer(str(i), 8, measures={"effective_rank": 3.0, "lambda_max_median": 1.0}) for i in range(8)]
+    layers[0] = layer("0", 8, measures={"dead_data_fraction": 0.0})
+    text = render_text(report(diagnosis(layers)), width=60)
+    assert "eff. rank:" in text
+    assert "dead data:" not in text
+
+
+def test_the_margin_of_the_optimiser_and_what_was_refined() -> None:
+    sharp = layer("0", 9, measures={"stability_margin_max": 0.25})
+    made = diagnosis([sharp, layer("1", 9, measures={"stability_margin_max": 0.01}), layer("2", 2)],
+                     optimizer={"name": "adamw", "lr": 1e-3, "weight_decay": 0.05})  # fmt: skip
+    mixed = {"kind": "mixed", "hessian_nodes": 5, "ggn_nodes": 15, "stability_threshold": 38000.0}
+    made = made.model_copy(update={"curvature": made.curvature.model_copy(update=mixed)})
+    text = render_text(report(made), width=120)
+    assert "Hessian of 5 nodes, Gauss-Newton of the other 15 by lanczos" in text
+    assert "adamw, lr 0.001, decay 0.05" in text
+    assert "sharpest node at 25 % of the stability threshold (λ 38,000, preconditioned)" in text
+    signs = made.model_copy(update={"curvature": made.curvature.model_copy(update={"coverage": 0.0})})
+    assert "by lanczos, by random signs" in render_text(report(signs), width=120)
+
+
+def test_kinds_are_called_what_people_call_them() -> None:
+    made = report(
+        diagnosis([layer("0", 9, "MultiheadAttention"), layer("1", 9, "NonDynamicallyQuantizableLinear")])
+    )
+    text = render_text(made, width=120) + render_markdown(made)
+    assert text.count("Attention") == text.count("Linear") == 2
+    assert "Quantizable" not in text
 
 
 def test_nodes_whose_verdict_differs_between_folds_are_said_to_be_unsteady() -> None:

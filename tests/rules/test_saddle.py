@@ -9,14 +9,15 @@ import pytest
 
 from nndiag.records.measured import LayerMeasures, OptimizerFacts
 from nndiag.remedies.actions import action_for
-from tests.rules.diagnosing import NODES, at, codes, finding, judged, layer
+from tests.rules.diagnosing import NODES, at, codes, finding, judged, layer, without
 
 
 def curved(
     smallest: float, *, folds: tuple[float, ...] | None = None, error: float = 0.0, **changes
 ) -> LayerMeasures:
     """Return a layer whose node 3 has this smallest eigenvalue, the same in every fold unless said otherwise."""
-    one = layer(lambda_min=at(3, smallest, 0.0), lambda_max=np.ones(NODES), **changes)
+    quiet = {"gradient_norm": 0.01} | changes
+    one = layer(lambda_min=at(3, smallest, 0.0), lambda_max=np.ones(NODES), **quiet)
     by_fold = np.zeros((4, NODES))
     by_fold[:, 3] = smallest if folds is None else folds
     return replace(
@@ -36,6 +37,19 @@ def test_a_downward_direction_makes_a_saddle() -> None:
     assert found.severity == "warning"
     assert found.evidence["lambda_min"] == -0.8
     assert found.evidence["lambda_min_se"] == 0.0
+
+
+@pytest.mark.parametrize(("gradient", "severity"), [(0.07, "warning"), (0.09, "info")])
+def test_a_slope_that_bends_downward_is_no_saddle_yet(gradient: float, severity: str) -> None:
+    """The quadratic model has its saddle a tenth of the node's size away: 0.1 · 0.8 · ‖θ‖ = 0.08 · 0.967."""
+    (one,) = judged(curved(-0.8, gradient_norm=gradient))
+    assert finding(one, 3, "ND403").severity == severity
+    assert one.verdicts[3] == "saddle"
+
+
+def test_a_saddle_is_not_called_so_without_a_gradient() -> None:
+    (one,) = judged(without(curved(-0.8), "gradient_norm", "torque_ratio"))
+    assert finding(one, 3, "ND403").severity == "info"
 
 
 @pytest.mark.parametrize(

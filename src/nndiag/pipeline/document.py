@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from nndiag.checkpoint import Checkpoint
+from nndiag.measures.weights import WEIGHT_MEASURES
 from nndiag.probe.probe import Probe
 from nndiag.records import report
-from nndiag.records.measured import Measured, OptimizerFacts
+from nndiag.records.measured import LayerMeasures, Measured, OptimizerFacts
 from nndiag.records.report import DEGENERATE, VERDICTS
-from nndiag.remedies import Goal, action_for
+from nndiag.remedies import Goal, action_for, tied
 from nndiag.rules.diagnose import JudgedLayer
+from nndiag.rules.nodes import single, unobserved
 from nndiag.rules.thresholds import FEW_SAMPLES
+
+_OF_THE_UNOBSERVED = frozenset([*WEIGHT_MEASURES, "lookups"])
+_OF_DIRECTIONS = frozenset(["torque_ratio", "torque_ratio_mean", "torque_ratio_p10"])
+"""Measures of turning, which a node of one weight cannot do."""
 
 
 def diagnosis(
@@ -28,13 +37,12 @@ def diagnosis(
     all_nodes: bool,
 ) -> report.Diagnosis:
     """Return everything said of one checkpoint as a record."""
-    curvature = measured.curvature
     few = measured.samples if (measured.samples or FEW_SAMPLES) < FEW_SAMPLES else None
     return report.Diagnosis(
         checkpoint=_checkpoint_facts(checkpoint, parameters, measured.optimizer),
         probe=None if probe is None or measured.samples is None else _probe_facts(probe),
         level=measured.level.label,  # type: ignore[arg-type]
-        curvature=None if curvature is None else report.CurvatureFacts(**asdict(curvature)),
+        curvature=_curvature_facts(measured),
         timing=report.Timing(**asdict(measured.timing)),
         model=_model(measured, of_model),
         layers=tuple(_layer(layer) for layer in judged),
@@ -70,6 +78,24 @@ def _probe_facts(probe: Probe) -> report.ProbeFacts:
     )
 
 
+def _curvature_facts(measured: Measured) -> report.CurvatureFacts | None:
+    if measured.curvature is None:
+        return None
+    kinds = Counter(
+        layer.kind_of(i)
+        for layer in measured.layers
+        if "lambda_max" in layer.per_node
+        for i in range(layer.nodes)
+        if layer.observed is None or layer.observed[i]
+    )
+    return report.CurvatureFacts(
+        **asdict(measured.curvature),
+        hessian_nodes=kinds["hessian"],
+        ggn_nodes=kinds["ggn"],
+        stability_threshold=measured.optimizer.stability_threshold if measured.optimizer else None,
+    )
+
+
 def _model(measured: Measured, findings: tuple[report.Finding, ...]) -> report.ModelDiagnosis:
     found = measured.certificate
     certificate = None
@@ -95,31 +121,56 @@ def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
         parameters=layer.parameters,
         activation=layer.activation,
         verdicts={verdict: counts[verdict] for verdict in VERDICTS},
-        measures={name: _finite(value) for name, value in layer.per_layer.items()},
+        unobserved=0 if (unused := unobserved(layer)) is None else int(unused.sum()),
+        curvature_kind=layer.curvature_kind,  # type: ignore[arg-type]
+        measures={
+            name: _finite(value)
+            for name, value in (*layer.per_layer.items(), *_sharpest(layer))
+            if _means_something(layer, name)
+        },
         findings=judged.findings,
     )
 
 
 def _nodes(judged: JudgedLayer, goal: Goal, all_nodes: bool, few: int | None) -> list[report.NodeDiagnosis]:
     layer = judged.measures
-    columns = {name: values.tolist() for name, values in layer.per_node.items()}
-    whole_layer = all(verdict in DEGENERATE for verdict in judged.verdicts)
+    columns = {
+        name: values.tolist() for name, values in layer.per_node.items() if _means_something(layer, name)
+    }
+    unused, whole_layer = unobserved(layer), all(verdict in DEGENERATE for verdict in judged.verdicts)
+    why_tied = tied(layer)
     indices = range(layer.nodes) if all_nodes else sorted(judged.by_node)
     found = []
     for i in indices:
         findings = judged.by_node.get(i, ())
+        used = unused is None or not unused[i]
         node = report.NodeDiagnosis(
             layer=layer.name,
             index=i,
             verdict=judged.verdicts[i],  # type: ignore[arg-type]
             steady=judged.steady[i],
-            curvature_kind=layer.kind_of(i),  # type: ignore[arg-type]
-            measures={name: _finite(values[i]) for name, values in columns.items()},
+            curvature_kind=layer.kind_of(i) if used else None,  # type: ignore[arg-type]
+            measures={
+                name: _finite(values[i])
+                for name, values in columns.items()
+                if used or name in _OF_THE_UNOBSERVED
+            },
             findings=findings,
-            action=action_for(findings, goal, layer.is_output, whole_layer, few),
+            action=action_for(findings, goal, layer.is_output, whole_layer, few, why_tied),
         )
         found.append(node)
     return found
+
+
+def _sharpest(layer: LayerMeasures) -> Iterator[tuple[str, float]]:
+    """Yield the layer's largest stability margin, where there is one."""
+    margin = layer.per_node.get("stability_margin")
+    if margin is not None and (known := margin[np.isfinite(margin)]).size:
+        yield "stability_margin_max", float(known.max())
+
+
+def _means_something(layer: LayerMeasures, measure: str) -> bool:
+    return not (single(layer) and measure in _OF_DIRECTIONS)
 
 
 def _finite(value: float) -> float | None:

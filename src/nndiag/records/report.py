@@ -78,7 +78,9 @@ class ProbeFacts(Record):
 class CurvatureFacts(Record):
     """How the curvature was computed.
 
-    ``coverage`` is the share of the loss curvature's trace that was kept.
+    ``coverage`` is the share of the loss curvature's trace that was kept. ``hessian_nodes`` have numbers of the Hessian
+    itself, ``ggn_nodes`` of its Gauss-Newton part. Above ``stability_threshold`` the optimiser's steps grow along an
+    eigenvector of the curvature, under Adam of the preconditioned one; null where no learning rate is known.
     """
 
     kind: Literal["hessian", "ggn", "mixed"]
@@ -86,6 +88,9 @@ class CurvatureFacts(Record):
     solver: str
     converged: bool
     products: int
+    hessian_nodes: int = 0
+    ggn_nodes: int = 0
+    stability_threshold: float | None = None
 
 
 class Timing(Record):
@@ -158,7 +163,11 @@ class ModelDiagnosis(Record):
 
 
 class LayerDiagnosis(Record):
-    """One layer: its size, how many of its nodes have which verdict, its own measures and findings."""
+    """One layer: its size, how many of its nodes have which verdict, its own measures and findings.
+
+    ``unobserved`` nodes were never used by the probe, as rows of an embedding that it never looks up: of them only the
+    weights are known.
+    """
 
     name: str
     kind: str
@@ -167,6 +176,8 @@ class LayerDiagnosis(Record):
     parameters: int
     activation: str | None = None
     verdicts: dict[Verdict, int]
+    unobserved: int = 0
+    curvature_kind: Literal["hessian", "ggn", "mixed"] | None = None
     measures: dict[str, float | None]
     findings: tuple[Finding, ...] = ()
 

@@ -4,5 +4,6 @@ Reads findings and verdicts only; carrying an action out, and trying it, is anot
 """
 
 from nndiag.remedies.actions import Goal, action_for
+from nndiag.remedies.parts import tied
 
-__all__ = ["Goal", "action_for"]
+__all__ = ["Goal", "action_for", "tied"]

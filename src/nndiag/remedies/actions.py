@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from nndiag.records.report import Action, ActionKind, Finding
-from nndiag.rules.base import ELSEWHERE
+from nndiag.rules.base import CHANNEL, ELSEWHERE
 
 Goal = Literal["train", "deploy"]
 
@@ -34,6 +34,7 @@ _BY_FINDING: tuple[tuple[str, Remedy, Remedy], ...] = (
 network."""
 
 _REPLACES = ("prune", "merge", "reinitialise")
+_TAKES_OUT = ("prune", "merge")
 
 
 def action_for(
@@ -42,6 +43,7 @@ def action_for(
     is_output: bool,
     whole_layer: bool = False,
     few: int | None = None,
+    tied: str | None = None,
 ) -> Action:
     """Return the action for one node.
 
@@ -51,6 +53,7 @@ def action_for(
         is_output: whether the node is an output of the network, which cannot be taken out or started anew.
         whole_layer: whether no node of its layer is any better: taking them all out would cut the network through.
         few: the samples that the findings rest on, where they are too few to act on unchecked.
+        tied: why the node cannot be taken out by itself, where it cannot.
     """
     serious = [finding for finding in findings if finding.severity != "info"]
     if not serious:
@@ -60,13 +63,14 @@ def action_for(
     }
     own = {f.code: f for f in serious if f.code not in elsewhere and f.cause not in elsewhere}
     if not own:
-        code, sentence = next(iter(elsewhere.items()))
-        return Action(kind="none", reason=f"{sentence}: mend that first ({code})")
+        return _mended_elsewhere(serious, goal, is_output or tied is not None)
     for code, train, deploy in _BY_FINDING:
         if code in own:
             kind, reason = _special(own[code], goal, is_output) or (train if goal == "train" else deploy)
             if is_output and kind in _REPLACES:
                 return Action(kind="none", reason=f"{reason} ({code}), but it is an output of the network")
+            if tied and kind in _TAKES_OUT:
+                return Action(kind="none", reason=f"{reason} ({code}), but {tied}")
             if whole_layer and kind == "prune":
                 kind, reason = (
                     "reinitialise",
@@ -77,12 +81,28 @@ def action_for(
     return Action(kind="none", reason="see its findings")
 
 
+def _mended_elsewhere(findings: Sequence[Finding], goal: Goal, stays: bool) -> Action:
+    """Return what to do about a node whose trouble lies in another layer.
+
+    In a finished network a unit goes together with the channel that scales it.
+    """
+    first = next(finding for finding in findings if ELSEWHERE in finding.evidence)
+    sentence, together = first.evidence[ELSEWHERE], first.evidence.get(CHANNEL) and goal == "deploy"
+    do = "the two go together" if together else "mend that first"
+    kind: ActionKind = "prune" if together and not stays else "none"
+    return Action(kind=kind, reason=f"{sentence}: {do} ({first.code})")
+
+
 def _special(finding: Finding, goal: Goal, is_output: bool) -> Remedy | None:
     """Return what a finding calls for where its evidence says that the usual remedy would do harm."""
     if finding.code == "ND202" and finding.evidence.get("switches"):
         if goal == "train":
             return "none", "saturated, yet it switches: scale its weights down or normalise its inputs"
         return "none", "saturated, yet it switches: it carries the function"
+    if finding.code == "ND102" and finding.evidence.get("single") and goal == "train":
+        return "reinitialise", "its one weight is zero: start it anew, from one if it is a scale"
+    if finding.code == "ND104" and finding.evidence.get("rows") and goal == "train":
+        return "reinitialise", "it repeats another row, and learns the same as long as both are used alike"
     if finding.code == "ND104" and finding.evidence.get("mirrored"):
         return "none", "the mirror image of another node: the two differ where it counts"
     if finding.code == "ND201" and is_output and goal == "train":

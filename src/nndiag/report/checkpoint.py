@@ -13,7 +13,7 @@ from rich.text import Text
 from nndiag.records.report import Diagnosis, Report
 from nndiag.report.certificate import certificate_line
 from nndiag.report.course import base_name, degenerate_nodes, loss_of
-from nndiag.report.facts import method_line, numbers_line, place
+from nndiag.report.facts import method_line, numbers_line, place, unmeasured_line, unused_line
 from nndiag.report.groups import gather, tally
 from nndiag.report.layer_table import layer_table
 from nndiag.report.look import Look
@@ -57,7 +57,9 @@ def in_full(
         yield _facts(certificate_line(diagnosis), look, "")
     yield Text()
     yield from layer_table(diagnosis, look, verbose=verbose)
-    yield from _unmeasured(diagnosis, look)
+    for words, style in ((unused_line(diagnosis), "quiet"), (unmeasured_line(diagnosis), "warning")):
+        if words:
+            yield Padding(look.text((words, style)), (0, 0, 0, 2))
     groups = gather(diagnosis)
     shown = [group for group in groups if verbose or group.gravity < 2]
     if shown:
@@ -104,11 +106,3 @@ def _line(diagnosis: Diagnosis, look: Look) -> list[Text]:
         look.text((f"{found['error']:,}", "error" if found["error"] else "quiet")),
         look.text((f"{found['warning']:,}", "warning" if found["warning"] else "quiet")),
     ]
-
-
-def _unmeasured(diagnosis: Diagnosis, look: Look) -> Iterator[RenderableType]:
-    if not diagnosis.unmeasured:
-        return
-    first = "; ".join(f"{one.name} ({one.reason})" for one in diagnosis.unmeasured[:3])
-    more = f"; {len(diagnosis.unmeasured) - 3:,} more" if len(diagnosis.unmeasured) > 3 else ""
-    yield Padding(look.text((f"not measured: {first}{more}", "warning")), (0, 0, 0, 2))

@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from nndiag.records.report import VERDICTS, LayerDiagnosis
 from nndiag.report.look import INDENT, Look
 from nndiag.report.numbers import number, whole_percent
+from nndiag.report.phrases import kind_name
 
 GAP = 2
 WIDEST_STRIP = 64
@@ -23,7 +24,7 @@ _STYLES: Mapping[str, str] = {
 }  # fmt: skip
 _SHORT: Mapping[str, str] = {
     "BatchNorm": "BNorm", "LayerNorm": "LNorm", "GroupNorm": "GNorm", "InstanceNorm": "INorm",
-    "ConvTranspose": "ConvT", "Embedding": "Embed",
+    "ConvTranspose": "ConvT", "EmbeddingBag": "EmbBag", "Embedding": "Embed", "Parameter": "Param", "Attention": "Attn",
 }  # fmt: skip
 MEASURES: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("dead_data_fraction", "dead\ndata", whole_percent),
@@ -34,6 +35,16 @@ MEASURES: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("weight_norm_median", "weight\nmedian", number),
 )
 """Layer measures that explain a verdict, the most telling first: name, heading, how it is written."""
+
+EXPLAINED: Mapping[str, str] = {
+    "dead_data_fraction": "dead data: samples that fire no unit",
+    "effective_rank": "eff. rank: dimensions that the outputs span",
+    "torque_ratio_p10": "torque: part of the gradient that turns a node",
+    "lambda_max_median": "λmax: steepest curvature of a node",
+    "dormant_fraction": "dormant: nearly silent units",
+    "weight_norm_median": "weight: norm of a node's weights",
+}
+"""What the measures are, for those who see them for the first time."""
 
 Measure = tuple[str, str, Callable[[float | None], str]]
 
@@ -71,7 +82,7 @@ def _offer(layers: Sequence[LayerDiagnosis], look: Look, room: int, line: int) -
     room -= verdicts
     least, most = (20, 4) if look.width >= _WIDE else (12, 3)
     chosen: list[Measure] = []
-    for entry in MEASURES:
+    for entry in sorted(MEASURES, key=lambda one: _rare(one[0], layers)):
         key, heading, write = entry
         if not any(key in layer.measures for layer in layers):
             continue
@@ -85,9 +96,14 @@ def _offer(layers: Sequence[LayerDiagnosis], look: Look, room: int, line: int) -
     return Layout(cells // 8 * 8 if cells >= 16 else max(cells, 8), verdicts, tuple(chosen))
 
 
+def _rare(key: str, layers: Sequence[LayerDiagnosis]) -> bool:
+    """Whether so few rows have a measure that any other tells more."""
+    return 5 * sum(key in layer.measures for layer in layers) < len(layers)
+
+
 def kind(layer: LayerDiagnosis, look: Look) -> str:
     """Return the kind; where there is little room, short for the longest names."""
-    words = layer.kind
+    words = kind_name(layer.kind)
     if look.width < _WIDE:
         for long, short in _SHORT.items():
             words = words.replace(long, short)
@@ -98,12 +114,13 @@ def count_lines(layer: LayerDiagnosis, most: int) -> list[list[tuple[str, str]]]
     """Return the verdicts that occur with their counts and styles, in lines of at most ``most`` letters."""
     lines: list[list[tuple[str, str]]] = [[]]
     for verdict in VERDICTS:
-        if not (count := layer.verdicts.get(verdict)):
-            continue
-        words = f"{count:,} {'ok' if verdict == 'healthy' else verdict}"
-        if sum(len(said) + 1 for said, _ in lines[-1]) + len(words) > most and lines[-1]:
-            lines.append([])
-        lines[-1].append((words, _STYLES[verdict]))
+        count = layer.verdicts.get(verdict, 0)
+        unused = layer.unobserved if verdict == "unknown" else 0
+        said = [(count - unused, "ok" if verdict == "healthy" else verdict), (unused, "unused")]
+        for words in (f"{number_of:,} {word}" for number_of, word in said if number_of > 0):
+            if sum(len(other) + 1 for other, _ in lines[-1]) + len(words) > most and lines[-1]:
+                lines.append([])
+            lines[-1].append((words, _STYLES[verdict]))
     return lines
 
 

@@ -188,7 +188,8 @@ def _all_is_well(report: Report, run: Course) -> Event:
     for layer in last.layers:
         verdicts.update(layer.verdicts)
     nodes = sum(layer.nodes for layer in last.layers)
-    healthy, unknown = verdicts["healthy"], verdicts["unknown"]
+    unused = sum(layer.unobserved for layer in last.layers)
+    healthy, unknown = verdicts["healthy"], verdicts["unknown"] - unused
     where = "" if len(run.labels) == 1 else f" at {run.at(len(run.labels) - 1)}, the last checkpoint,"
     basis = f"on {counted(last.probe.samples, 'sample')}" if last.probe else "from the weights alone"
     level = f"(level: {last.level})"
@@ -197,8 +198,13 @@ def _all_is_well(report: Report, run: Course) -> Event:
         if nodes == 1:
             whole = "the only node is healthy"
         return Event((6,), "good", f"Nothing is wrong: {whole}{where} {basis} {level}.")
+    if healthy == nodes - unused:
+        whole = f"all {counted(healthy, 'node')} that the probe uses are healthy"
+        return Event((6,), "good", f"Nothing is wrong: {whole}{where} {basis} {level}.")
     but = f"only {healthy:,} of {counted(nodes, 'node')} count as healthy"
     if unknown:
-        judged = "none of the" if unknown == nodes else f"only {nodes - unknown:,} of"
+        judged = "none of the" if unknown == nodes else f"only {nodes - unknown - unused:,} of"
         but = f"{judged} {counted(nodes, 'node')} could be judged"
+    if verdicts["saddle"]:
+        but += f", {verdicts['saddle']:,} have negative curvature"
     return Event((6,), "info", f"Nothing wrong was found{where} {basis}, but {but} {level}.")

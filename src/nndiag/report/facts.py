@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nndiag.records.report import Diagnosis
 from nndiag.report.course import loss_of
 from nndiag.report.numbers import counted, duration, number, percent, plain_number
 
 _KINDS = {"ggn": "Gauss-Newton", "hessian": "Hessian", "mixed": "Hessian or Gauss-Newton"}
+_MOST_REASONS = 3
 
 
 def place(diagnosis: Diagnosis) -> str:
@@ -40,16 +41,57 @@ def method_line(diagnosis: Diagnosis) -> Iterator[str]:
     yield f"level {diagnosis.level}"
     if (curvature := diagnosis.curvature) is not None:
         kind = _KINDS[curvature.kind]
-        kept = f", {percent(curvature.coverage)} of the trace exact" if curvature.coverage < 1 else ""
+        if curvature.hessian_nodes and curvature.ggn_nodes:
+            kind = (
+                f"Hessian of {counted(curvature.hessian_nodes, 'node')}, "
+                f"Gauss-Newton of the other {curvature.ggn_nodes:,}"
+            )
+        kept = f", {percent(curvature.coverage)} of the trace exact, the rest by random signs"
+        kept = kept if 0 < curvature.coverage < 1 else ", by random signs" if curvature.coverage == 0 else ""
         yield f"{kind} by {curvature.solver}{kept}{'' if curvature.converged else ', not converged'}"
     if optimizer := diagnosis.checkpoint.optimizer:
-        yield (str(optimizer.get("name") or "") + _rate(optimizer.get("lr"))).removeprefix(", ")
+        rate, decay = optimizer.get("lr"), optimizer.get("weight_decay") or None
+        said = (str(optimizer.get("name") or ""), _setting("lr", rate), _setting("decay", decay))
+        yield ", ".join(words for words in said if words)
+        yield from _margin(diagnosis)
     if diagnosis.probe is not None and diagnosis.probe.folds > 1:
         yield counted(diagnosis.probe.folds, "fold")
     yield duration(diagnosis.timing.total_s)
 
 
-def _rate(lr: object) -> str:
-    if isinstance(lr, bool) or not isinstance(lr, int | float) or not math.isfinite(lr):
+def unused_line(diagnosis: Diagnosis) -> str:
+    """Return how many nodes of which layers the probe never used; empty where it used all."""
+    said = [f"{one.unobserved:,} of {counted(one.nodes, 'row')} of {one.name}"
+            for one in diagnosis.layers if one.unobserved]  # fmt: skip
+    return f"unused: {_first(said)} (never looked up by the probe, or padding)" if said else ""
+
+
+def unmeasured_line(diagnosis: Diagnosis) -> str:
+    """Return what was not measured, every reason said once; empty where all was."""
+    by_reason: dict[str, list[str]] = {}
+    for one in diagnosis.unmeasured:
+        by_reason.setdefault(one.reason, []).append(one.name)
+    said = [f"{_first(names)} ({why})" for why, names in by_reason.items()]
+    return f"not measured: {_first(said, '; ')}" if said else ""
+
+
+def _first(said: Sequence[str], between: str = ", ") -> str:
+    more = f"{between}{len(said) - _MOST_REASONS:,} more" if len(said) > _MOST_REASONS else ""
+    return between.join(said[:_MOST_REASONS]) + more
+
+
+def _margin(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield how sharp the sharpest node is beside the largest curvature at which the optimiser is stable."""
+    threshold = None if diagnosis.curvature is None else diagnosis.curvature.stability_threshold
+    margins = [layer.measures.get("stability_margin_max") for layer in diagnosis.layers]
+    known = [margin for margin in margins if margin is not None]
+    if known and threshold is not None:
+        name = str((diagnosis.checkpoint.optimizer or {}).get("name"))
+        seen = ", preconditioned" if name.startswith("adam") else ""
+        yield f"sharpest node at {percent(max(known))} of the stability threshold (λ {number(threshold)}{seen})"
+
+
+def _setting(name: str, value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return ""
-    return f", lr {plain_number(float(lr))}"
+    return f"{name} {plain_number(float(value))}"

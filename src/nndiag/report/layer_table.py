@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 from rich.cells import cell_len
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nndiag.records.report import Diagnosis, LayerDiagnosis, NodeDiagnosis
-from nndiag.report.columns import GAP, Layout, count_lines, kind, lay_out, measure
+from nndiag.report.columns import EXPLAINED, GAP, Layout, count_lines, kind, lay_out, measure
 from nndiag.report.look import INDENT, Look
 from nndiag.report.numbers import NOT_FINITE
 from nndiag.report.selection import Fold, folded
@@ -28,18 +28,21 @@ def layer_table(diagnosis: Diagnosis, look: Look, *, verbose: bool) -> Iterator[
     nodes: dict[str, list[NodeDiagnosis]] = defaultdict(list)
     for node in diagnosis.nodes:
         nodes[node.layer].append(node)
-    rows = _rows(diagnosis.layers, nodes, verbose)
+    left_out = {one.name for one in diagnosis.unmeasured}
+    rows = _rows(diagnosis.layers, nodes, left_out, verbose)
     layers = [diagnosis.layers[row] for row in rows if isinstance(row, int)]
     if not layers:
         yield from _all_folded(rows, look)
         return
-    names = {layer.name: look.clip(layer.name or "(root)", look.width // 4) for layer in layers}
-    layout = lay_out(layers, look, max([cell_len(name) for name in names.values()] + [5]))
+    names = {layer.name: look.clip(layer.name or "(root)", look.width * 3 // 10) for layer in layers}
+    folds = {row.first: f"{look.glyphs.ellipsis} {row.say('layer')}" for row in rows if isinstance(row, Fold)}
+    layout = lay_out(
+        layers, look, max(cell_len(name) for name in ("layer", *names.values(), *folds.values()))
+    )
     table = _table(layout, look)
     for row in rows:
         if isinstance(row, Fold):
-            fold = look.text((f"{look.glyphs.ellipsis} {row.say('layer')}", "quiet"))
-            table.add_row(look.text(), look.text(), look.text(), fold)
+            table.add_row(look.text((folds[row.first], "quiet")))
             continue
         layer = diagnosis.layers[row]
         name = Text(names[layer.name], look.style("name"))
@@ -50,6 +53,8 @@ def layer_table(diagnosis: Diagnosis, look: Look, *, verbose: bool) -> Iterator[
         entries.append(("!", "error", NOT_FINITE))
     if entries:
         yield Padding(look.legend(entries), (0, 0, 0, INDENT))
+    if explained := [EXPLAINED[key] for key, _, _ in layout.measures]:
+        yield Padding(look.flow(explained, "quiet"), (0, 0, 0, INDENT))
 
 
 def _table(layout: Layout, look: Look) -> Table:
@@ -88,16 +93,25 @@ def _all_folded(rows: Sequence[int | Fold], look: Look) -> Iterator[RenderableTy
 
 
 def _rows(
-    layers: Sequence[LayerDiagnosis], nodes: Mapping[str, list[NodeDiagnosis]], verbose: bool
+    layers: Sequence[LayerDiagnosis],
+    nodes: Mapping[str, list[NodeDiagnosis]],
+    left_out: Collection[str],
+    verbose: bool,
 ) -> list[int | Fold]:
-    """Return the rows to show: all of a small network, else those with findings, the worst 40 of them."""
+    """Return the rows to show: all of a small network, else those with findings, the worst 40 of them.
+
+    Layers that were left out of the measurement have a row too: they are not healthy, only not looked at.
+    """
     every = range(len(layers))
     if verbose or len(layers) <= _FEW:
         return list(every)
     weight = {index: _trouble(layers[index], nodes.get(layers[index].name, [])) for index in every}
     bad = sorted((index for index in every if weight[index] > 0), key=lambda index: -weight[index])
-    doubtful = {index for index in every if weight[index] > 0 or layers[index].verdicts.get("unknown")}
-    return folded(len(layers), set(bad[:_MOST]), doubtful)
+    unjudged = {
+        index for index in every if layers[index].verdicts.get("unknown", 0) > layers[index].unobserved
+    }
+    shown = {index for index in unjudged if layers[index].name in left_out}
+    return folded(len(layers), {*bad[:_MOST], *shown}, {*bad, *unjudged})
 
 
 def _trouble(layer: LayerDiagnosis, nodes: Sequence[NodeDiagnosis]) -> float:

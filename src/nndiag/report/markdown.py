@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from nndiag.errors import printable
 from nndiag.records.report import VERDICTS, Diagnosis, LayerDiagnosis, Report
 from nndiag.report.certificate import certificate_line
-from nndiag.report.columns import MEASURES
+from nndiag.report.columns import EXPLAINED, MEASURES
 from nndiag.report.course import base_name, course
 from nndiag.report.events import events
-from nndiag.report.facts import method_line, numbers_line, place
+from nndiag.report.facts import method_line, numbers_line, place, unmeasured_line, unused_line
 from nndiag.report.groups import Group, advise, gather, tally
 from nndiag.report.numbers import NOT_FINITE, counted, percent
-from nndiag.report.phrases import hence, imperative
+from nndiag.report.phrases import hence, imperative, kind_name
 from nndiag.report.words import reason, which
 
 _ACTIVE = re.compile(r"([\\`*_\[\]<>|~$#&])")
@@ -67,9 +67,9 @@ def _checkpoint(diagnosis: Diagnosis) -> Iterator[str]:
     if certificate := " · ".join(inert(words) for words in certificate_line(diagnosis)):
         yield certificate
     yield _layers(diagnosis)
-    if diagnosis.unmeasured:
-        left = "; ".join(f"{_code(one.name)}: {inert(one.reason)}" for one in diagnosis.unmeasured)
-        yield f"Not measured: {left}"
+    for words in (unused_line(diagnosis), unmeasured_line(diagnosis)):
+        if words:
+            yield inert(words[0].upper() + words[1:])
     groups = gather(diagnosis)
     if groups:
         found = tally(diagnosis)
@@ -101,12 +101,17 @@ def _layers(diagnosis: Diagnosis) -> str:
     for layer in diagnosis.layers:
         shown = [NOT_FINITE if layer.measures.get(key, 0.0) is None else write(layer.measures.get(key))
                  for key, _, write in taken]  # fmt: skip
-        rows.append([_code(layer.name), inert(layer.kind), _verdicts(layer), f"{layer.nodes:,}", *shown])
-    return _table(rows, left=3)
+        rows.append(
+            [_code(layer.name), inert(kind_name(layer.kind)), _verdicts(layer), f"{layer.nodes:,}", *shown]
+        )
+    explained = " · ".join(EXPLAINED[key] for key, _, _ in taken)
+    return _table(rows, left=3) + (f"\n\n{explained}" if explained else "")
 
 
 def _verdicts(layer: LayerDiagnosis) -> str:
-    return ", ".join(f"{layer.verdicts[one]:,} {one}" for one in VERDICTS if layer.verdicts.get(one))
+    counts = layer.verdicts | {"unknown": layer.verdicts.get("unknown", 0) - layer.unobserved}
+    said = [f"{counts[one]:,} {one}" for one in VERDICTS if counts.get(one)]
+    return ", ".join([*said, f"{layer.unobserved:,} unused"] if layer.unobserved else said)
 
 
 def _finding(group: Group) -> str:

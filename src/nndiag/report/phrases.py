@@ -32,6 +32,10 @@ _DOES: Mapping[str, str] = {
     "hold": "holds", "have": "has", "repeat": "repeats", "never": "never", "are": "is", "always": "always",
     "get": "gets", "lie": "lies", "flip": "flips",
 }  # fmt: skip
+_KINDS: Mapping[str, str] = {
+    "NonDynamicallyQuantizableLinear": "Linear", "MultiheadAttention": "Attention",
+}  # fmt: skip
+"""Names of kinds that say less than another."""
 _VERBS: Mapping[ActionKind, str] = {
     "prune": "Prune",
     "reinitialise": "Reinitialise",
@@ -58,6 +62,11 @@ def predicate(code: str, name: str, count: int) -> str:
 def imperative(kind: ActionKind) -> str:
     """Return the verb of an action, e.g. ``"Reinitialise"``."""
     return _VERBS[kind]
+
+
+def kind_name(kind: str) -> str:
+    """Return what people call a kind of layer."""
+    return _KINDS.get(kind, kind)
 
 
 def called(layer: str) -> str:

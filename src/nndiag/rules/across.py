@@ -14,6 +14,7 @@ import numpy as np
 
 from nndiag.records.measured import LayerMeasures
 from nndiag.rules.base import Hit
+from nndiag.rules.nodes import multiplies, starts_at_zero
 
 Hits = Mapping[str, Sequence[Hit]]
 
@@ -21,11 +22,14 @@ _STOPPING = (("ND102", "has collapsed"), ("ND201", "is dead"), ("ND202", "is sat
 """Findings that stop everything where all nodes of a layer have them, and what the layer is then."""
 
 _FOLLOWING = {
-    "after": frozenset(["ND301", "ND304", "ND401"]),
-    "before": frozenset(["ND201", "ND202", "ND203", "ND204", "ND205", "ND206", "ND302", "ND401"]),
+    "after": frozenset(["ND252", "ND301", "ND304", "ND401"]),
+    "before": frozenset(
+        ["ND201", "ND202", "ND203", "ND204", "ND205", "ND206", "ND251", "ND252", "ND302", "ND401"]
+    ),
 }
+_BEHIND = frozenset(["ND203", "ND204", "ND206", "ND251"])
+"""What a layer shows beside that where its outputs are looked at behind the one that stops them."""
 _DECIDING = frozenset(["ND102", "ND201", "ND202", "ND304"])
-_OF_LAYER = {"after": frozenset(["ND252"]), "before": frozenset(["ND251", "ND252"])}
 
 MOSTLY = 0.9
 """Share of a layer's nodes that must be exactly still to say that its inputs are: sums of equal inputs may
@@ -36,22 +40,27 @@ differ by rounding."""
 class Blame:
     """What is wrong with another layer, on which side it stands, and which findings follow from it.
 
-    ``code`` is the finding there.
+    ``code`` is the finding there, ``follow`` the codes of those that follow. ``harmless`` says that nothing is wrong
+    there but that it starts at zero, ``channel`` that it is the one node that belongs to this one.
     """
 
     layer: str
     side: Literal["before", "after"]
     state: str
     code: str
+    follow: frozenset[str]
+    harmless: bool = False
+    channel: bool = False
 
     @property
     def sentence(self) -> str:
         """What to add to a message, e.g. ``"layer 4 after it is dead"``."""
-        return f"layer {self.layer} {self.side} it {self.state}"
+        part = ("its channel in " if self.side == "after" else "its unit in ") if self.channel else ""
+        return f"{part}layer {self.layer} {self.side} it {self.state}"
 
     def covers(self, code: str) -> bool:
         """Whether a finding of this code follows from the other layer."""
-        return code in _FOLLOWING[self.side] or code in _OF_LAYER[self.side]
+        return code in self.follow
 
 
 def blames(layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]) -> dict[str, tuple[Blame, ...]]:
@@ -62,16 +71,19 @@ def blames(layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]) -> dict[st
         hits: the node findings of every layer, by layer and code.
     """
     found: dict[str, list[Blame]] = {layer.name: [] for layer in layers}
-    stopping: dict[int, tuple[str, str]] = {}
+    stopping: dict[int, _Stop] = {}
+    heard = False
     for place, layer in enumerate(layers):
+        stop = _stops(layer, hits[layer.name], heard)
         if _starved(layer) and stopping:
-            found[layer.name].append(_blame(layers, stopping, max(stopping), "before"))
-        elif (state := _stops(layer, hits[layer.name])) is not None:
-            stopping[place] = state
+            found[layer.name].append(_blame(layers, stopping, place, max(stopping), "before"))
+        elif stop is not None:
+            stopping[place] = stop
+        heard = heard or not _unheard(layer)
     for place, layer in enumerate(layers):
-        later = [other for other in stopping if other > place]
+        later = [other for other in stopping if other > place and _in_the_way(layers[other], layer)]
         if later and place not in stopping and _unheard(layer):
-            found[layer.name].append(_blame(layers, stopping, min(later), "after"))
+            found[layer.name].append(_blame(layers, stopping, place, min(later), "after"))
     return {name: tuple(reasons) for name, reasons in found.items()}
 
 
@@ -81,23 +93,57 @@ def own_fault(hits: Hits, elsewhere: Sequence[Blame]) -> int:
     return len({hit.index for code in own for hit in hits[code]})
 
 
+@dataclass(frozen=True)
+class _Stop:
+    """Why nothing gets through a layer: the finding that all of its nodes have, and what the layer is then."""
+
+    code: str
+    state: str
+    harmless: bool = False
+
+
 def _blame(
     layers: Sequence[LayerMeasures],
-    stopping: Mapping[int, tuple[str, str]],
+    stopping: Mapping[int, _Stop],
     place: int,
+    other: int,
     side: Literal["before", "after"],
 ) -> Blame:
-    code, state = stopping[place]
-    if layers[place].per_layer.get("dead_data_fraction") == 1:
+    stop, code, follow = stopping[other], stopping[other].code, _FOLLOWING[side]
+    if layers[other].per_layer.get("dead_data_fraction") == 1:
         code = "ND250"  # says it of the layer, and leads to its nodes
-    return Blame(layers[place].name, side, state, code)
+    if side == "after" and _constant_behind(layers[place]):
+        follow |= _BEHIND
+    return Blame(layers[other].name, side, stop.state, code, follow, stop.harmless)
 
 
-def _stops(layer: LayerMeasures, hits: Hits) -> tuple[str, str] | None:
-    """Return the finding that all nodes of a layer have, and what the layer is then."""
+def _constant_behind(layer: LayerMeasures) -> bool:
+    """Whether a layer's sums vary while what is seen behind them does not: a scale of zero lies between."""
+    spread, sums = layer.per_node.get("output_std"), layer.per_node.get("preactivation_std")
+    return spread is not None and sums is not None and bool((spread == 0).all() and (sums > 0).any())
+
+
+def _in_the_way(stopping: LayerMeasures, layer: LayerMeasures) -> bool:
+    """Whether what a layer puts out may have to go through a later one: past a parameter by itself, in its block."""
+    if multiplies(stopping):
+        return True
+    block = stopping.name.rpartition(".")[0].rpartition(".")[0]
+    return bool(block) and layer.name.startswith(f"{block}.")
+
+
+def _stops(layer: LayerMeasures, hits: Hits, way_around: bool) -> _Stop | None:
+    """Return why nothing gets through a layer, if so.
+
+    Args:
+        layer: the layer.
+        hits: the findings of its nodes.
+        way_around: whether the output depends on any layer before.
+    """
+    if way_around and starts_at_zero(layer):
+        return _Stop("ND102", "starts at zero", harmless=True)
     for code, state in _STOPPING:
         if len({hit.index for hit in hits.get(code, ())}) == layer.nodes:
-            return code, state
+            return _Stop(code, state)
     return None
 
 

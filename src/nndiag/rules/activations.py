@@ -190,7 +190,7 @@ RULES = (
         measured="Standard deviation of the output over samples and positions at most constant_ratio of the layer's "
         "median.",
         why="A dead unit (then ND201 is the cause), collapsed weights, a saturated activation, a zero scale in a norm, "
-        "or inputs that are all constant themselves.",
+        "a recurrent unit whose gates are shut, or inputs that are all constant themselves.",
         do="Prune it and fold its output into the next bias: the function on the probe does not change. While "
         "training: reinitialise it.",
         harmless="For the output of a unit that the probe does not exercise.",

@@ -25,13 +25,14 @@ class Hit:
     show it.
 
     The message holds no number of the node's own, so that nodes with the same trouble say the same. A hit that
-    is not ``sure`` rests on too few samples to be an error.
+    is not ``sure`` rests on too few samples to be an error; a ``note`` holds, and where it stands it does no harm.
     """
 
     index: int | None
     message: str
     evidence: Mapping[str, float | int | str | bool | None]
     sure: bool = True
+    note: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,9 @@ LAYER_TO_MEND = "layer_to_mend"
 
 ELSEWHERE = "elsewhere"
 """And what is the matter there, in words."""
+
+CHANNEL = "channel"
+"""Whether that layer's channel belongs to this node alone: the two are one unit, and go together."""
 
 Find = Callable[[Any, Context], Iterator[Hit]]
 """Given a layer's measures, of a rule on the model the whole measurement."""

@@ -30,10 +30,10 @@ FOLLOWS: tuple[tuple[str, frozenset[str]], ...] = (
     ("ND102", frozenset(["ND201", "ND202", "ND203", "ND204", "ND301", "ND304", "ND401"])),
     ("ND201", frozenset(["ND203", "ND204", "ND301", "ND304", "ND401"])),
     ("ND202", frozenset(["ND203", "ND301", "ND304", "ND401"])),
-    ("ND103", frozenset(["ND402"])),
+    ("ND103", frozenset(["ND401", "ND402"])),
     ("ND104", frozenset(["ND206"])),
     ("ND304", frozenset(["ND301", "ND401"])),
-    ("ND203", frozenset(["ND204", "ND401"])),
+    ("ND203", frozenset(["ND204", "ND301", "ND401"])),
     ("ND301", frozenset(["ND401"])),
     ("ND252", frozenset(["ND250", "ND251", "ND350"])),
 )

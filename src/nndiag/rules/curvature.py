@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,10 @@ def source(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
 
 
 def saddle(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
-    """``−λ_min`` beyond its error, its standard error, and a share of the node's and the layer's own scale."""
+    """``−λ_min`` beyond its error, its standard error, and a share of the node's and the layer's own scale.
+
+    A note where the gradient is not small against it: ``‖g‖ > distance · |λ_min| ‖θ‖``.
+    """
     smallest = layer.per_node.get("lambda_min")
     if smallest is None or "lambda_max" not in layer.per_node:
         return
@@ -100,7 +104,7 @@ def saddle(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     if folds is not None and len(folds) > 1:
         noise = folds.std(axis=0, ddof=1) / len(folds) ** 0.5
         mask &= -sure > context.threshold("negative_signal") * noise
-    message = "a direction of its own parameters curves downward: the loss falls along it, both ways"
+    rests = _at_rest(layer, context)
     for i in where(mask):
         evidence = {
             "lambda_min": float(smallest[i]), "lambda_max": float(layer.per_node["lambda_max"][i]),
@@ -108,7 +112,28 @@ def saddle(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         }  # fmt: skip
         if noise is not None:
             evidence["lambda_min_se"] = float(noise[i])
-        yield Hit(i, message, evidence)
+        if rests[i]:
+            yield Hit(i, "at a saddle: along one of its directions the loss falls both ways", evidence)
+        else:
+            yield Hit(
+                i,
+                "on its way down: the slope curves downward along one of its directions",
+                evidence,
+                note=True,
+            )
+
+
+def _at_rest(layer: LayerMeasures, context: Context) -> Mask:
+    """Return the mask of nodes whose gradient is small beside what their negative curvature makes of them.
+
+    Along the direction of ``λ_min`` the gradient of the quadratic model vanishes within ``‖g‖/|λ_min|``: a node is at a
+    saddle where that is a small part of its own size.
+    """
+    downward = -layer.per_node["lambda_min"]
+    gradient = layer.per_node.get("gradient_norm", math.inf)
+    distance = context.threshold("saddle_distance") * layer.per_node["parameter_norm"]
+    mask: Mask = gradient <= distance * downward
+    return mask
 
 
 RULES = (
@@ -127,7 +152,7 @@ RULES = (
     Rule("ND402", "source", "node", "error", "the node's curvature is above the optimiser's stability threshold", Doc(
         meaning="Along a direction of this node's own parameters the optimiser's step overshoots and grows: "
         "linearised at this checkpoint, the update map repels.",
-        measured="λ_max of the node's block plus coupled weight decay over 2(1+β)/α (SGD with momentum β), or of the "
+        measured="λ_max of the node's block plus weight decay over 2(1+β)/α (SGD with momentum β), or of the "
         "block preconditioned by Adam's own second moments over (2+2β₁)/((1−β₁)α), above stability_margin. The block "
         "is a part of the full Hessian, so the full one is at least as sharp. With fewer than few_samples samples it "
         "is a warning.",
@@ -138,17 +163,19 @@ RULES = (
     ), source, ("stability_margin", "few_samples")),
     Rule("ND403", "negative-curvature", "node", "warning", "the loss curves downward along one of its directions", Doc(
         meaning="Among the directions of this node's own parameters there is one along which the loss is curved "
-        "downward, about as much as it usually curves upward here: the node sits at a saddle and not in a valley. "
-        "Gradient descent leaves such a place, slowly at first.",
+        "downward, about as much as it usually curves upward here. Where its gradient is small beside that, the node "
+        "sits at a saddle and not in a valley: gradient descent leaves such a place, slowly at first. Where it is not, "
+        "the node is on a slope that gets steeper, and this is a note.",
         measured="λ_min of the node's exact Hessian block: −λ_min, less the solver's error, above negative_curvature "
         "times the larger of the node's λ_max and its layer's median, and above negative_signal standard errors over "
-        "the folds. Gauss-Newton blocks have no negative eigenvalue, so nodes whose curvature_kind is ggn are not "
-        "judged; --curvature hessian computes all of them exactly.",
+        "the folds. A note unless ‖g‖ is at most saddle_distance · |λ_min| ‖θ‖: the quadratic model has its saddle no "
+        "farther off, in sizes of the node. Gauss-Newton blocks have no negative eigenvalue, so nodes whose "
+        "curvature_kind is ggn are not judged; --curvature hessian computes all of them exactly.",
         why="A network early in its training, where it is the rule; a node on its way out of a saddle; a symmetry "
         "between nodes that is not yet broken; a smooth activation that bends downward under a large error.",
         do="Train on. Where it stays from checkpoint to checkpoint, perturb the node, or raise its learning rate.",
         harmless="At the beginning of training, and in few nodes of a network that is still learning.",
         source="Cauchy's interlacing theorem: the block's λ_min bounds that of the full Hessian from above. Dauphin et "
         "al. 2014 on saddle points.",
-    ), saddle, ("negative_curvature", "negative_signal")),
+    ), saddle, ("negative_curvature", "negative_signal", "saddle_distance")),
 )  # fmt: skip

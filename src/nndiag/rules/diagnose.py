@@ -11,8 +11,10 @@ from nndiag.records.measured import LayerMeasures, Measured
 from nndiag.records.report import DEGENERATE, Finding
 from nndiag.rules import RULES, Rule
 from nndiag.rules.across import Blame, blames, own_fault
-from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND, Context, Hit, Scales
+from nndiag.rules.base import CHANNEL, ELSEWHERE, LAYER_TO_MEND, Context, Hit, Scales
 from nndiag.rules.causes import cause_of
+from nndiag.rules.channels import channel_blames
+from nndiag.rules.elsewhere import Elsewhere
 from nndiag.rules.scales import layer_scales, model_scales
 from nndiag.rules.thresholds import thresholds
 from nndiag.rules.verdict import verdicts
@@ -72,11 +74,14 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
         layer.name: {rule.code: list(rule.find(layer, context)) for rule in rules if rule.on == "node"}
         for layer, context in zip(measured.layers, contexts, strict=True)
     }
-    elsewhere = blames(measured.layers, hits)
+    of_layers, of_nodes = blames(measured.layers, hits), channel_blames(measured.layers, hits)
     return tuple(
-        _judge_layer(layer, context, selection, rules, hits[layer.name], elsewhere[layer.name])
+        _judge_layer(
+            layer, context, selection, rules, hits[layer.name],
+            Elsewhere(layer.nodes, of_layers[layer.name], of_nodes[layer.name]),
+        )
         for layer, context in zip(measured.layers, contexts, strict=True)
-    )
+    )  # fmt: skip
 
 
 def judge_model(measured: Measured, selection: Selection) -> tuple[Finding, ...]:
@@ -97,17 +102,20 @@ def _judge_layer(
     selection: Selection,
     rules: Sequence[Rule],
     hits: Mapping[str, list[Hit]],
-    elsewhere: Sequence[Blame],
+    elsewhere: Elsewhere,
 ) -> JudgedLayer:
-    words, steady = verdicts(layer, context, hits)
+    words, steady = verdicts(layer, context, elsewhere.own(hits))
+    for node in elsewhere.hidden(hits):
+        if words[node] == "healthy":
+            words[node] = "unknown"
     degenerate = sum(word in DEGENERATE for word in words)
     aware = replace(context, degenerate=degenerate, collapsed=words.count("collapsed"))
     whole = [(rule, hit) for rule in rules if rule.on == "layer" for hit in rule.find(layer, aware)]
     present = {rule.code for rule, _ in whole}
-    if own_fault(hits, elsewhere) > context.threshold("degenerate_fraction") * layer.nodes:
+    if own_fault(hits, elsewhere.layers) > context.threshold("degenerate_fraction") * layer.nodes:
         to_whole: Sequence[Blame] = ()
     else:
-        to_whole = elsewhere
+        to_whole = elsewhere.of_layer
     return JudgedLayer(
         measures=layer,
         verdicts=tuple(words),
@@ -124,7 +132,7 @@ def _by_node(
     hits: Mapping[str, list[Hit]],
     selection: Selection,
     steady: list[bool],
-    elsewhere: Sequence[Blame],
+    elsewhere: Elsewhere,
 ) -> dict[int, tuple[Finding, ...]]:
     found: dict[int, list[tuple[Rule, Hit]]] = {}
     for rule in rules:
@@ -135,7 +143,7 @@ def _by_node(
     for index in sorted(found):
         present = {rule.code for rule, _ in found[index]}
         wanted = [
-            _finding(rule, hit, present, steady[index], elsewhere)
+            _finding(rule, hit, present, steady[index], elsewhere.of_node(index))
             for rule, hit in found[index]
             if selection.wants(rule.code)
         ]
@@ -148,19 +156,24 @@ def _finding(rule: Rule, hit: Hit, present: set[str], steady: bool, elsewhere: S
     """Return the finding as a record.
 
     One that does not hold in every fold, or rests on few samples, is never an error. One that follows from
-    nothing at its own place may follow from another layer; the evidence then names it.
+    nothing at its own place may follow from another layer; the evidence then names it. What follows from a layer that
+    only starts at zero is a note.
     """
     severity, message, evidence = rule.severity, hit.message, dict(hit.evidence)
+    blame = next((b for b in elsewhere if b.covers(rule.code)), None)
+    if hit.note or (blame is not None and blame.harmless):
+        severity = "info"
     if severity == "error" and rule.code != "ND101":
         if not steady:
             severity, message = "warning", f"{message} (not in every part of the probe)"
         elif not hit.sure:
             severity, message = "warning", f"{message} (too few samples to be sure)"
     cause = cause_of(rule.code, present)
-    blame = next((b for b in elsewhere if b.covers(rule.code)), None)
     if blame is not None and cause is None:
         cause, message = blame.code, f"{message}: {blame.sentence}"
         evidence |= {LAYER_TO_MEND: blame.layer, ELSEWHERE: blame.sentence}
+        if blame.channel:
+            evidence[CHANNEL] = True
     return Finding(
         code=rule.code,
         name=rule.name,

@@ -127,7 +127,8 @@ RULES = (
         measured="√E‖∂f_n/∂z_i‖² at most zero_ratio of the largest in the layer, for a unit whose output is not "
         "constant and whose activation is not flat everywhere.",
         why="Outgoing weights of zero (pruning, weight decay, a zero-initialised next layer), dead units after it, an "
-        "unused branch.",
+        "unused branch; of queries and keys, values of zero in their head; of a unit that is active in some positions "
+        "only, that the output reads others.",
         do="Prune it from a finished network: the outputs do not change. While training: reinitialise it, unless its "
         "outgoing weights were set to zero on purpose a moment ago.",
         harmless="Right after a function-preserving reinitialisation, or for heads that the probe does not read.",

@@ -55,6 +55,8 @@ THRESHOLDS = (
               "−λ_min beyond it is significant (ND403)"),
     Threshold("negative_signal", 2.0, "× the standard error of λ_min over the folds",
               "below it negative curvature may be noise (ND403)"),
+    Threshold("saddle_distance", 0.1, "× |λ_min| ‖θ‖ of the node",
+              "up to it a gradient is small enough for a saddle; above it negative curvature is a note (ND403)"),
     Threshold("stability_margin", 1.0, "× the optimiser's threshold", "above it a node is a source (ND402)"),
     Threshold("stationary_signal", 2.0, "× the standard error of the gradient",
               "above it the model is not stationary (ND505)"),

@@ -3,7 +3,8 @@ same.
 
 Precedence: a node that is not finite is unknown; collapsed before plateau before source before saddle: a node above the
 stability threshold is thrown about before it can slide down, and one that is dead or saturated does neither. Healthy
-only where the curvature was measured, since no cheaper level can tell; Gauss-Newton blocks cannot tell a saddle.
+only where the curvature was measured, since no cheaper level can tell; Gauss-Newton blocks cannot tell a saddle. What
+the probe never used is unknown, and so is what lies behind a layer that starts at zero, until that has opened.
 """
 
 from __future__ import annotations

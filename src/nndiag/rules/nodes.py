@@ -1,0 +1,49 @@
+"""What the nodes of a layer are, told from what was measured of them: a rule on sums is no rule on rows of a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nndiag.records.measured import LayerMeasures, Mask
+
+BY_THEMSELVES = frozenset(["Embedding", "EmbeddingBag", "Parameter"])
+"""Kinds of which a node is put out as it is: a row that is looked up, a token, a position, a scale, a bias."""
+
+
+def multiplies(layer: LayerMeasures) -> bool:
+    """Whether the weights of a node multiply its inputs, so that without them it puts out a constant.
+
+    A table that is also a decoder has outputs of its own, and does.
+    """
+    if "output_std" in layer.per_node:
+        return True
+    return layer.observed is None and layer.kind not in BY_THEMSELVES
+
+
+def single(layer: LayerMeasures) -> bool:
+    """Whether a node has one weight: a number has no direction, and may pass through zero on its way."""
+    return layer.fan_in == 1
+
+
+def scales_units(layer: LayerMeasures) -> bool:
+    """Whether a node scales one unit of a layer before it, as the channels of a norm do."""
+    return single(layer) and layer.nodes > 1 and multiplies(layer) and "output_std" not in layer.per_node
+
+
+def unobserved(layer: LayerMeasures) -> Mask | None:
+    """Return the mask of nodes that the probe never used; ``None`` where it used all."""
+    if layer.observed is None or layer.observed.all():
+        return None
+    mask: Mask = ~layer.observed
+    return mask
+
+
+def starts_at_zero(layer: LayerMeasures) -> bool:
+    """Whether all weights of a layer are exactly zero while a step would move every one of its nodes.
+
+    Training makes weights small and never all of them zero: such a layer was set so, as the last one of a residual
+    branch often is, and is no sink.
+    """
+    kernel = layer.per_node.get("tangent_kernel")
+    return kernel is not None and bool((layer.per_node["weight_norm"] == 0).all() and (kernel > 0).all())
