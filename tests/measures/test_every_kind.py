@@ -48,10 +48,8 @@ def test_extremes_and_trace_equal_the_gauss_newton_block(case: Case, loss: str) 
 @pytest.mark.parametrize("case", EVERY_KIND, ids=lambda case: case.name)
 def test_the_hessian_is_exact_where_it_is_asked_for(case: Case) -> None:
     model, samples = build(case), probe(case, "cross_entropy", samples=6, batch_size=4)
-    if "bag" in case.name:  # torch has no second derivative there, and none is needed: they are piecewise linear
-        truth = gauss_newton_blocks(model, samples)
-    else:
-        truth = dense_blocks(model, samples)
+    # torch has no second derivative of a bag, and none is needed: those networks are piecewise linear
+    truth = (gauss_newton_blocks if "bag" in case.name else dense_blocks)(model, samples)
     for layer in measure(model, samples, Plan(Level.CURVATURE, noise=0.0, curvature="hessian")).layers:
         assert layer.curvature_kind == "hessian"
         assert_equal(layer, truth[layer.name])

@@ -106,7 +106,11 @@ def test_signs_are_fair_and_independent_along_samples_and_places() -> None:
     source = SampleSigns(seeded())
     few = torch.arange(9)
     of_many = source.draw(torch.arange(4001), 0, 9)
-    others = (source.draw(few, 0, 4001).T, source.draw(few, 1, 4001).T, SampleSigns(seeded(1)).draw(few, 0, 4001).T)
+    others = (
+        source.draw(few, 0, 4001).T,
+        source.draw(few, 1, 4001).T,
+        SampleSigns(seeded(1)).draw(few, 0, 4001).T,
+    )
     together = torch.cat([of_many, *others], dim=1)
     assert together.abs().eq(1).all()
     correlation = together.T @ together / 4001

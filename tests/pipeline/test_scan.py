@@ -182,3 +182,57 @@ def test_a_loss_that_needs_targets_for_its_curvature_is_measured_without(run: Pa
     assert "influence" in found.nodes[0].measures
     assert "gradient_norm" not in found.nodes[0].measures
     assert outcome.hints == ("add targets y to the data to see curvature",)
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Embedding(9, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.norm(self.embed(x)).mean(dim=1))
+"""
+
+
+def test_what_the_probe_never_used_has_its_weights_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NETWORK)
+    scope: dict[str, type[nn.Module]] = {}
+    exec(NETWORK, scope)
+    torch.manual_seed(0)
+    save_file(dict(scope["Net"]().state_dict()), tmp_path / "net.safetensors")
+    ids = torch.randint(0, 7, (24, 5), generator=torch.Generator().manual_seed(0))
+    save_file({"x": ids, "y": torch.arange(24) % 3}, tmp_path / "data.safetensors")
+    settings = nndiag.ScanSettings(
+        model="net.py:Net", data="data.safetensors", loss="cross_entropy", all_nodes=True, optimizer="sgd",
+        lr=1e-3,
+    )  # fmt: skip
+    (found,) = nndiag.scan("net.safetensors", settings).report.checkpoints
+    layers = {layer.name: layer for layer in found.layers}
+    rows = {node.index: node for node in found.nodes if node.layer == "embed"}
+    assert layers["embed"].unobserved == layers["embed"].verdicts["unknown"] == 2
+    for index in (7, 8):
+        assert rows[index].measures.keys() == {
+            "weight_norm", "parameter_norm", "nonfinite_parameters", "lookups",
+        }  # fmt: skip
+        assert rows[index].measures["lookups"] == 0
+        assert (rows[index].verdict, rows[index].curvature_kind) == ("unknown", None)
+        assert rows[index].action.kind == "none"
+    assert {"lambda_max", "gradient_norm", "lookups"} <= rows[0].measures.keys()
+    assert rows[0].curvature_kind == layers["embed"].curvature_kind
+
+    channels = [node for node in found.nodes if node.layer == "norm"]
+    assert all("torque_ratio" not in node.measures for node in channels)
+    assert "torque_ratio_p10" not in layers["norm"].measures
+    assert "torque_ratio_p10" in layers["head"].measures
+    margins = [node.measures["stability_margin"] for node in channels]
+    assert layers["norm"].measures["stability_margin_max"] == max(margins)
+    assert found.curvature is not None
+    assert found.curvature.stability_threshold == pytest.approx(2 / 1e-3)
+    assert found.curvature.hessian_nodes + found.curvature.ggn_nodes == 7 + 4 + 3

@@ -18,7 +18,8 @@ def as_line(error: BaseException) -> tuple[str, int]:
     """Return an error as ``WHAT: WHY; DO THIS`` and its exit code."""
     if any(_is_memory(cause) for cause in _causes(error)):
         return (
-            "out of memory: the scan needs more than there is; give a smaller --batch-size or --limit",
+            "out of memory: the scan needs more than there is; "
+            "give a smaller --memory-budget or --batch-size, or a --limit",
             COULD_NOT,
         )
     if isinstance(error, NndiagError):

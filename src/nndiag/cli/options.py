@@ -102,6 +102,19 @@ Granularity = Annotated[
     _option(_DEPTH, "--granularity", "UNIT", "node, or head: take the rows of an attention head together."),
 ]
 BatchSize = Annotated[int | None, _option(_DEPTH, "--batch-size", "N", "Samples a pass; 256 by default.")]
+MemoryBudget = Annotated[
+    str | None,
+    _option(
+        _DEPTH,
+        "--memory-budget",
+        "SIZE",
+        "Memory beside model and probe, e.g. 4GiB; half of what is free by default.",
+    ),
+]
+ShowPlan = Annotated[
+    bool,
+    _option(_DEPTH, "--plan", None, "Print passes, memory and estimated time, and do nothing else."),
+]
 Folds = Annotated[int, _option(_DEPTH, "--folds", "K", "Parts of the probe that a verdict must hold in.")]
 Seed = Annotated[int, _option(_DEPTH, "--seed", "N", "Seed of every random number.")]
 Device = Annotated[str, _option(_DEPTH, "--device", "NAME", "cpu, cuda, cuda:1, …")]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nndiag.pipeline import Outcome
+    from nndiag.records.forecast import Forecast
     from nndiag.records.report import Report
 
 _AT_LEAST = {"error": ("error",), "warning": ("error", "warning"), "never": ()}
@@ -41,6 +42,8 @@ def scan(
     granularity: options.Granularity = "node",
     folds: options.Folds = 4,
     batch_size: options.BatchSize = None,
+    memory_budget: options.MemoryBudget = None,
+    plan: options.ShowPlan = False,
     dtype: options.Dtype = "float32",
     device: options.Device = "cpu",
     threads: options.Threads = None,
@@ -69,6 +72,7 @@ def scan(
     """
     from nndiag.cli.output import parse_targets, refuse_overwriting, write_reports
     from nndiag.cli.screen import Screen
+    from nndiag.config.sizes import parse_bytes
     from nndiag.pipeline.settings import ScanSettings
     from nndiag.records.level import Level
     from nndiag.report import FORMATS
@@ -83,18 +87,30 @@ def scan(
         solver=solver, granularity=granularity, certificate=certificate, select=_codes(select),
         ignore=_codes(ignore), goal=goal, limit=limit, batch_size=batch_size, folds=folds, seed=seed,
         device=device, dtype=dtype, every=every, last=last, all_nodes=all_nodes, trust=trust,
+        memory_budget=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
     )  # fmt: skip
     if threads is not None and threads < 1:
         raise UsageError(f"--threads {threads}", "is too small", "give at least 1")
+    if plan and (output or format_ not in (None, "rich", "json")):
+        raise UsageError(
+            "--plan", "it is printed for people or as JSON", "give --format rich or json, and no --output"
+        )
     with Screen(quiet=quiet, no_progress=no_progress) as screen:
         screen.progress("loading torch", 0.0)
         _prepare_torch(threads)
         from nndiag.model.factory import parse_arguments
+        from nndiag.pipeline.scanning import plan_scan
         from nndiag.pipeline.scanning import scan as run_scan
 
-        outcome = run_scan(paths, replace(settings, model_args=parse_arguments(model_arg or [])), screen)
-        refuse_overwriting(targets, [*outcome.files, *([Path(data)] if data else [])])
-        write_reports(outcome.report, targets)
+        settings = replace(settings, model_args=parse_arguments(model_arg or []))
+        forecast = plan_scan(paths, settings, screen) if plan else None
+        if forecast is None:
+            outcome = run_scan(paths, settings, screen)
+            refuse_overwriting(targets, [*outcome.files, *([Path(data)] if data else [])])
+            write_reports(outcome.report, targets)
+    if forecast is not None:
+        _print_plan(forecast, format_ or "rich")
+        return
     _print(outcome, format_ or "rich", verbose)
     if _fails(outcome.report, _AT_LEAST[fail_on]):
         raise typer.Exit(1)
@@ -137,6 +153,20 @@ def _print(outcome: Outcome, format_: str, verbose: bool) -> None:
             render_terminal(outcome.report, report_console(), verbose=verbose, hints=outcome.hints)
         else:
             print(FORMATS[format_](outcome.report), end="", flush=True)
+    except BrokenPipeError:
+        silence_stdout()
+
+
+def _print_plan(forecast: Forecast, format_: str) -> None:
+    """Print a plan on stdout."""
+    from nndiag.cli.screen import report_console
+    from nndiag.report.forecast import forecast_json, render_forecast
+
+    try:
+        if format_ == "rich":
+            render_forecast(forecast, report_console())
+        else:
+            print(forecast_json(forecast), end="", flush=True)
     except BrokenPipeError:
         silence_stdout()
 

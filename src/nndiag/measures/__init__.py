@@ -5,7 +5,8 @@ degenerate, to be pruned) must not come in.
 """
 
 from nndiag.measures.collect import measure
+from nndiag.measures.forecast import forecast
 from nndiag.measures.plan import Plan, Update
 from nndiag.measures.replaying import NonFiniteOutputError
 
-__all__ = ["NonFiniteOutputError", "Plan", "Update", "measure"]
+__all__ = ["NonFiniteOutputError", "Plan", "Update", "forecast", "measure"]

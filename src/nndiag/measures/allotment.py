@@ -17,7 +17,7 @@ NEGLIGIBLE = 1e-12
 """Share of the batch's trace below which an atom is nothing but rounding."""
 PICKED_COST = 1.8
 """Cost of a row that is picked from its batch, over one in a pass of the whole batch: it needs a forward pass too."""
-CHEAPEST, HALVINGS = 1e-12, 30
+CHEAPEST, HALVINGS = 1e-12, 12
 """Bisection for the price of a pass: the least, relative to the largest value, and how many steps."""
 
 

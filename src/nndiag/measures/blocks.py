@@ -9,14 +9,14 @@ function. ``RowBlocks``: Jacobians as they are. Which one a layer gets is decide
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nndiag.replay.jacobian import jacobian, squared_norms
+from nndiag.replay.jacobian import beside, jacobian, squared_norms
 from nndiag.replay.kinds import Layer, Share
 from nndiag.spectrum import Blocks
 
@@ -84,9 +84,15 @@ class OuterBlocks:
 
     def matrices(self, start: int, stop: int) -> Tensor:
         """Return the blocks themselves in float64."""
-        inputs = self.inputs.double()
-        weighted = self.weights[:, start:stop].T.double()[:, :, None] * inputs[None]
-        return weighted.mT @ inputs / self.samples
+        found = self.inputs.new_zeros(stop - start, self.size, self.size, dtype=torch.float64)
+        step = _rows_at_once(self.size)
+        for inputs, weights in zip(
+            torch.split(self.inputs, step), torch.split(self.weights, step), strict=True
+        ):
+            inputs = inputs.double()
+            weighted = weights[:, start:stop].T.double()[:, :, None] * inputs[None]
+            found.baddbmm_(weighted.mT, inputs.expand(stop - start, -1, -1))
+        return found.div_(self.samples)
 
     def traces(self) -> Tensor:
         """``tr G_i = (1/N) Σ_n h_{n,i} ‖ã_n‖²``, ``(nodes,)`` float64."""
@@ -191,8 +197,11 @@ class RowBlocks:
 
     def matrices(self, start: int, stop: int) -> Tensor:
         """Return the blocks themselves in float64."""
-        rows = self.rows[start:stop].double()
-        return rows.mT @ rows / self.samples
+        found = self.rows.new_zeros(stop - start, self.size, self.size, dtype=torch.float64)
+        for rows in torch.split(self.rows[start:stop], _rows_at_once(self.size), dim=1):
+            rows = rows.double()
+            found.baddbmm_(rows.mT, rows)
+        return found.div_(self.samples)
 
     def traces(self) -> Tensor:
         """``tr G_i``, ``(nodes,)`` float64."""
@@ -208,12 +217,24 @@ class RowBlocks:
 class Segment:
     """Rows that went through one forward pass: the uses of the layer, the gradients of every column, and folds.
 
-    ``gradients[c]`` holds those of column ``c``, one tensor a share, as its kind holds them.
+    ``gradients[c]`` holds those of column ``c``, one tensor a share, as its kind holds them. ``picked`` holds further
+    columns that some of the rows have, these rows with each.
     """
 
     shares: tuple[Share, ...]
     gradients: tuple[tuple[Tensor, ...], ...]
     folds: Tensor
+    picked: tuple[tuple[Tensor, tuple[Tensor, ...]], ...] = ()
+
+    def columns(self) -> Iterator[tuple[Tensor | slice, Sequence[Tensor]]]:
+        """Yield the rows that have a column, and its gradients; those that all rows have come first."""
+        for gradients in self.gradients:
+            yield slice(None), gradients
+        yield from self.picked
+
+    def inputs(self) -> list[Tensor]:
+        """Return what gradients of parameters are made of beside the gradients at the outputs, for every share."""
+        return [share.kind.inputs(share) for share in self.shares]
 
 
 @dataclass(frozen=True)
@@ -244,7 +265,7 @@ class ImplicitBlocks:
     @property
     def rank_bound(self) -> int:
         """One rank a row and column."""
-        rows = sum(len(s.gradients) * len(s.folds) for s in self.segments)
+        rows = sum(len(segment.folds[rows]) for segment in self.segments for rows, _ in segment.columns())
         return min(self.size, rows)
 
     def product(self, vectors: Tensor) -> Tensor:
@@ -253,11 +274,11 @@ class ImplicitBlocks:
         for segment in self.segments:
             responses = _responses(segment, vectors)
             cotangents: list[Tensor | None] = [None] * len(segment.shares)
-            for gradients in segment.gradients:
-                q = _contracted(segment, gradients, responses)
+            for rows, gradients in segment.columns():
+                q = _contracted(segment, gradients, [u[rows] for u in responses])
                 for place, (share, g) in enumerate(zip(segment.shares, gradients, strict=True)):
                     weighed, before = share.kind.weigh(share, q, g), cotangents[place]
-                    cotangents[place] = weighed if before is None else before.add_(weighed)
+                    cotangents[place] = weighed if before is None else _added(before, rows, weighed)
             for share, cotangent in zip(segment.shares, cotangents, strict=True):
                 assert cotangent is not None
                 share.add_to(found, share.kind.pull_back(share, cotangent))
@@ -271,11 +292,11 @@ class ImplicitBlocks:
         """Return the blocks themselves, made of Jacobians, in float64."""
         found: Tensor | None = None
         for segment in self.segments:
-            inputs = [share.kind.inputs(share) for share in segment.shares]
-            for gradients in segment.gradients:
-                parts = list(zip(segment.shares, inputs, gradients, strict=True))
-                rows = jacobian(self.layer, parts, start, stop).double().movedim(0, 1)
-                found = rows.mT @ rows if found is None else found.baddbmm_(rows.mT, rows)
+            inputs = segment.inputs()
+            for rows, gradients in segment.columns():
+                parts = list(zip(segment.shares, [x[rows] for x in inputs], gradients, strict=True))
+                own = jacobian(self.layer, parts, start, stop).double().movedim(0, 1)
+                found = own.mT @ own if found is None else found.baddbmm_(own.mT, own)
         assert found is not None
         return found / self.samples
 
@@ -283,10 +304,12 @@ class ImplicitBlocks:
         """``tr G_i = (1/N) Σ_{n,c} ‖J_{n,c,i}‖²``, ``(nodes,)`` float64."""
         total = torch.zeros(self.nodes, dtype=torch.float64, device=self.like.device)
         for segment in self.segments:
-            inputs = [share.kind.inputs(share) for share in segment.shares]
-            for gradients in segment.gradients:
-                parts = list(zip(segment.shares, inputs, gradients, strict=True))
-                total += squared_norms(self.layer, parts).sum(dim=0).double()
+            inputs = segment.inputs()
+            together = replace(segment, gradients=beside(segment.shares, segment.gradients))
+            for rows, gradients in together.columns():
+                parts = list(zip(segment.shares, [x[rows] for x in inputs], gradients, strict=True))
+                norms = squared_norms(self.layer, parts).sum(dim=0).double()
+                total += norms.reshape(-1, self.nodes).sum(dim=0)
         return total / self.samples
 
     def forms_by_fold(self, vectors: Tensor, folds: int) -> Tensor:
@@ -294,9 +317,20 @@ class ImplicitBlocks:
         found = self.like.new_zeros(folds, self.nodes)
         for segment in self.segments:
             responses = _responses(segment, vectors)
-            for gradients in segment.gradients:
-                found.index_add_(0, segment.folds, _contracted(segment, gradients, responses).square())
+            for rows, gradients in segment.columns():
+                own = _contracted(segment, gradients, [u[rows] for u in responses])
+                found.index_add_(0, segment.folds[rows], own.square())
         return found.double()
+
+
+def _added(whole: Tensor, rows: Tensor | slice, part: Tensor) -> Tensor:
+    """Add to some rows of a tensor, or to all."""
+    return whole.add_(part) if isinstance(rows, slice) else whole.index_add_(0, rows, part)
+
+
+def _rows_at_once(size: int) -> int:
+    """Return how many rows to add to blocks at once, so that they take about the memory of the blocks."""
+    return max(64, 2 * size)
 
 
 def _responses(segment: Segment, vectors: Tensor) -> list[Tensor]:

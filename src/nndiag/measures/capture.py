@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from nndiag.measures.batchview import LayerUse
 from nndiag.measures.blocks import GramBlocks, ImplicitBlocks, NodeBlocks, OuterBlocks, RowBlocks, Segment
-from nndiag.replay.jacobian import jacobian
-from nndiag.replay.kinds import ColumnKind, Layer, tiles
+from nndiag.replay.jacobian import beside, jacobian, same_inputs
+from nndiag.replay.kinds import ColumnKind, Layer, Share, tiles
 
 EXPECTED_PRODUCTS = 7
 """How many products a solver takes, for the choice of the form."""
@@ -30,48 +31,77 @@ class Capture:
         samples: samples of the whole probe.
         folds: folds of the probe.
         dense: whether the blocks themselves will be wanted.
+        whole: whether blocks are added up whole, also with one position, or never; by default as is cheapest.
+        nodes: the nodes wanted, where blocks are added up whole: of one group, or of whole groups.
     """
 
-    def __init__(self, layer: Layer, samples: int, folds: int, dense: bool = False) -> None:
+    def __init__(
+        self,
+        layer: Layer,
+        samples: int,
+        folds: int,
+        dense: bool = False,
+        *,
+        whole: bool | None = None,
+        nodes: tuple[int, int] | None = None,
+    ) -> None:
         self.layer = layer
+        self.bytes = 0
         self._samples, self._folds = samples, folds
-        self._whole: bool | None = True if dense else None
+        self._always = whole is True
+        self._whole: bool | None = True if dense else whole
+        self._nodes = nodes or (0, layer.nodes)
         self._inputs: list[Tensor] = []
         self._weights: list[Tensor] = []
         self._row_folds: list[Tensor] = []
+        self._place: Tensor | None = None  # row of each sample in the outer form
+        self._again: list[tuple[Tensor, Tensor]] = []
         self._segments: list[Segment] = []
+        self._segment_samples: list[Tensor | None] = []
         self._jacobians: list[Tensor] = []
         self._sums: Tensor | None = None
         self._rows = 0
 
-    def add(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
+    def add(
+        self,
+        use: LayerUse,
+        gradients: Sequence[Sequence[Tensor]],
+        folds: Tensor,
+        samples: Tensor | None = None,
+    ) -> None:
         """Keep what one forward pass showed.
 
         Args:
             use: the calls of the layer.
             gradients: per column one tensor a share, as its kind holds them.
             folds: fold of every row of the batch.
+            samples: place in the probe of every row of the batch. Where it is known, what is seen of a sample in
+                several passes is put together.
         """
         if _one_position(use, gradients):
-            self._add_outer(use, gradients, folds)
-            return
+            weights = _squares(gradients)
+            if not self._always:
+                self._add_outer(use, weights, folds, samples)
+                return
+            gradients = [[weights.sqrt_()[:, :, None, None]]]
         if self._whole is None:
-            self._whole = self._prefer_whole(_positions(use, gradients), len(gradients))
+            self._whole = self.prefers_whole(use, gradients)
         if self._whole:
             self._add_whole(use, gradients, folds)
+            if self._always and _one_position(use, gradients):
+                self._rows = min(self._rows, self._samples)  # one input a sample, however many passes
         else:
-            kept = tuple(tuple(of_column) for of_column in gradients)
-            self._segments.append(Segment(use.shares, kept, folds))
+            self._add_segment(use, tuple(tuple(of_column) for of_column in gradients), folds, samples)
 
     def add_jacobians(self, rows: Tensor, folds: Tensor) -> None:
         """Keep Jacobians ``(columns, batch, nodes, size)``; ``folds`` is of every sample of the batch."""
-        size = self.layer.size
         if self._whole is None:
-            self._whole = self._folds * self.layer.nodes * size * size * rows.element_size() <= WHOLE_BYTES
-        flat, of_row = rows.flatten(0, 1), folds.repeat(len(rows))
+            self._whole = fits_whole(self.layer, self._folds, rows.element_size())
+        flat, of_row = rows.flatten(0, 1)[:, slice(*self._nodes)], folds.repeat(len(rows))
         if not self._whole:
             self._jacobians.append(flat.movedim(0, 1))
             self._row_folds.append(of_row)
+            self._count(flat, of_row)
             return
         sums = self._whole_sums(rows)
         self._rows += len(flat)
@@ -80,16 +110,31 @@ class Capture:
             sums[fold].baddbmm_(own.mT, own)
 
     def blocks(self) -> NodeBlocks:
-        """Return the blocks of all nodes."""
+        """Return the blocks of the nodes; what was kept goes over to them, so that this can be asked for once."""
         if self._inputs:
-            return OuterBlocks(
-                torch.cat(self._inputs), torch.cat(self._weights), torch.cat(self._row_folds), self._samples
-            )
+            inputs, weights, folds = (_joined(x) for x in (self._inputs, self._weights, self._row_folds))
+            for places, more in self._again:
+                weights.index_add_(0, places.to(weights.device), more)
+            self._again.clear()
+            return OuterBlocks(inputs, weights, folds, self._samples)
         if self._jacobians:
-            return RowBlocks(torch.cat(self._jacobians, dim=1), torch.cat(self._row_folds), self._samples)
+            return RowBlocks(_joined(self._jacobians, dim=1), _joined(self._row_folds), self._samples)
         if self._sums is not None:
             return GramBlocks(self._sums, self._sums.sum(dim=0) / self._samples, self._samples, self._rows)
         return ImplicitBlocks(self.layer, self._segments, self._samples)
+
+    def is_outer(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> bool:
+        """Whether the nodes have one position a sample and share its input."""
+        return _one_position(use, gradients)
+
+    def prefers_whole(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> bool:
+        """Whether it is cheapest to add the blocks up whole, going by one batch of so many columns."""
+        if _one_position(use, gradients):
+            return False
+        return self._prefer_whole(_positions(use, gradients), len(gradients))
+
+    def _count(self, *tensors: Tensor) -> None:
+        self.bytes += sum(t.numel() * t.element_size() for t in tensors)
 
     def _prefer_whole(self, positions: int, columns: int) -> bool:
         """Compare the time of adding blocks up whole with that of products through the layer's own function."""
@@ -106,43 +151,111 @@ class Capture:
         )
         return whole < EXPECTED_PRODUCTS * product
 
-    def _add_outer(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
-        self._inputs.append(use.inputs()[0][:, 0, :, 0])
-        weights = torch.zeros_like(gradients[0][0][:, :, 0, 0])
-        for (g,) in gradients:
-            weights.addcmul_(g[:, :, 0, 0], g[:, :, 0, 0])
+    def _add_outer(self, use: LayerUse, weights: Tensor, folds: Tensor, samples: Tensor | None) -> None:
+        if samples is not None:
+            samples = samples.cpu()
+            if self._place is None:
+                self._place = torch.full((self._samples,), -1)
+            if bool((self._place[samples] >= 0).all()):
+                self._again.append((self._place[samples], weights))
+                self._count(weights)
+                return
+            if len(torch.unique(samples)) == len(samples):
+                known = sum(len(part) for part in self._inputs)
+                self._place[samples] = torch.arange(known, known + len(samples))
+        inputs = use.inputs()[0][:, 0, :, 0]
+        self._inputs.append(inputs)
         self._weights.append(weights)
         self._row_folds.append(folds)
+        self._count(inputs, weights, folds)
+
+    def _add_segment(
+        self, use: LayerUse, gradients: tuple[tuple[Tensor, ...], ...], folds: Tensor, samples: Tensor | None
+    ) -> None:
+        self._count(*(g for of_column in gradients for g in of_column), folds)
+        for place in reversed(range(len(self._segments))):
+            rows = _found(samples, self._segment_samples[place])
+            segment = self._segments[place]
+            if rows is not None and _alike(segment, use.shares, gradients):
+                rows = rows.to(folds.device)
+                picked = (*segment.picked, *((rows, of_column) for of_column in gradients))
+                self._segments[place] = replace(segment, picked=picked)
+                return
+        self._segments.append(Segment(use.shares, gradients, folds))
+        self._segment_samples.append(samples)
+        self._count(*(x for share in use.shares for one in share.uses for x in one.inputs.values()))
 
     def _add_whole(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
         layer, inputs = self.layer, use.inputs()
         like = gradients[0][0]
         sums = self._whole_sums(like)
         self._rows += len(folds) * len(gradients)
-        members = [_rows_of(folds, fold, self._folds) for fold in range(self._folds)]
-        for start, stop in tiles(layer, len(folds) * len(gradients), like.element_size()):
-            for part in _jacobians(use, inputs, gradients, start, stop):
-                for fold, rows in enumerate(members):
-                    own = part[rows].movedim(0, 1)
-                    sums[fold, start:stop].baddbmm_(own.mT, own)
+        begin, end = self._nodes
+        for fold in range(self._folds):
+            rows = _rows_of(folds, fold, self._folds)
+            if not len(folds[rows]):
+                continue
+            of_fold = [[g[rows] for g in of_column] for of_column in gradients]
+            inputs_of_fold = [x[rows] for x in inputs]
+            for first, last in tiles(layer, len(of_fold[0][0]) * len(gradients), like.element_size()):
+                start, stop = max(first, begin), min(last, end)
+                if start < stop:
+                    own = _jacobians(use, inputs_of_fold, of_fold, start, stop).movedim(0, 1)
+                    sums[fold, start - begin : stop - begin].baddbmm_(own.mT, own)
 
     def _whole_sums(self, like: Tensor) -> Tensor:
         if self._sums is None:
             layer = self.layer
-            self._sums = like.new_zeros(self._folds, layer.nodes, layer.size, layer.size)
+            begin, end = self._nodes
+            self._sums = like.new_zeros(self._folds, end - begin, layer.size, layer.size)
+            self._count(self._sums, self._sums[0])
         return self._sums
 
 
-def _plain(use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> bool:
-    """Whether all parameters are used in one way, a node having one output a position, all with the same inputs."""
-    share = use.shares[0]
-    if len(use.shares) > 1 or not share.complete or use.layer.groups > 1:
-        return False
-    return isinstance(share.kind, ColumnKind) and gradients[0][0].shape[2] == 1
+def fits_whole(layer: Layer, folds: int, itemsize: int) -> bool:
+    """Whether the blocks of a layer known by Jacobians are added up whole, memory allowing."""
+    return folds * layer.nodes * layer.size**2 * itemsize <= WHOLE_BYTES
+
+
+def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    """Put the parts together and forget them."""
+    found = parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+    parts.clear()
+    return found
+
+
+def _squares(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return ``Σ_c g_c²`` of layers with one position, ``(batch, nodes)``."""
+    weights = torch.zeros_like(gradients[0][0][:, :, 0, 0])
+    for (g,) in gradients:
+        weights.addcmul_(g[:, :, 0, 0], g[:, :, 0, 0])
+    return weights
 
 
 def _one_position(use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> bool:
-    return _plain(use, gradients) and gradients[0][0].shape[3] == 1
+    g = gradients[0][0]
+    return same_inputs(use.shares, g) and g.shape[3] == 1
+
+
+def _found(samples: Tensor | None, among: Tensor | None) -> Tensor | None:
+    """Return where samples stand among others, if all of them do."""
+    if samples is None or among is None:
+        return None
+    equal = samples[:, None] == among
+    return equal.long().argmax(dim=1) if bool(equal.any(dim=1).all()) else None
+
+
+def _alike(segment: Segment, shares: Sequence[Share], gradients: tuple[tuple[Tensor, ...], ...]) -> bool:
+    """Whether gradients of another pass may stand with those of a segment: their rows do not depend on them."""
+    if len(segment.shares) != len(shares):
+        return False
+    return all(
+        isinstance(a.kind, ColumnKind)
+        and a.kind is b.kind
+        and a.slots == b.slots
+        and g.shape[1:] == h.shape[1:]
+        for a, b, g, h in zip(segment.shares, shares, segment.gradients[0], gradients[0], strict=True)
+    )
 
 
 def _positions(use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> int:
@@ -152,15 +265,13 @@ def _positions(use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> int:
 
 def _jacobians(
     use: LayerUse, inputs: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], start: int, stop: int
-) -> Iterator[Tensor]:
-    """Yield the Jacobians of a tile of nodes, a column at a time; one product forms them all where it can."""
-    if len(gradients) == 1 or not _plain(use, gradients):
-        for of_column in gradients:
-            yield jacobian(use.layer, use.parts(inputs, of_column), start, stop)
-        return
-    together = torch.cat([g[:, start:stop, 0] for (g,) in gradients], dim=1) @ inputs[0][:, 0].mT
-    for place in range(len(gradients)):
-        yield together[:, place * (stop - start) : (place + 1) * (stop - start)]
+) -> Tensor:
+    """Return the Jacobians of a tile of nodes, ``(rows, stop - start, size)``, a row for every sample and column."""
+    if not same_inputs(use.shares, gradients[0][0]):
+        return torch.cat([jacobian(use.layer, use.parts(inputs, g), start, stop) for g in gradients])
+    (of_all,) = beside(use.shares, tuple((g[:, start:stop],) for (g,) in gradients))
+    found = jacobian(use.layer, use.parts(inputs, of_all), 0, of_all[0].shape[1])
+    return found.reshape(len(found), len(gradients), stop - start, -1).flatten(0, 1)
 
 
 def _rows_of(folds: Tensor, fold: int, count: int) -> slice | Tensor:

@@ -10,11 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from nndiag.measures.curvature import CurvatureSettings, LayerCurvature, layer_curvature
+from nndiag.measures.budget import budget_of
+from nndiag.measures.curvature import CurvatureSettings, LayerCurvature
 from nndiag.measures.exact import ExactSettings, Refinement, merged, refine
+from nndiag.measures.look import Look, look_at
 from nndiag.measures.plan import Plan, Progress, Update
 from nndiag.measures.record import layer_record, only_observed
-from nndiag.measures.replaying import Replay
+from nndiag.measures.replaying import ChangingUsesError, Replay
+from nndiag.measures.schedule import Schedule, make_schedule
+from nndiag.measures.solving import EXACT_TOLERANCE, Solving, weights
+from nndiag.measures.stages import Stages
 from nndiag.measures.weights import numbers
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
@@ -22,9 +27,6 @@ from nndiag.records.measured import CurvatureFacts, LayerMeasures, Mask, Measure
 from nndiag.replay.layers import unmeasured
 from nndiag.replay.passes import main_output
 from nndiag.replay.state import undisturbed
-
-EXACT_TOLERANCE, SAMPLED_TOLERANCE = 5e-4, 1e-2
-"""Errors accepted from a solver: there is no use in being far more exact than the columns are."""
 
 
 def measure(
@@ -53,13 +55,25 @@ def measure(
     """
     begun = time.perf_counter()
     with undisturbed(model, plan.seed):
-        replay = Replay(model, probe, plan)
-        replay.run(progress)
+        one_by_one: frozenset[str] = frozenset()
+        while True:
+            replay = Replay(model, probe, plan, one_by_one)
+            look, schedule = scheduled(replay, update)
+            stages = Stages(
+                progress, [*weights(schedule.rounds), *([1.0] if plan.curvature != "ggn" else [])]
+            )
+            solving = Solving(replay, look, schedule, update, stages)
+            try:
+                solving.run()
+                break
+            except ChangingUsesError as error:
+                one_by_one |= error.layers
         # after the replay, which says in one line what is wrong with a model that does not run
-        unit = _forward_backward_seconds(model, probe) if plan.level >= Level.CURVATURE else None
-        captured = time.perf_counter()
-        curvatures = _curvatures(replay, update, progress)
-        refinement = _refined(replay, curvatures, update, progress)
+        unit = _forward_backward_seconds(replay) if plan.level >= Level.CURVATURE else None
+        begun_refining = time.perf_counter()
+        curvatures = solving.found
+        stages.begin()
+        refinement = _refined(replay, schedule, curvatures, update, stages.tell)
         exact = _take_in(curvatures, refinement, replay)
         ended = time.perf_counter()
         layers = _with_influence(list(_layers(replay, curvatures, exact, refinement)))
@@ -78,7 +92,7 @@ def measure(
         timing=Timing(
             unit,
             replay.capture_seconds if curved else None,
-            ended - captured if curved else None,
+            solving.seconds + ended - begun_refining if curved else None,
             ended - begun,
         ),
         unmeasured=(*left_out, *sorted(replay.left_out.items())),
@@ -86,33 +100,33 @@ def measure(
     )
 
 
-def _forward_backward_seconds(model: nn.Module, probe: Probe) -> float:
+def _forward_backward_seconds(replay: Replay) -> float:
     """Time one plain forward and backward pass over the probe: the unit of the budgets."""
+    model = replay.model
     parameters = [p for p in model.parameters() if p.requires_grad]
     begun = time.perf_counter()
-    for batch in probe.batches():
-        output = main_output(model(*batch.inputs))
+    for part in (part for batch in replay.probe.batches() for part in batch.split(replay.part_size)):
+        output = main_output(model(*part.inputs))
         if output.requires_grad:
             torch.autograd.grad(output.sum(), parameters, allow_unused=True)
     return time.perf_counter() - begun
 
 
-def _curvatures(replay: Replay, update: Update | None, progress: Progress) -> dict[str, LayerCurvature]:
-    tolerance = replay.plan.tolerance
-    if tolerance is None:
-        tolerance = SAMPLED_TOLERANCE if replay.sampled else EXACT_TOLERANCE
-    settings = CurvatureSettings(replay.plan.solver, tolerance, replay.plan.seed)
-    found = {}
-    for done, (name, capture) in enumerate(replay.captures.items()):
-        progress(f"curvature of layer {name}", done, len(replay.captures))
-        found[name] = layer_curvature(
-            capture.blocks(),
-            replay.probe.fold_sizes,
-            settings,
-            None if update is None else update.facts,
-            None if update is None else update.preconditioner(capture.layer),
-        )
-    return found
+def scheduled(replay: Replay, update: Update | None) -> tuple[Look, Schedule]:
+    """Look at the first samples, and decide how the budget of memory is held.
+
+    Raises:
+        UsageError: it is too small.
+    """
+    seen = replay.begin()
+    begun = time.perf_counter()
+    solvers = 1 if update is None or not update.facts.is_adam else 2
+    look = look_at(replay, seen, solvers)
+    device = next(replay.model.parameters()).device
+    asked = replay.plan.memory_budget is not None
+    schedule = make_schedule(look.needs, look.setting, budget_of(replay.plan, device), asked)
+    replay.capture_seconds += time.perf_counter() - begun
+    return look, schedule
 
 
 def _proved(replay: Replay, name: str) -> bool:
@@ -121,7 +135,11 @@ def _proved(replay: Replay, name: str) -> bool:
 
 
 def _refined(
-    replay: Replay, curvatures: Mapping[str, LayerCurvature], update: Update | None, progress: Progress
+    replay: Replay,
+    schedule: Schedule,
+    curvatures: Mapping[str, LayerCurvature],
+    update: Update | None,
+    progress: Progress,
 ) -> Refinement:
     """Return exact curvature of nodes of the layers where Gauss-Newton blocks are not proved to be exact."""
     plan = replay.plan
@@ -129,11 +147,13 @@ def _refined(
         return Refinement()
     layers = [one for one in replay.layers if one.name in replay.reached and not _proved(replay, one.name)]
     tolerance = EXACT_TOLERANCE if plan.tolerance is None else plan.tolerance
-    settings = ExactSettings(plan.curvature, CurvatureSettings(plan.solver, tolerance, plan.seed))
-    seen = {name: numbers(counts) > 0 for name, counts in replay.lookups.items()}
-    return refine(
-        replay.model, replay.probe, layers, curvatures, settings, update, among=seen, progress=progress
+    settings = ExactSettings(
+        plan.curvature, CurvatureSettings(plan.solver, tolerance, plan.seed), room=schedule.budget // 4
     )
+    # the same samples, as many at a time as the budget lets through
+    probe = replace(replay.probe, batch_size=replay.part_size)
+    seen = {name: numbers(counts) > 0 for name, counts in replay.lookups.items()}
+    return refine(replay.model, probe, layers, curvatures, settings, update, among=seen, progress=progress)
 
 
 def _take_in(
@@ -210,7 +230,7 @@ def _with_curvature(
 def _with_influence(layers: Sequence[LayerMeasures]) -> tuple[LayerMeasures, ...]:
     """Add every node's ``influence``: its share of the tangent kernel's trace over all nodes measured."""
     kernels = [layer.per_node["tangent_kernel"] for layer in layers if "tangent_kernel" in layer.per_node]
-    total = float(sum(kernel.sum() for kernel in kernels))
+    total = float(sum(np.nansum(kernel) for kernel in kernels))
     if not total > 0:
         return tuple(layers)
     return tuple(

@@ -7,17 +7,33 @@ together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nndiag.measures.blocks import LayerBlocks, ScaledBlocks
+from nndiag.measures.schedule import SOLVER_VECTORS
 from nndiag.measures.update_map import update_map
 from nndiag.measures.weights import numbers
 from nndiag.records.measured import Floats, OptimizerFacts
-from nndiag.spectrum import Blocks, Extremes, dense_extremes, lanczos_extremes, power_extremes
+from nndiag.spectrum import (
+    Among,
+    Asking,
+    Blocks,
+    Extremes,
+    Stack,
+    answered,
+    dense_extremes,
+    lanczos,
+    power,
+    random_vectors,
+)
+from nndiag.spectrum import joined as extremes_joined
+from nndiag.spectrum.dense import TILE_BYTES
 
 DENSE_SIZE = 40
 """Blocks up to this size are solved densely whatever the solver: exact, and cheaper."""
@@ -53,6 +69,8 @@ def layer_curvature(
     settings: CurvatureSettings,
     optimizer: OptimizerFacts | None,
     preconditioner: Tensor | None,
+    workspace: int | None = None,
+    among: tuple[int, int] | None = None,
 ) -> LayerCurvature:
     """Measure the blocks of one layer.
 
@@ -62,43 +80,111 @@ def layer_curvature(
         settings: solver and tolerance.
         optimizer: the update rule, where it is known.
         preconditioner: Adam's ``P = √v̂ + ε`` as ``(nodes, size)``, where it is known.
+        workspace: bytes that a solver may take; it then treats some nodes after the others.
+        among: the place of the first node in its layer and the nodes of that, where these are not all: random start
+            vectors are those of the layer.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    found = _solve(blocks, blocks.like, settings, generator)
-    per_fold = {"lambda_max": _by_fold(blocks, found.vectors, fold_sizes)}
+    solve = partial(_solve, settings=settings, generator=generator, workspace=workspace, among=among)
+    found = solve(blocks, blocks.like)
+    seen = None
+    if preconditioner is not None:
+        assert optimizer is not None
+        scaled = ScaledBlocks(blocks, preconditioner.rsqrt().to(blocks.like), optimizer.coupled_decay)
+        seen = solve(scaled, blocks.like)
+    forms = [blocks.forms_by_fold(found.vectors, len(fold_sizes))]
     if found.smallest_vectors is not None:
-        per_fold["lambda_min"] = _by_fold(blocks, found.smallest_vectors, fold_sizes)
+        forms.append(blocks.forms_by_fold(found.smallest_vectors, len(fold_sizes)))
+    return curvature_of(found, seen, blocks.traces(), forms, fold_sizes, optimizer)
+
+
+def curvature_of(
+    found: Extremes,
+    seen: Extremes | None,
+    traces: Tensor,
+    forms: Sequence[Tensor],
+    fold_sizes: Tensor,
+    optimizer: OptimizerFacts | None,
+) -> LayerCurvature:
+    """Put the results of solvers together.
+
+    Args:
+        found: the extremes of the blocks.
+        seen: those of the blocks as the optimiser sees them, where its preconditioner is known.
+        traces: of the blocks, ``(nodes,)``.
+        forms: shares of the folds at the vectors of the largest eigenvalues, and of the smallest where those are known.
+        fold_sizes: samples of every fold, ``(folds,)``.
+        optimizer: the update rule, where it is known.
+    """
+    names = ("lambda_max", "lambda_min")
+    per_fold = {name: _by_fold(form, fold_sizes) for name, form in zip(names, forms, strict=False)}
     per_node = {
         "lambda_max": numbers(found.largest),
         "lambda_min": numbers(found.smallest),
         "lambda_max_error": numbers(found.largest_error),
         "lambda_min_error": numbers(found.smallest_error),
-        "trace": numbers(blocks.traces()),
+        "trace": numbers(traces),
         "lambda_max_se": _standard_error(per_fold["lambda_max"]),
-        "flat_fraction": _flat_fraction(found, optimizer, preconditioner is None),
+        "flat_fraction": _flat_fraction(found, traces, optimizer, seen is None),
     }
-    seen = found
-    if preconditioner is not None:
-        assert optimizer is not None
-        scaled = ScaledBlocks(blocks, preconditioner.rsqrt().to(blocks.like), optimizer.coupled_decay)
-        seen = _solve(scaled, blocks.like, settings, generator)
+    if seen is not None:
         per_node["lambda_max_preconditioned"] = numbers(seen.largest)
-    if optimizer is not None and (preconditioner is not None or not optimizer.is_adam):
-        per_node.update(update_map(numbers(seen.largest), numbers(seen.smallest), optimizer))
+    if optimizer is not None and (seen is not None or not optimizer.is_adam):
+        ends = seen or found
+        per_node.update(update_map(numbers(ends.largest), numbers(ends.smallest), optimizer))
     return LayerCurvature(per_node, per_fold, bool(found.converged.all()), found.products)
 
 
-def _solve(blocks: Blocks, like: Tensor, settings: CurvatureSettings, generator: torch.Generator) -> Extremes:
+def joined(parts: Sequence[LayerCurvature]) -> LayerCurvature:
+    """Put the nodes of several parts of a layer side by side."""
+    if len(parts) == 1:
+        return parts[0]
+    return LayerCurvature(
+        {name: np.concatenate([part.per_node[name] for part in parts]) for name in parts[0].per_node},
+        {name: np.concatenate([part.per_fold[name] for part in parts], axis=1) for name in parts[0].per_fold},
+        all(part.converged for part in parts),
+        max(part.products for part in parts),
+    )
+
+
+def solved_densely(size: int, solver: str) -> bool:
+    """Whether blocks of this size are solved by forming them."""
+    return solver == "dense" or (solver == "lanczos" and size <= DENSE_SIZE)
+
+
+def solving(stack: Stack, start: Tensor, settings: CurvatureSettings, both_vectors: bool) -> Asking:
+    """Return the solver that asks for products."""
+    solver = power if settings.solver == "power" else lanczos
+    return solver(stack, start, tolerance=settings.tolerance, both_vectors=both_vectors)
+
+
+def _solve(
+    blocks: Blocks,
+    like: Tensor,
+    settings: CurvatureSettings,
+    generator: torch.Generator,
+    workspace: int | None,
+    among: tuple[int, int] | None,
+) -> Extremes:
     both = not blocks.semidefinite
-    if settings.solver == "dense" or (settings.solver == "lanczos" and blocks.size <= DENSE_SIZE):
-        return dense_extremes(blocks, like, both_vectors=both)
-    solver = power_extremes if settings.solver == "power" else lanczos_extremes
-    return solver(blocks, like, generator=generator, tolerance=settings.tolerance, both_vectors=both)
+    if solved_densely(blocks.size, settings.solver):
+        tile = TILE_BYTES if workspace is None else min(TILE_BYTES, workspace)
+        return dense_extremes(blocks, like, both_vectors=both, tile_bytes=tile)
+    first, every = among or (0, blocks.nodes)
+    starts = random_vectors(every, blocks.size, like, generator)[first : first + blocks.nodes]
+    each = SOLVER_VECTORS[settings.solver] * blocks.size * starts.element_size()
+    step = blocks.nodes if workspace is None else min(blocks.nodes, max(1, workspace // each))
+    parts = []
+    for begin in range(0, blocks.nodes, step):
+        index = torch.arange(begin, min(blocks.nodes, begin + step), device=starts.device)
+        some = blocks if step == blocks.nodes else blocks.restricted(index) or Among(blocks, index)
+        parts.append(answered(solving(some, starts[begin : begin + step], settings, both), some))
+    return extremes_joined(parts)
 
 
-def _by_fold(blocks: LayerBlocks, vectors: Tensor, fold_sizes: Tensor) -> Floats:
+def _by_fold(forms: Tensor, fold_sizes: Tensor) -> Floats:
     """Return ``vᵀ H_fold v`` of every fold and node, ``(folds, nodes)``."""
-    return numbers(blocks.forms_by_fold(vectors, len(fold_sizes)).cpu() / fold_sizes[:, None])
+    return numbers(forms.cpu() / fold_sizes[:, None])
 
 
 def _standard_error(by_fold: Floats) -> Floats:
@@ -108,13 +194,21 @@ def _standard_error(by_fold: Floats) -> Floats:
     return spread
 
 
-def _flat_fraction(found: Extremes, optimizer: OptimizerFacts | None, plain: bool) -> Floats:
+def _flat_fraction(found: Extremes, traces: Tensor, optimizer: OptimizerFacts | None, plain: bool) -> Floats:
     """Share of a block's directions that do not relax within the horizon, or are flat beside the steepest.
 
-    Counted on the quadrature of the solver: exact for dense, one random vector's estimate for Lanczos.
+    Exact for a dense solver. Else each value that the solver found is one direction, and all others are taken to have
+    the eigenvalue that they have in the mean, by the trace. Of a block with negative eigenvalues, where a mean says
+    little, it is counted on the quadrature of the solver.
     """
     edge = FLAT_SHARE * found.values[:, -1:]
     if plain and optimizer is not None and optimizer.lr and optimizer.horizon:
         edge = torch.full_like(edge, 1.0 / (optimizer.lr * optimizer.horizon))
     flat = (found.values.abs() <= edge.clamp_min(0)).double()
-    return numbers((found.weights * flat).sum(dim=1).clamp(0, 1))
+    quadrature = (found.weights * flat).sum(dim=1).clamp(0, 1)
+    counted = (found.weights > 0).double()
+    size, known = found.vectors.shape[1], counted.sum(dim=1)
+    mean = (traces - (found.values * counted).sum(dim=1)) / (size - known).clamp_min(1)
+    others = (size - known) * (mean <= edge[:, 0])
+    share = ((flat * counted).sum(dim=1) + others) / size
+    return numbers(torch.where(found.smallest < -edge[:, 0].abs(), quadrature, share))

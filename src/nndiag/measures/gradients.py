@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nndiag.measures.batchview import LayerUse
+from nndiag.measures.signs import SampleSigns
 from nndiag.measures.weights import numbers
 from nndiag.records.measured import Floats
 from nndiag.replay.jacobian import squared_norms
@@ -78,7 +79,7 @@ def _squares(use: LayerUse, inputs: Sequence[Tensor], gradients: Sequence[Tensor
     return squared_norms(use.layer, use.parts(inputs, gradients)).double().sum(dim=0)
 
 
-def influence_seeds(output: Tensor, samples: int, generator: torch.Generator) -> list[Tensor]:
+def influence_seeds(output: Tensor, samples: int, signs: SampleSigns, first: int = 0) -> list[Tensor]:
     """Return seeds ``s`` of backward passes with ``Σ E (s·J)² = ‖J‖²`` for the outputs of every sample.
 
     On few samples chance could cancel one sign against another, so several draws are taken, or each output by itself
@@ -87,15 +88,17 @@ def influence_seeds(output: Tensor, samples: int, generator: torch.Generator) ->
     Args:
         output: ``(batch, ...)``.
         samples: how many samples the whole probe has.
-        generator: source of the signs.
+        signs: their source.
+        first: place of the first sample in the probe, to which its signs belong.
     """
     outputs = output[0].numel()
     draws = -(-LEAST_DRAWS // samples)
     if outputs <= draws:
         units = torch.eye(outputs).reshape(outputs, 1, *output.shape[1:])
         return [unit.expand(output.shape).to(output) for unit in units]
-    signs = torch.randint(0, 2, (draws, *output.shape), generator=generator) * 2 - 1
-    return list(signs.to(output) / draws**0.5)
+    owners = torch.arange(first, first + len(output), device=output.device)
+    drawn = (signs.draw(owners, place, outputs).reshape(output.shape) for place in range(draws))
+    return [one.to(output) / draws**0.5 for one in drawn]
 
 
 def mean_gradient_measures(rows: Tensor, gradient: Tensor, weights: int) -> dict[str, Floats]:

@@ -139,13 +139,14 @@ class HessianProducts:
     def flattened(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return tensors by parameter name as one vector, ``(P,)``, or ``(k, P)`` where they have one axis more."""
         extra = tensors[self.names[0]].dim() - self._parameters[0].dim()
-        return torch.cat([tensors[name].flatten(extra) for name in self.names], dim=extra)
+        ahead = tensors[self.names[0]].shape[:extra]
+        return torch.cat([tensors[name].reshape((*ahead, -1)) for name in self.names], dim=extra)
 
     def named(self, vectors: Tensor) -> dict[str, Tensor]:
         """Return vectors ``(..., P)`` as tensors by parameter name, each ``(..., *shape)``."""
         parts = torch.split(vectors, [p.numel() for p in self._parameters], dim=-1)
         return {
-            name: part.reshape(*vectors.shape[:-1], *p.shape)
+            name: part.reshape((*vectors.shape[:-1], *p.shape))
             for name, part, p in zip(self.names, parts, self._parameters, strict=True)
         }
 

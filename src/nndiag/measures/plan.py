@@ -28,6 +28,8 @@ class Plan:
     ``curvature`` is ``"ggn"`` for Gauss-Newton blocks alone, ``"hessian"`` for exact blocks everywhere, ``"auto"`` for
     exact ones where they are affordable or matter. ``granularity`` is ``"node"``, or ``"head"`` to take the rows of an
     attention head together.
+    ``memory_budget`` is what a measurement may take beside model and probe, in bytes; ``None`` is half of what is
+    free.
     """
 
     level: Level
@@ -39,6 +41,7 @@ class Plan:
     seed: int = 0
     granularity: str = "node"
     curvature: Literal["auto", "ggn", "hessian"] = "ggn"
+    memory_budget: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""One pass over the batches of a probe, and the sums that it leaves behind: the only place that drives replays."""
+"""Passes over the batches of a probe, and the sums that the first leaves behind: the only place that drives replays."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from nndiag.errors import ModelError
 from nndiag.measures.activations import ActivationObserver
 from nndiag.measures.batchview import LayerUse, layer_uses
-from nndiag.measures.capture import Capture
 from nndiag.measures.gradients import GradientSums, influence_seeds
-from nndiag.measures.plan import Plan, Progress
+from nndiag.measures.plan import Plan
+from nndiag.measures.receivers import Receiver
 from nndiag.measures.seeds import Seeds
+from nndiag.measures.signs import SampleSigns
 from nndiag.probe.curvature import loss_factor
 from nndiag.probe.probe import Batch, Probe
 from nndiag.records.level import Level
@@ -23,10 +24,9 @@ from nndiag.replay.jacobians import Rows, SamplesMixedError, sample_jacobians
 from nndiag.replay.kinds import Layer, Samples
 from nndiag.replay.layers import find_layers, owners
 from nndiag.replay.orientation import unit_axes
-from nndiag.replay.passes import Forward, forward
-from nndiag.replay.separation import Blind, separation
+from nndiag.replay.passes import Forward, forward, main_output
+from nndiag.replay.separation import FIRST, Blind, separation, strays
 
-CHANGING = "some batches use it in ways that the first samples did not show"
 EXACT_WORK = 2e9
 """Multiplications (columns times those of a forward pass over the probe) up to which all columns are exact."""
 EXACT_COLUMNS = 64
@@ -39,16 +39,29 @@ class NonFiniteOutputError(ModelError):
     """The model's outputs on the probe are not finite: there is nothing to differentiate."""
 
 
-class Replay:
-    """The sums over the probe that one pass over its batches leaves behind."""
+class ChangingUsesError(Exception):
+    """Some batches use ``layers`` in ways that the first samples did not show: samples are to be run one by one."""
 
-    def __init__(self, model: nn.Module, probe: Probe, plan: Plan) -> None:
+    def __init__(self, layers: frozenset[str]) -> None:
+        super().__init__(*sorted(layers))
+        self.layers = layers
+
+
+class Replay:
+    """The sums over the probe that a first replay leaves behind, and as many replays after it as are wanted.
+
+    A batch of the probe is passed through in parts of ``part_size`` samples, all at once by default. The seeds of its
+    passes are those of the whole batch, so that neither the parts nor a further replay change anything.
+    """
+
+    def __init__(
+        self, model: nn.Module, probe: Probe, plan: Plan, one_by_one: frozenset[str] = frozenset()
+    ) -> None:
         self.model, self.probe, self.plan = model, probe, plan
         self.layers = find_layers(model, plan.granularity, unit_axes(model, probe.inputs))
         self.owners = owners(model, self.layers)
         self.observer = ActivationObserver(probe.fold_count)
         self.gradients = {layer.name: GradientSums(layer) for layer in self.layers}
-        self.captures: dict[str, Capture] = {}
         self.samples: Mapping[str, Sequence[Samples]] = {}
         self.left_out: dict[str, str] = {}
         self.by_jacobians: dict[str, Layer] = {}
@@ -60,58 +73,108 @@ class Replay:
         self.piecewise_linear = True
         self.not_linear: set[str] = set()
         self.capture_seconds = 0.0
-        self.sampled = False
-        self.signs = torch.Generator().manual_seed(plan.seed)
-        self.row_signs = torch.Generator().manual_seed(plan.seed)
+        self._one_by_one = one_by_one
+        self.part_size = probe.batch_size
+        self._noise: float | None = None
+        self.influence_signs = SampleSigns(torch.Generator().manual_seed(plan.seed))
 
-    def run(self, progress: Progress) -> None:
-        """Take every batch once."""
-        if self.plan.level >= Level.GRADIENTS:
-            self._separate()
+    @property
+    def sampled(self) -> bool:
+        """Whether lesser columns of the loss curvature share passes."""
+        return bool(self._noise)
+
+    def begin(self) -> Forward:
+        """Run the first samples, and find them in the outputs of the layers where gradients will be wanted."""
+        if self.plan.level < Level.GRADIENTS:
+            return forward(self.model, [x[:FIRST] for x in self.probe.inputs], self.owners, Blind())
+        generator = torch.Generator().manual_seed(self.plan.seed)
+        found = separation(
+            self.model, self.probe.inputs, self.owners, generator, self.probe.batch_size, self._one_by_one
+        )
+        self.samples = found.samples
+        self.by_jacobians = {layer.name: layer for layer in self.layers if layer.name in found.alone}
+        self.left_out = dict(found.left_out)
+        return found.seen
+
+    def first(self, receiver: Receiver, progress: Callable[[int], None]) -> None:
+        """Take every batch once: activations, gradients, and rows of the curvature for a receiver."""
+        for batch in self._batches(progress):
+            self._batch(batch, receiver, first=True)
+
+    def again(self, receiver: Receiver, progress: Callable[[int], None]) -> None:
+        """Take every batch once more, for rows of the curvature alone."""
+        for batch in self._batches(progress):
+            self._batch(batch, receiver, first=False)
+
+    def _batches(self, progress: Callable[[int], None]) -> Iterator[Batch]:
+        # a model that draws numbers in its forward pass draws the same ones in every replay
+        torch.default_generator.manual_seed(self.plan.seed)
         for batch in self.probe.batches():
-            progress("replaying the probe", batch.start, len(self.probe))
-            self._batch(batch)
-        progress("replaying the probe", len(self.probe), len(self.probe))
+            progress(batch.start)
+            yield batch
 
     def apart(self, layer: Layer) -> bool:
         """Whether the rows of a layer's output are the samples, in their order."""
         known = self.samples.get(layer.name, ())
-        return layer.name not in self.left_out and all(s.before == 1 for s in known)
+        shown = bool(known) or layer.name not in self.by_jacobians
+        return layer.name not in self.left_out and shown and all(s.before == 1 for s in known)
 
-    def _separate(self) -> None:
-        found = separation(self.model, self.probe.inputs, self.owners, self.signs)
-        self.samples = found.samples
-        self.by_jacobians = {layer.name: layer for layer in self.layers if layer.name in found.alone}
-        self.left_out = dict(found.left_out)
+    def _batch(self, batch: Batch, receiver: Receiver, first: bool) -> None:
+        """Pass a batch through, in parts where it is too large."""
+        curved = self.plan.level >= Level.CURVATURE
+        parts = [batch] if len(batch) <= self.part_size else list(batch.split(self.part_size))
+        begun = time.perf_counter()
+        seeds = None
+        if curved and len(parts) > 1:
+            outputs = torch.cat([self._output(part) for part in parts])
+            seeds = self.seeds(outputs, self._targets(outputs, batch), batch.start)
+        self.capture_seconds += time.perf_counter() - begun
+        for part in parts:
+            seen = self._forward(part, first)
+            targets = self._targets(seen.output, part)
+            if first:
+                self._first_order(seen, part, targets)
+            if curved:
+                begun = time.perf_counter()
+                own = seeds or self.seeds(seen.output, targets, batch.start)
+                if first:
+                    self._note_curvature(seen, own, len(part))
+                self._keep_all(seen, part, own, part.start - batch.start, receiver)
+                self.capture_seconds += time.perf_counter() - begun
 
-    def _batch(self, batch: Batch) -> None:
-        self.observer.begin(self.probe.fold_of(batch))
+    def _output(self, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            output = main_output(self.model(*batch.inputs))
+        return self._finite(output)
+
+    def _finite(self, output: Tensor) -> Tensor:
+        if not bool(torch.isfinite(output).all()):
+            why = "its outputs on the probe are not finite"
+            raise NonFiniteOutputError("model", why, "use --level activations")
+        return output
+
+    def _forward(self, batch: Batch, first: bool) -> Forward:
         begun, observed = time.perf_counter(), self.observer.seconds
-        seen = forward(self.model, batch.inputs, self.owners, self.observer)
+        if first:
+            self.observer.begin(self.probe.fold_of(batch))
+        seen = forward(self.model, batch.inputs, self.owners, self.observer if first else Blind())
         self.capture_seconds += time.perf_counter() - begun - (self.observer.seconds - observed)
+        return seen
+
+    def _first_order(self, seen: Forward, batch: Batch, targets: Tensor | None) -> None:
         self._note_uses(seen)
-        if self.plan.level >= Level.GRADIENTS and not bool(torch.isfinite(seen.output).all()):
-            raise NonFiniteOutputError(
-                "model", "its outputs on the probe are not finite", "use --level activations"
-            )
-        targets = self._targets(seen.output, batch)
+        if self.plan.level >= Level.GRADIENTS:
+            self._finite(seen.output)
         if targets is not None:
             assert self.probe.loss is not None
             self.loss_sum += float(self.probe.loss.per_sample(seen.output.detach(), targets).double().sum())
         if self.plan.level >= Level.GRADIENTS:
             self._gradients(seen, batch, targets)
-        if self.plan.level >= Level.CURVATURE:
-            begun = time.perf_counter()
-            self._curvature(seen, batch, targets)
-            self.capture_seconds += time.perf_counter() - begun
 
     def _note_uses(self, seen: Forward) -> None:
         """Take note of what the forward pass showed of the layers."""
         self.reached |= seen.watch.used_elsewhere
         self.not_linear |= seen.watch.not_linear
-        if self.plan.level >= Level.GRADIENTS:
-            for name in seen.watch.used_elsewhere - self.by_jacobians.keys():
-                self.left_out[name] = CHANGING
         for call in seen.calls:
             self.reached.add(call.layer.name)
             if call.reading is not None:
@@ -133,15 +196,24 @@ class Replay:
             return None
         return self.probe.loss.prepare(output.detach(), batch.targets)
 
-    def _uses(self, seen: Forward) -> list[LayerUse]:
-        return layer_uses(seen, self.samples, {*self.left_out, *self.by_jacobians})
+    def uses(self, seen: Forward) -> list[LayerUse]:
+        """Return the layers of a forward pass that kinds can treat.
+
+        Raises:
+            ChangingUsesError: one is used in a way that the first samples did not show.
+        """
+        treated = {*self.left_out, *self.by_jacobians}
+        changing = (seen.watch.used_elsewhere | strays(seen, self.samples)) - treated
+        if changing:
+            raise ChangingUsesError(frozenset(changing))
+        return layer_uses(seen, self.samples, treated)
 
     def _gradients(self, seen: Forward, batch: Batch, targets: Tensor | None) -> None:
         loss_seed = None if targets is None else self._loss_seed(seen.output, targets)
         from_loss = None if loss_seed is None else self._loss_gradients(seen, loss_seed)
-        seeds = influence_seeds(seen.output, len(self.probe), self.signs)
+        seeds = influence_seeds(seen.output, len(self.probe), self.influence_signs, batch.start)
         from_outputs = [seen.gradients(seed) for seed in seeds]
-        for use in self._uses(seen):
+        for use in self.uses(seen):
             self.gradients[use.layer.name].add(
                 use,
                 use.inputs(),
@@ -161,7 +233,9 @@ class Replay:
         return seed
 
     def _loss_gradients(self, seen: Forward, seed: Tensor) -> list[Tensor]:
-        named = list(self.model.named_parameters())
+        named = [
+            (name, p) for name, p in self.model.named_parameters() if p.requires_grad
+        ]  # those of real numbers
         at_outputs, at_parameters = seen.gradients_and_parameters(seed, [p for _, p in named])
         for (name, parameter), grad in zip(named, at_parameters, strict=True):
             value = torch.zeros_like(parameter) if grad is None else grad
@@ -170,64 +244,96 @@ class Replay:
             self.parameter_gradients[name] = value if before is None else before + value
         return at_outputs
 
-    def _curvature(self, seen: Forward, batch: Batch, targets: Tensor | None) -> None:
-        loss = self.probe.loss
-        assert loss is not None
+    def seeds(self, output: Tensor, targets: Tensor | None, start: int) -> Seeds:
+        """Return the seeds of a batch whose first sample has this place in the probe."""
+        assert self.probe.loss is not None
+        assert self._noise is not None
         plan = self.plan
-        factor = loss_factor(loss, seen.output, targets, plan.coverage)
-        rounding = max(1e-9, 100 * torch.finfo(seen.output.dtype).eps)
-        linear = seen.watch.proof.holds(seen.output, loss.class_axis)
-        self.piecewise_linear = (
-            self.piecewise_linear and linear and factor.negative <= rounding * factor.total
-        )
-        noise = self._noise(seen, factor.weights.shape[1])
-        self.sampled = self.sampled or noise > 0
-        seeds = Seeds(factor, noise, self.row_signs, coverage=plan.coverage, limit=plan.passes)
-        self.total_trace += factor.total * len(batch)
-        self.exact_trace += seeds.exact * factor.total * len(batch)
-        fold_of = self.probe.fold_of(batch)
-        self._keep(seen, batch.inputs, [seed.values for seed in seeds.whole()], fold_of)
-        for seed in seeds.picked(self.probe.batch_size):
-            some = [x[seed.samples] for x in batch.inputs]
-            again = forward(self.model, some, self.owners, Blind())
-            self._keep(again, some, [seed.values], fold_of[seed.samples])
+        factor = loss_factor(self.probe.loss, output, targets, plan.coverage)
+        signs = torch.Generator().manual_seed(plan.seed)
+        return Seeds(factor, self._noise, signs, coverage=plan.coverage, limit=plan.passes, first=start)
 
-    def _noise(self, seen: Forward, columns: int) -> float:
+    def look(self, seen: Forward) -> Seeds:
+        """Decide, by the first samples, whether columns share passes, and return the seeds of those samples."""
+        assert self.probe.loss is not None
+        output = self._finite(seen.output)
+        targets = None if self.probe.targets is None else self.probe.targets[: len(output)]
+        targets = None if targets is None else self.probe.loss.prepare(output.detach(), targets)
+        columns = loss_factor(self.probe.loss, output, targets, self.plan.coverage).weights.shape[1]
+        self._noise = self._accepted_noise(seen, columns)
+        return self.seeds(output, targets, 0)
+
+    def _note_curvature(self, seen: Forward, seeds: Seeds, count: int) -> None:
+        assert self.probe.loss is not None
+        rounding = max(1e-9, 100 * torch.finfo(seen.output.dtype).eps)
+        linear = seen.watch.proof.holds(seen.output, self.probe.loss.class_axis)
+        convex = seeds.negative <= rounding * seeds.total
+        self.piecewise_linear = self.piecewise_linear and linear and convex
+        self.total_trace += seeds.total * count
+        self.exact_trace += seeds.exact * seeds.total * count
+
+    def _keep_all(self, seen: Forward, part: Batch, seeds: Seeds, offset: int, receiver: Receiver) -> None:
+        """Pass the seeds of a part of a batch back; ``offset`` is its place in the batch that the seeds belong to."""
+        fold_of = self.probe.fold_of(part)
+        places = torch.arange(part.start, part.start + len(part))
+        own = slice(offset, offset + len(part))
+        whole = [seed.values for seed in seeds.whole(own)]
+        self._keep(seen, part.inputs, whole, (fold_of, places), receiver)
+        for seed in seeds.picked(self.part_size, own):
+            some = [x[seed.samples] for x in part.inputs]
+            again = forward(self.model, some, self.owners, Blind())
+            at = seed.samples.cpu()
+            self._keep(again, some, [seed.values], (fold_of[at], places[at]), receiver)
+
+    def _accepted_noise(self, seen: Forward, columns: int) -> float:
         """Return the noise accepted: none where exact columns are cheap."""
         if self.plan.noise is not None:
             return self.plan.noise
-        batch = seen.output.shape[0]
-        work = sum(
-            math.prod(call.shape) / batch * call.layer.fan_in for call in seen.calls if call.use is not None
-        )
-        cheap = columns <= EXACT_COLUMNS and columns * len(self.probe) * work <= EXACT_WORK
+        cheap = columns <= EXACT_COLUMNS and columns * len(self.probe) * forward_work(seen) <= EXACT_WORK
         return 0.0 if cheap else DEFAULT_NOISE
 
-    def _keep(self, seen: Forward, inputs: Sequence[Tensor], seeds: Sequence[Tensor], folds: Tensor) -> None:
-        gradients = [seen.gradients(seed) for seed in seeds]
-        for use in self._uses(seen):
-            self._capture(use.layer).add(use, [use.gather(g) for g in gradients], folds)
-        for part, rows in self._jacobians(inputs, seen.output, seeds):
-            for name, own in rows.items():
-                self._capture(self.by_jacobians[name]).add_jacobians(own, folds[part])
-
-    def _capture(self, layer: Layer) -> Capture:
-        if layer.name not in self.captures:
-            self.captures[layer.name] = Capture(
-                layer, len(self.probe), self.probe.fold_count, dense=self.plan.solver == "dense"
-            )
-        return self.captures[layer.name]
+    def _keep(
+        self,
+        seen: Forward,
+        inputs: Sequence[Tensor],
+        seeds: Sequence[Tensor],
+        rows: tuple[Tensor, Tensor],
+        receiver: Receiver,
+    ) -> None:
+        """Show a receiver what passes gave; ``rows`` are fold and place in the probe of every sample in them."""
+        folds, places = rows
+        gradients = [seen.gradients(seed, receiver.wants) for seed in seeds]
+        for use in self.uses(seen):
+            if receiver.wants(use.layer.name):
+                receiver.take(use, [use.gather(g) for g in gradients], folds, places)
+        for part, found in self._jacobians(inputs, seen.output, seeds, receiver):
+            for name, own in found.items():
+                receiver.take_jacobians(self.by_jacobians[name], own, folds[part])
 
     def _jacobians(
-        self, inputs: Sequence[Tensor], output: Tensor, seeds: Sequence[Tensor]
+        self,
+        inputs: Sequence[Tensor],
+        output: Tensor,
+        seeds: Sequence[Tensor],
+        receiver: Receiver | None = None,
     ) -> Iterator[tuple[slice, Rows]]:
-        """Yield Jacobians of the layers that no kind can treat; nothing where there are none."""
+        """Yield Jacobians of the layers that no kind can treat and a receiver wants; nothing where there are none."""
         layers = [layer for layer in self.by_jacobians.values() if layer.name not in self.left_out]
+        layers = [layer for layer in layers if receiver is None or receiver.wants(layer.name)]
         if not layers or not seeds:
             return
         try:
             yield from sample_jacobians(self.model, layers, inputs, output, torch.stack(list(seeds)))
         except SamplesMixedError as error:
-            for layer in layers:
-                self.left_out[layer.name] = str(error)
-                self.captures.pop(layer.name, None)
+            for layer in self.by_jacobians.values():
+                self.left_out.setdefault(layer.name, str(error))
+                if receiver is not None:
+                    receiver.drop(layer.name)
+
+
+def forward_work(seen: Forward) -> float:
+    """Return the multiplications of a forward pass with the layers' parameters, a sample."""
+    batch = seen.output.shape[0]
+    return sum(
+        math.prod(call.shape) / batch * call.layer.fan_in for call in seen.calls if call.use is not None
+    )

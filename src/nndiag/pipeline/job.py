@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import nn
 
 from nndiag.checkpoint import Checkpoint, open_checkpoint
-from nndiag.errors import NndiagError
-from nndiag.measures import NonFiniteOutputError, Plan, Update, measure
+from nndiag.errors import InputError, NndiagError
+from nndiag.measures import NonFiniteOutputError, Plan, Update, forecast, measure
 from nndiag.measures.certificate import Bounds, certify
 from nndiag.measures.record import all_finite, weights_only
 from nndiag.model.fit import fit, load
@@ -24,6 +24,7 @@ from nndiag.pipeline.settings import ScanSettings
 from nndiag.pipeline.update_rule import update_rule
 from nndiag.pipeline.weights import choose_tensors, measure_weights
 from nndiag.probe.probe import Probe
+from nndiag.records.forecast import Forecast
 from nndiag.records.level import Level
 from nndiag.records.measured import Measured
 from nndiag.records.report import Diagnosis
@@ -88,8 +89,34 @@ class Job:
         count = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
         return Seen(measured, count, bool(checkpoint.optimizers))
 
+    def forecast(self, index: int) -> Forecast:
+        """Say what measuring one checkpoint would take, and all of them together.
+
+        Raises:
+            UsageError, InputError, ModelError: it cannot be done.
+        """
+        model, probe = self.inputs.model, self.inputs.probe
+        assert model is not None
+        assert probe is not None
+        checkpoint = open_checkpoint(self.inputs.files[index])
+        update, _ = self._loaded(checkpoint, model)
+        if not all_finite(dict(model.named_parameters())):
+            why = "its weights are not finite, so that nothing but the weights would be looked at"
+            raise InputError(checkpoint.path, why, "plan with another checkpoint")
+        plan, count = self._plan(), len(self.inputs.files)
+        try:
+            return forecast(model, probe, plan, update, count)
+        except NonFiniteOutputError:
+            return forecast(model, probe, replace(plan, level=Level.ACTIVATIONS), update, count)
+
     def _in_model(self, index: int, checkpoint: Checkpoint, model: nn.Module) -> Seen:
         """Load the weights into the model and look as deep as is wanted and they allow."""
+        update, trained = self._loaded(checkpoint, model)
+        measured = self._measured(index, model, update)
+        return Seen(measured, sum(p.numel() for p in model.parameters()), trained)
+
+    def _loaded(self, checkpoint: Checkpoint, model: nn.Module) -> tuple[Update | None, bool]:
+        """Load the weights into the model; return the update rule, and whether an optimiser's state was there."""
         settings = self.settings
         with _naming(checkpoint.path):
             fitted = fit(model, checkpoint.places, settings.weights_key, settings.strip_prefix)
@@ -97,9 +124,7 @@ class Job:
         self.notes.say(fitted.note)
         saved, sentence = match_optimizer(model, fitted, checkpoint.optimizers)
         self.notes.say(sentence)
-        update = update_rule(saved, checkpoint.step, self.inputs.config, settings)
-        measured = self._measured(index, model, update)
-        return Seen(measured, sum(p.numel() for p in model.parameters()), saved is not None)
+        return update_rule(saved, checkpoint.step, self.inputs.config, settings), saved is not None
 
     def _measured(self, index: int, model: nn.Module, update: Update | None) -> Measured:
         probe = self.inputs.probe
@@ -114,18 +139,12 @@ class Job:
 
     def _replayed(self, index: int, model: nn.Module, probe: Probe, update: Update | None) -> Measured:
         def progress(what: str, done: int, total: int) -> None:
-            # Replaying the probe, solving for the curvature and the certificate are taken for one part each.
-            parts = 1 + (self.level == Level.CURVATURE) + self.settings.certificate
-            before = 1 if what.startswith("curvature") else 2 if what.startswith("certificate") else 0
+            # Measuring and the certificate are taken for one part each.
+            parts = 1 + self.settings.certificate
+            before = 1 if what.startswith("certificate") else 0
             self._progress(index, what, (before + done / max(total, 1)) / parts)
 
-        curvature = self.settings.curvature
-        # what is called the Hessian must not rest on a sample of the columns
-        noise = 0.0 if curvature == "hessian" else None
-        plan = Plan(
-            self.level, self.settings.solver, noise=noise, seed=self.settings.seed, curvature=curvature,
-            granularity=self.settings.granularity,
-        )  # fmt: skip
+        plan = self._plan()
         try:
             measured = _of_kind(measure(model, probe, plan, update, progress), self.settings.curvature)
         except NonFiniteOutputError:
@@ -141,6 +160,15 @@ class Job:
         return replace(
             measured, certificate=certify(model, probe, bounds, self.settings.seed, facts, progress)
         )
+
+    def _plan(self) -> Plan:
+        settings = self.settings
+        # what is called the Hessian must not rest on a sample of the columns
+        noise = 0.0 if settings.curvature == "hessian" else None
+        return Plan(
+            self.level, settings.solver, noise=noise, seed=settings.seed, curvature=settings.curvature,
+            granularity=settings.granularity, memory_budget=settings.memory_budget,
+        )  # fmt: skip
 
     def _goal(self, trained: bool) -> Goal:
         """Return whether advice is for training on or for a finished network."""

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nndiag
+from nndiag.errors import UsageError
 from nndiag.pipeline.inputs import Inputs, gather
 from nndiag.pipeline.job import Job
 from nndiag.pipeline.listener import Listener, Notes, Silence
-from nndiag.pipeline.reach import chosen_level, hints, reach_of, require_certificate
+from nndiag.pipeline.reach import Reach, chosen_level, hints, reach_of, require_certificate
 from nndiag.pipeline.settings import ScanSettings
+from nndiag.records.forecast import Forecast
+from nndiag.records.level import Level
 from nndiag.records.report import Report
 from nndiag.rules.diagnose import Selection
 
@@ -47,7 +50,41 @@ def scan(
         UsageError: options or configuration are wrong.
         InputError, ModelError: the scan could not be completed.
     """
-    settings, listener = settings or ScanSettings(), listener or Silence()
+    job, reach = _job(paths, settings or ScanSettings(), listener or Silence())
+    inputs, settings, selection = job.inputs, job.settings, job.selection
+    diagnoses = tuple(job.diagnose(index) for index in range(len(inputs.files)))
+    job.notes.close()
+    report = Report(
+        nndiag_version=nndiag.__version__,
+        settings={**settings.described(), "thresholds": dict(selection.thresholds)},
+        checkpoints=diagnoses,
+    )
+    return Outcome(report, hints(reach, job.level), inputs.files)
+
+
+def plan_scan(
+    paths: AnyPath | Sequence[AnyPath],
+    settings: ScanSettings | None = None,
+    listener: Listener | None = None,
+) -> Forecast:
+    """Say what ``scan`` would do with the same arguments, without doing it: replays, bytes, and about what time.
+
+    Raises:
+        UsageError: options or configuration are wrong, or weights alone would be looked at.
+        InputError, ModelError: the scan could not be completed.
+    """
+    job, reach = _job(paths, settings or ScanSettings(), listener or Silence())
+    if reach.level == Level.WEIGHTS:
+        raise UsageError("--plan", f"without {reach.missing} only weights are read", f"add {reach.flag}")
+    if job.level == Level.WEIGHTS:
+        raise UsageError("--plan", "--level weights only reads them", "give a deeper --level, or none")
+    found = job.forecast(len(job.inputs.files) - 1)
+    job.notes.close()
+    return found
+
+
+def _job(paths: AnyPath | Sequence[AnyPath], settings: ScanSettings, listener: Listener) -> tuple[Job, Reach]:
+    """Gather what a scan works on, and decide how deep it looks."""
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
     notes = Notes(listener)
     inputs = gather([Path(path) for path in several], settings, notes.say)
@@ -55,16 +92,7 @@ def scan(
     level = chosen_level(reach, settings.level)
     if settings.certificate:
         require_certificate(inputs, reach, level)
-    selection = _selection(inputs, settings)
-    job = Job(inputs, settings, level, selection, notes, listener)
-    diagnoses = tuple(job.diagnose(index) for index in range(len(inputs.files)))
-    notes.close()
-    report = Report(
-        nndiag_version=nndiag.__version__,
-        settings={**settings.described(), "thresholds": dict(selection.thresholds)},
-        checkpoints=diagnoses,
-    )
-    return Outcome(report, hints(reach, level), inputs.files)
+    return Job(inputs, settings, level, _selection(inputs, settings), notes, listener), reach
 
 
 def _selection(inputs: Inputs, settings: ScanSettings) -> Selection:

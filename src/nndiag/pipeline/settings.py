@@ -11,7 +11,7 @@ from nndiag.errors import UsageError
 from nndiag.records.level import Level
 from nndiag.remedies.actions import Goal
 
-_LEAST = {"limit": 1, "batch_size": 1, "folds": 1, "every": 1, "last": 1, "seed": 0}
+_LEAST = {"limit": 1, "batch_size": 1, "folds": 1, "every": 1, "last": 1, "seed": 0, "memory_budget": 1}
 _CHOICES = {
     "curvature": ("auto", "ggn", "hessian"),
     "solver": ("lanczos", "power", "dense"),
@@ -56,6 +56,7 @@ class ScanSettings:
     goal: Goal | None = None
     limit: int | None = None
     batch_size: int | None = None
+    memory_budget: int | None = None
     folds: int = 4
     seed: int = 0
     device: str = "cpu"

@@ -147,7 +147,8 @@ class OperatorFactor:
         seed = torch.einsum("rk,rmk->rm", lead, self._vectors[samples].double())
         draws = signs[:, count:].abs().sum(dim=1).double()
         if bool(draws.any()):
-            noise = draw((len(samples), self._vectors.shape[1])).double()
+            rows = torch.arange(len(samples), device=samples.device)
+            noise = draw(rows, self._vectors.shape[1]).double()
             rest = self._root(noise, samples)
             seed += rest * (draws / signs[:, count:].shape[1]).sqrt()[:, None]
         return seed.to(self._like.dtype).reshape(-1, *self._like.shape[1:])

@@ -30,7 +30,7 @@ def loss_factor(loss: Loss, output: Tensor, targets: Tensor | None, coverage: fl
     """
     if loss.labels is not None:
         return SoftmaxFactor(output, loss.labels.class_axis, loss.labels.weights(output.detach(), targets))
-    flat = output.detach().flatten(1).double()
+    flat = output.detach().reshape(len(output), -1).double()
     if loss.form == "identity":
         return DiagonalFactor(torch.full_like(flat, 2.0 / flat.shape[1]), output)
     if loss.form == "sigmoid":

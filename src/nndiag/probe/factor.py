@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-Draw = Callable[[tuple[int, ...]], Tensor]
-"""Gives independent signs, ±1, of this shape."""
+Draw = Callable[[Tensor, int], Tensor]
+"""Gives independent signs, ±1, so many for each of the rows named: ``(rows, count)``."""
 
 DIAGONAL_ATOMS = 4096
 """Up to this many outputs each is an atom of its own; more are gathered in so many mixtures."""
@@ -40,7 +40,7 @@ class Factor(Protocol):
         Args:
             signs: ``(rows, atoms)``: 1, -1, or 0 for what is not to be in it.
             samples: whose atoms, ``(rows,)``.
-            draw: gives the signs within mixtures.
+            draw: gives the signs within mixtures of some of the rows.
         """
         ...  # pragma: no cover
 
@@ -69,7 +69,7 @@ class DiagonalFactor:
         """``√b_j`` of every output ``j``, with its sign."""
         seed = self._roots[samples] * signs.to(self._roots)[:, self._owner]
         if len(self.ranks) < len(self._owner):
-            seed = seed * draw(tuple(seed.shape)).to(seed)
+            seed = seed * draw(torch.arange(len(seed), device=seed.device), seed.shape[1]).to(seed)
         return seed.to(self._like.dtype).reshape(-1, *self._like.shape[1:])
 
 

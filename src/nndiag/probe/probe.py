@@ -22,6 +22,13 @@ class Batch:
     def __len__(self) -> int:
         return int(self.inputs[0].shape[0])
 
+    def split(self, size: int) -> Iterator[Batch]:
+        """Yield it in parts of at most so many samples."""
+        for begin in range(0, len(self), size):
+            part = slice(begin, begin + size)
+            targets = None if self.targets is None else self.targets[part]
+            yield Batch(tuple(x[part] for x in self.inputs), targets, self.start + begin)
+
 
 @dataclass(frozen=True)
 class Probe:

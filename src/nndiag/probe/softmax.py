@@ -64,7 +64,7 @@ class SoftmaxFactor:
         seeds = self._output.new_empty(len(samples), *self._output.shape[1:])
         rows = torch.arange(len(samples), device=samples.device)
         for part in self._parts(rows):
-            seeds[part] = self._part(signs[part].double(), samples[part], draw).to(seeds.dtype)
+            seeds[part] = self._part(part, signs[part].double(), samples[part], draw).to(seeds.dtype)
         return seeds
 
     def _look(self, part: Tensor) -> Tensor:
@@ -88,14 +88,15 @@ class SoftmaxFactor:
         found = torch.cat([leading, mixed], dim=2)
         return found.clamp_min(0) * self._roots[part].square()[..., None]
 
-    def _part(self, signs: Tensor, samples: Tensor, draw: Draw) -> Tensor:
+    def _part(self, rows: Tensor, signs: Tensor, samples: Tensor, draw: Draw) -> Tensor:
         count, positions, apart = len(samples), self._positions, self._apart
         roots = self._probabilities(samples).sqrt_()
         single = signs[:, : positions * apart].reshape(count, positions, apart)
         mixed = signs[:, positions * apart :].reshape(count, positions, self._mixtures)
         r = torch.zeros_like(roots)
         if bool(mixed.any()):
-            r += draw(tuple(r.shape)).to(r).mul_(mixed[..., self._owner])
+            drawn = draw(rows, positions * self._classes).reshape(r.shape)
+            r += drawn.to(r).mul_(mixed[..., self._owner])
         if apart:
             turned = self._turns.shape[2]
             first = torch.einsum("npck,npk->npc", self._turns[samples], single[..., :turned])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nndiag.replay.kinds import Layer, Share, tiles
+from nndiag.replay.kinds import ColumnKind, Layer, Share, tiles
 
 Part = tuple[Share, Tensor, Tensor]
 """Calls that use the same parameters, their inputs, and gradients at their outputs, as their kind holds them."""
@@ -33,6 +33,29 @@ def jacobian(layer: Layer, parts: Sequence[Part], start: int, stop: int) -> Tens
         share.add_to(found, own)
     assert found is not None
     return found
+
+
+def same_inputs(shares: Sequence[Share], g: Tensor) -> bool:
+    """Whether all parameters are used in one way, a node having one output a position, all with the same inputs.
+
+    Args:
+        shares: the ways in which a layer's parameters are used.
+        g: gradients at the outputs of the first of them.
+    """
+    share = shares[0]
+    if len(shares) > 1 or not share.complete or share.layer.groups > 1:
+        return False
+    kind = share.kind
+    return isinstance(kind, ColumnKind) and not kind.elementwise and g.shape[2] == 1
+
+
+def beside(
+    shares: Sequence[Share], gradients: tuple[tuple[Tensor, ...], ...]
+) -> tuple[tuple[Tensor, ...], ...]:
+    """Return the columns of gradients as one, side by side like more nodes, where nodes have the same inputs."""
+    if len(gradients) == 1 or not same_inputs(shares, gradients[0][0]):
+        return gradients
+    return ((torch.cat([g for (g,) in gradients], dim=1),),)
 
 
 def squared_norms(layer: Layer, parts: Sequence[Part]) -> Tensor:

@@ -35,7 +35,10 @@ def find_layers(
     owner_of: dict[int, str] = {}
     for path, module in model.named_modules():
         own = {name: p for name, p in module._parameters.items() if p is not None and p.is_floating_point()}
-        fresh = {name: p for name, p in own.items() if id(p) not in owner_of}
+        first = {
+            id(p): name for name, p in reversed(own.items())
+        }  # a parameter may have two names in a module
+        fresh = {name: p for name, p in own.items() if id(p) not in owner_of and first[id(p)] == name}
         for layer in _layers_of(_Module(path, module, fresh, heads.get(path), unit_axes or {})):
             if layer.nodes and layer.size:
                 found[layer.name] = layer
@@ -123,7 +126,8 @@ def _columns_of_weight(m: _Module, label: str, weight: Tensor) -> Layer:
         biases = m.slots("bias", nodes=m.heads.count, outer=m.heads.outer)
         return Layer(m.path, label, m.heads.count, fan_in, (slot,), biases)
     slot = Slot.of(name, weight, units=(1,))
-    return Layer(m.path, label, outputs, fan_in, (slot,), m.slots("bias"))
+    biases = m.slots("bias") if _as_many(m.own.get("bias"), (outputs,)) else ()
+    return Layer(m.path, label, outputs, fan_in, (slot,), biases)
 
 
 def _transposed(m: _Module) -> Iterator[Layer]:

@@ -38,11 +38,15 @@ class Lineage:
             id(tensor) in self._constants or tensor in self._derived or (tensor.dim() == 0 and tensor.is_leaf)
         )
 
+    def known(self, tensor: Tensor) -> bool:
+        """Whether a function that was seen made a tensor."""
+        return tensor in self._behind
+
     def see(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object, call: int | None
     ) -> None:
         """Take note of one call of a torch function; ``call`` is the index of the layer's call that it is."""
-        made = [t for t in tensors_in(result) if t.is_floating_point()]
+        made = [t for t in tensors_in(args[:1] if name == "__setitem__" else result) if t.is_floating_point()]
         if not made:
             return
         given = list(tensors_in((args, kwargs)))

@@ -6,11 +6,12 @@ one-sided: a function that is not known here counts as smooth.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from nndiag.replay.nonlinearity import recognise
 from nndiag.replay.units import KEEP_SHAPE, POOLS, QUOTIENTS, RESHAPES
@@ -85,16 +86,28 @@ def linear_in(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], param
 
 def _graph_agrees(output: Tensor) -> bool:
     """Whether the autograd graph holds no user-defined function and none that is known to be smooth."""
+    return not any(
+        issubclass(type(node), torch.autograd.function.BackwardCFunction) or node.name() in _SMOOTH_GRAPH
+        for node in _graph(output)
+    )
+
+
+def leaves(output: Tensor) -> Iterator[Tensor]:
+    """Yield the tensors at the ends of an autograd graph, parameters among them."""
+    for node in _graph(output):
+        if node.name().endswith("AccumulateGrad"):
+            yield node.variable  # type: ignore[attr-defined]
+
+
+def _graph(output: Tensor) -> Iterator[Node]:
     seen, waiting = set(), [output.grad_fn]
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if issubclass(type(node), torch.autograd.function.BackwardCFunction) or node.name() in _SMOOTH_GRAPH:
-            return False
+        yield node
         waiting.extend(following for following, _ in node.next_functions)
-    return True
 
 
 def _piecewise_linear(
@@ -102,8 +115,8 @@ def _piecewise_linear(
 ) -> bool:
     if name == "batch_norm":
         training = args[5] if len(args) > 5 else kwargs.get("training", False)
-        return not training
-    if name in _BILINEAR:
+        return not training and len(varying) <= 1
+    if name in _BILINEAR or name == "prelu":
         return len(varying) <= 1
     if name in QUOTIENTS:
         return len(varying) <= 1 and len(args) > 0 and args[0] is varying[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -24,12 +24,14 @@ class Forward:
     calls: tuple[Call, ...]
     watch: Watch
 
-    def gradients(self, seed: Tensor) -> list[Tensor]:
+    def gradients(self, seed: Tensor, wanted: Callable[[str], bool] = lambda _: True) -> list[Tensor]:
         """Return, per call, ``∂⟨output, seed⟩`` with respect to what the layer put out; the graph is kept.
 
-        Calls that are only looked at get an empty tensor.
+        Calls that are only looked at, or whose layer's name is not wanted, get an empty tensor.
         """
-        return self._filled(self._grad(self._edges, seed))
+        asked = [call.edge is not None and wanted(call.layer.name) for call in self.calls]
+        edges = [call.edge for call, ask in zip(self.calls, asked, strict=True) if ask and call.edge]
+        return self._filled(self._grad(edges, seed), asked)
 
     def gradients_and_parameters(
         self, seed: Tensor, parameters: Sequence[Tensor]
@@ -37,7 +39,8 @@ class Forward:
         """Return the same, and the gradient of every parameter (``None`` where it does not matter)."""
         edges = self._edges
         grads = self._grad([*edges, *parameters], seed)
-        return self._filled(grads[: len(edges)]), list(grads[len(edges) :])
+        asked = [call.edge is not None for call in self.calls]
+        return self._filled(grads[: len(edges)], asked), list(grads[len(edges) :])
 
     @property
     def _edges(self) -> list[GradientEdge]:
@@ -46,22 +49,31 @@ class Forward:
     def _grad(self, inputs: Sequence[object], seed: Tensor) -> tuple[Tensor | None, ...]:
         if not inputs or not self.output.requires_grad:
             return (None,) * len(inputs)
-        return torch.autograd.grad(
-            self.output,
-            inputs,  # type: ignore[arg-type]  # edges are accepted beside tensors
-            grad_outputs=seed,
-            retain_graph=True,
-            allow_unused=True,
-        )
+        try:
+            return torch.autograd.grad(
+                self.output,
+                inputs,  # type: ignore[arg-type]  # edges are accepted beside tensors
+                grad_outputs=seed,
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the user's code may raise anything
+            why = f"its gradients cannot be taken: {reason(error)}"
+            raise ModelError("model", why, "use --level activations") from error
 
-    def _filled(self, grads: Sequence[Tensor | None]) -> list[Tensor]:
+    def _filled(self, grads: Sequence[Tensor | None], asked: Sequence[bool]) -> list[Tensor]:
         found, following = [], iter(grads)
-        for call in self.calls:
-            if call.edge is None:
+        for call, ask in zip(self.calls, asked, strict=True):
+            if not ask:
                 found.append(self.output.new_zeros(0))
                 continue
             grad = next(following)
-            found.append(self.output.new_zeros(call.shape) if grad is None else grad.detach())
+            if grad is None:
+                found.append(self.output.new_zeros(call.shape, dtype=call.dtype))
+            else:
+                found.append(grad.detach().to(call.dtype))
         return found
 
 
@@ -77,8 +89,7 @@ def forward(model: nn.Module, inputs: Sequence[Tensor], owners: Owners, observer
     Raises:
         ModelError: the model raised, or its output is not one row a sample.
     """
-    constants = frozenset(id(t) for t in chain(model.parameters(), model.buffers()))
-    watch = Watch(owners, observer, constants)
+    watch = Watch(owners, observer, tuple(chain(model.parameters(), model.buffers())))
     try:
         with watch:
             raw = model(*inputs)
@@ -89,7 +100,7 @@ def forward(model: nn.Module, inputs: Sequence[Tensor], owners: Owners, observer
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         why = f"it failed on probe inputs of shape {shapes}: {reason(error)}"
         raise ModelError("model", why, "give a probe whose x is what the model takes") from error
-    watch.finish()
+    watch.finish(output)
     if output.dim() == 0 or output.shape[0] != inputs[0].shape[0]:
         why = f"its output has shape {tuple(output.shape)} for {inputs[0].shape[0]} samples"
         raise ModelError("model", why, "let it return one row a sample, samples first")

@@ -8,18 +8,25 @@ curvature without any error. Two small backward passes tell.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from nndiag.replay.jacobians import dependence
-from nndiag.replay.kinds import Layer, Samples
+from nndiag.replay.jacobians import SamplesMixedError, dependence, sample_jacobians
+from nndiag.replay.kinds import Layer, Samples, Share
 from nndiag.replay.layers import Owners
 from nndiag.replay.nonlinearity import Nonlinearity
-from nndiag.replay.passes import forward
+from nndiag.replay.passes import Forward, forward
 from nndiag.replay.watch import Call
+
+FIRST, MORE = 3, 17
+"""So many samples of a probe are looked at; more where they do not tell. Few axes of a model have 17 entries."""
+
+
+UNLIKE = "its gradients for a sample alone are not those for the sample in a batch"
 
 
 class Blind:
@@ -38,63 +45,174 @@ class Separation:
 
     ``alone`` names the layers that need samples run one by one: with parameters in functions that no kind knows, or an
     output that samples share (positions, looked up once for all). ``left_out`` gives the reason for those for which
-    that would be wrong, because samples influence each other.
+    that would be wrong, because samples influence each other. ``seen`` is the forward pass that showed it.
     """
 
     samples: Mapping[str, Sequence[Samples]]
     alone: frozenset[str]
     left_out: Mapping[str, str]
+    seen: Forward
 
 
 def separation(
-    model: nn.Module, inputs: Sequence[Tensor], owners: Owners, generator: torch.Generator
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    owners: Owners,
+    generator: torch.Generator,
+    most: int = 256,
+    one_by_one: Set[str] = frozenset(),
 ) -> Separation:
-    """Look at the first three samples of a probe.
+    """Look at the first samples of a probe.
 
     The output of the first alone is sent back, then that of the last alone; the rows of a layer's output that they
-    reach must be those of one sample in some regular order.
+    reach must be those of one sample in some regular order. Where more than one order agrees, as for a layer that the
+    samples do not reach, more samples are looked at. What a layer's gradients at its outputs say of its parameters is
+    compared with their gradients, so that no use of them escapes.
 
     Args:
         model: the model, in eval mode.
-        inputs: probe inputs; the first three samples are used.
+        inputs: probe inputs; the first three samples are used, where they show enough.
         owners: the layer and slot of every parameter.
         generator: source of the seeds of the backward passes.
+        most: samples that may be run at once.
+        one_by_one: layers that are known to need samples run one by one.
     """
-    few = [x[:3] for x in inputs]
-    count = few[0].shape[0]
-    seen = forward(model, few, owners, Blind())
-    reached = []
-    for row in (0, count - 1):
-        seed = torch.zeros_like(seen.output)
-        seed[row] = torch.randn(seed[row].shape, generator=generator).to(seed)
-        reached.append(seen.gradients(seed))
-    found: dict[str, list[Samples]] = {}
-    alone = set(seen.watch.used_elsewhere)
-    for call, first, last in zip(seen.calls, *reached, strict=True):
+    for count in sorted({min(len(inputs[0]), count) for count in (FIRST, MORE, max(MORE, most))}):
+        look = _Look(model, [x[:count] for x in inputs], owners, generator)
+        if not look.undecided:
+            break
+    alone = look.alone | look.undecided | look.disagreeing() | one_by_one
+    left_out = look.left_out(model, [one for one in look.layers if one.name in alone]) if alone else {}
+    return Separation(look.found, frozenset(alone - left_out.keys()), left_out, look.seen)
+
+
+def strays(seen: Forward, samples: Mapping[str, Sequence[Samples]]) -> set[str]:
+    """Return the layers whose samples are not where the first samples of the probe were, or not known to be.
+
+    Args:
+        seen: a pass over some batch.
+        samples: where the samples of the first were in every call of a layer.
+    """
+    found, turns = set(), Counter[str]()
+    for call in seen.calls:
         if call.use is None:
             continue
-        samples = _samples(call, count, first, last)
-        if samples is None:
-            alone.add(call.layer.name)
-        else:
-            found.setdefault(call.layer.name, []).append(samples)
-    reason = dependence(model, few, seen.output) if alone else None
-    if reason is None:
-        return Separation(found, frozenset(alone), {})
-    return Separation(found, frozenset(), dict.fromkeys(sorted(alone), reason))
+        name = call.layer.name
+        known, turn = samples.get(name, ()), turns[name]
+        turns[name] += 1
+        if turn >= len(known) and len(set(known)) != 1:
+            found.add(name)
+            continue
+        order = known[min(turn, len(known) - 1)]
+        rows = math.prod(call.use.kind.leading(call.use, call.shape))
+        if order.before * order.after * len(seen.output) != rows:
+            found.add(name)
+    return found
 
 
-def _samples(call: Call, count: int, first: Tensor, last: Tensor) -> Samples | None:
-    """Return the order of samples that agrees with the rows reached from the first and the last sample."""
+class _Look:
+    """Some samples, and what passes back from the first, the last and all of them reach.
+
+    ``found`` are the orders of samples in the calls of each layer, ``alone`` the layers that have none in some call,
+    ``undecided`` those in whose calls several agree.
+    """
+
+    def __init__(
+        self, model: nn.Module, inputs: Sequence[Tensor], owners: Owners, generator: torch.Generator
+    ) -> None:
+        self.inputs = inputs
+        self.seen = forward(model, inputs, owners, Blind())
+        self.found: dict[str, list[Samples]] = {}
+        self.alone = set(self.seen.watch.used_elsewhere)
+        self.undecided: set[str] = set()
+        self.layers = tuple({layer.name: layer for layer, _ in owners.values()}.values())
+        count = len(inputs[0])
+        self._seed = torch.randn(self.seen.output.shape, generator=generator).to(self.seen.output)
+        reached = []
+        for row in (0, count - 1):
+            seed = torch.zeros_like(self._seed)
+            seed[row] = self._seed[row]
+            reached.append(self.seen.gradients(seed))
+        for call, first, last in zip(self.seen.calls, *reached, strict=True):
+            if call.use is not None:
+                self._place(call, count, (first, last))
+        named = {n: p for n, p in model.named_parameters(remove_duplicate=False) if id(p) in owners}
+        self._at_outputs, at_parameters = self.seen.gradients_and_parameters(self._seed, list(named.values()))
+        self._at_parameters = {
+            name: torch.zeros_like(p) if g is None else (g.to_dense() if g.is_sparse else g).detach()
+            for (name, p), g in zip(named.items(), at_parameters, strict=True)
+        }
+
+    def _place(self, call: Call, count: int, reached: Sequence[Tensor]) -> None:
+        orders = _orders(call, count, *reached)
+        name = call.layer.name
+        if not orders:
+            self.alone.add(name)
+            return
+        self.found.setdefault(name, []).append(orders[0])
+        if len(orders) > 1 and count > 1 and not call.cut_off:
+            self.undecided.add(name)
+
+    def disagreeing(self) -> set[str]:
+        """Return the layers whose calls do not account for the gradients of their parameters."""
+        calls: dict[str, list[int]] = {}
+        for place, call in enumerate(self.seen.calls):
+            if call.use is not None and call.layer.name not in self.alone:
+                calls.setdefault(call.layer.name, []).append(place)
+        return {name for name, places in calls.items() if not self._agrees(places)}
+
+    def _agrees(self, places: Sequence[int]) -> bool:
+        layer = self.seen.calls[places[0]].layer
+        made, rounding = torch.zeros_like(layer.rows(self._at_parameters)), 0.0
+        for place in places:
+            call = self.seen.calls[place]
+            assert call.use is not None
+            share = Share((call.use,), (place,))
+            share.add_to(made, share.kind.pull_back(share, share.kind.gather(share, self._at_outputs)))
+            rounding = max(rounding, call.rounding)
+        return self._equal(layer, made, rounding)
+
+    def left_out(self, model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
+        """Say why samples of layers cannot be run one by one, by layer."""
+        reason = dependence(model, self.inputs, self.seen.output)
+        if reason is not None:
+            return {layer.name: reason for layer in layers}
+        sums: dict[str, Tensor] = {}
+        try:
+            for _, rows in sample_jacobians(model, layers, self.inputs, self.seen.output, self._seed[None]):
+                for name, own in rows.items():
+                    sums[name] = sums.get(name, torch.zeros_like(own[0, 0])) + own[0].sum(dim=0)
+        except SamplesMixedError as error:
+            return {layer.name: str(error) for layer in layers}
+        rounding = max([torch.finfo(self._seed.dtype).eps, *(call.rounding for call in self.seen.calls)])
+        return {layer.name: UNLIKE for layer in layers if not self._equal(layer, sums[layer.name], rounding)}
+
+    def _equal(self, layer: Layer, made: Tensor, rounding: float) -> bool:
+        """Whether what was made for the gradient of a layer is it, but for rounding.
+
+        A gradient that is rounding alone, such as that of a shift before a normalisation, is small beside those of
+        other layers. Gradients that are not finite are not compared.
+        """
+        truth = layer.rows(self._at_parameters)
+        largest = max(float(gradient.norm()) for gradient in self._at_parameters.values())
+        accepted = rounding ** (1 / 3) * float(truth.norm()) + rounding ** (2 / 3) * largest
+        return not float((made - truth).norm()) > accepted
+
+
+def _orders(call: Call, count: int, first: Tensor, last: Tensor) -> list[Samples]:
+    """Return the orders of samples that agree with the rows reached from the first and the last sample."""
     assert call.use is not None
     touched = [(call.use.kind.spread(call.use, g) != 0).flatten(1).any(dim=1) for g in (first, last)]
     rows = torch.arange(len(touched[0]), device=first.device)
     leading = call.use.kind.leading(call.use, call.shape)
+    found: list[Samples] = []
     for after in _strides(leading, count):
         owner = rows // after % count
-        if bool((owner[touched[0]] == 0).all()) and bool((owner[touched[1]] == count - 1).all()):
-            return Samples(len(rows) // (after * count), after)
-    return None
+        order = Samples(len(rows) // (after * count), after)
+        agrees = bool((owner[touched[0]] == 0).all()) and bool((owner[touched[1]] == count - 1).all())
+        if agrees and order not in found:
+            found.append(order)
+    return found
 
 
 def _strides(leading: Sequence[int], count: int) -> Iterator[int]:

@@ -76,6 +76,8 @@ def moved(
 
 def _reshaped(units: Units, before: Sequence[int], after: Sequence[int]) -> Units | None:
     """Find the axis of the new shape that holds whole units in order, row-major."""
+    if len(after) < 2:  # samples need an axis of their own
+        return None
     stride = units.inner * math.prod(before[units.axis + 1 :])  # entries that one unit takes
     period = units.count * stride
     following = math.prod(after)

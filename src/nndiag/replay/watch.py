@@ -9,12 +9,12 @@ parts that can be seen. Nothing is registered on the model.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -25,7 +25,7 @@ from nndiag.replay.called import plain_name
 from nndiag.replay.kinds import BY_FUNCTION, Layer, Slot, Use
 from nndiag.replay.layers import Owners
 from nndiag.replay.lineage import Lineage
-from nndiag.replay.linearity import LinearityProof, linear_in, tensors_in
+from nndiag.replay.linearity import LinearityProof, leaves, linear_in, tensors_in
 from nndiag.replay.nonlinearity import Nonlinearity, in_order, recognise
 from nndiag.replay.units import AFFINE, Units, moved
 
@@ -54,7 +54,9 @@ class Call:
     """One use of a layer in a forward pass.
 
     ``edge`` is where the gradient with respect to the layer's output is taken, whatever is done to it in
-    place later; ``use`` is ``None`` for what is only looked at, such as the states of recurrent units.
+    place later; ``use`` is ``None`` for what is only looked at, such as the states of recurrent units. ``dtype`` is
+    that of the parameters, which the output need not have under autocast; ``rounding`` that of one step of what was
+    computed, relative to it. ``cut_off`` says that no gradient can come back, as under ``no_grad``.
     ``activation`` is the nonlinearity that alone consumes the output; ``reading`` what the
     observer said of the units, where there are any. ``is_output`` says that no other layer works on what it put out.
     """
@@ -63,6 +65,9 @@ class Call:
     use: Use | None
     edge: GradientEdge | None
     shape: torch.Size
+    dtype: torch.dtype | None = None
+    rounding: float = 0.0
+    cut_off: bool = False
     produced: object = None
     activation: Nonlinearity | None = None
     reading: object = None
@@ -82,22 +87,28 @@ class Watch(TorchFunctionMode):
     Args:
         owners: the layer and slot of every parameter, by the identity of the parameter.
         observer: told of what layers produce and units put out.
-        constants: identities of the tensors that are the same for every sample: parameters and buffers.
+        constants: the tensors that are the same for every sample: parameters and buffers.
 
-    ``used_elsewhere`` names the layers with a parameter in a function that no kind knows, ``not_linear`` those in whose
-    parameters the network is not known to be piecewise linear for that or because one of them is used twice.
+    ``used_elsewhere`` names the layers with a parameter in a function that no kind knows or that cannot be seen,
+    ``not_linear`` those in whose parameters the network is not known to be piecewise linear for that, or because they
+    are used more than once.
     """
 
-    def __init__(self, owners: Owners, observer: Observer, constants: frozenset[int]) -> None:
+    def __init__(self, owners: Owners, observer: Observer, constants: Collection[Tensor]) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self.proof = LinearityProof()
         self.used_elsewhere: set[str] = set()
         self.not_linear: set[str] = set()
         self._used: set[str] = set()
+        self._layers_used: set[str] = set()
         self._owners = owners
         self._observer = observer
-        self._lineage = Lineage(constants)
+        self._dtypes = {owners[id(t)][1].parameter: t.dtype for t in constants if id(t) in owners}
+        self._lineage = Lineage(frozenset(map(id, constants)))
+        self._buffers = frozenset(
+            map(_storage, (t for t in constants if not isinstance(t, nn.Parameter)))
+        ) - {0}
         self._tags = WeakTensorKeyDictionary()
 
     def __torch_function__(
@@ -119,6 +130,7 @@ class Watch(TorchFunctionMode):
         ):
             return self._unroll(name, args)
         use = self._use_of(name, args, kwargs)
+        self._look_for_unseen(args, kwargs)
         result = self._run(func, name, in_place, args, kwargs)
         if use is not None and isinstance(result, Tensor) and use.kind.fits(use, result):
             call = self._enter(use, result)
@@ -126,12 +138,20 @@ class Watch(TorchFunctionMode):
         else:
             self._lineage.see(name, args, kwargs, result, None)
             if any(t.requires_grad for t in tensors_in(result)):
-                self._foreign(name, args, kwargs)
+                self._foreign(name, args, kwargs, result)
         self.proof.see(name, args, kwargs, result)
         return result
 
-    def finish(self) -> None:
-        """Read the units that nothing consumed, and say which calls no layer follows: the network's outputs."""
+    def finish(self, output: Tensor) -> None:
+        """Read the units that nothing consumed, say which calls no layer follows (the network's outputs), and find the
+        parameters that ``output`` depends on by ways that no torch function showed.
+        """
+        self._look_for_unseen((output,), {})
+        for parameter in leaves(output):
+            owner = self._owners.get(id(parameter))
+            if owner is not None and owner[1].parameter not in self._used:
+                self.used_elsewhere.add(owner[0].name)
+                self.not_linear.add(owner[0].name)
         for index, call in enumerate(self.calls):
             if call.edge is None:
                 continue
@@ -183,37 +203,56 @@ class Watch(TorchFunctionMode):
             if bias[0] is not layer or bias[1] not in layer.biases:
                 return None
             del given["bias"]
-        inputs = {n: v.detach() for n, v in given.items() if isinstance(v, Tensor)}
+        if any(_wrapped(v) or id(v) in self._owners for v in given.values()):
+            return None  # a sample of a vmap, of which nothing may be kept; a parameter that has no part in this use
+        inputs = {n: self._kept(v) for n, v in given.items() if isinstance(v, Tensor)}
         options = {n: v for n, v in given.items() if v is not None and not isinstance(v, Tensor)}
         return Use(kind, layer, slot, None if bias is None else bias[1], inputs, options)
 
-    def _foreign(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take note of parameters in a function that no kind knows."""
-        owned = [t for t in tensors_in((args, kwargs)) if id(t) in self._owners]
-        layers = [self._owners[id(t)][0].name for t in owned]
-        self.used_elsewhere.update(layers)
-        for tensor, layer in zip(owned, layers, strict=True):
-            self._count(self._owners[id(tensor)])
-            if layers.count(layer) > 1 or not linear_in(name, args, kwargs, tensor):
-                self.not_linear.add(layer)
+    def _foreign(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object = None
+    ) -> None:
+        """Take note of parameters in a function that no kind knows.
 
-    def _count(self, owner: tuple[Layer, Slot]) -> None:
-        """Take note that a parameter is used."""
-        layer, slot = owner
-        if slot.parameter in self._used:
+        One that gives the parameter itself back, such as a conversion to the type that it has, does nothing with it.
+        """
+        for tensor in tensors_in((args, kwargs)):
+            owner = self._owners.get(id(tensor))
+            if owner is None or tensor is result:
+                continue
+            self.used_elsewhere.add(owner[0].name)
+            self._count(*owner)
+            if not linear_in(name, args, kwargs, tensor):
+                self.not_linear.add(owner[0].name)
+
+    def _count(self, layer: Layer, *slots: Slot | None) -> None:
+        """Take note of a use of some of a layer's parameters: in two of them one may multiply the other."""
+        if layer.name in self._layers_used:
             self.not_linear.add(layer.name)
-        self._used.add(slot.parameter)
+        self._layers_used.add(layer.name)
+        self._used.update(slot.parameter for slot in slots if slot is not None)
+
+    def _look_for_unseen(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Take what no torch function made, such as the result of a scripted one, for smooth."""
+        for tensor in tensors_in((args, kwargs)):
+            if tensor.requires_grad and not tensor.is_leaf and not self._lineage.known(tensor):
+                self.proof.smooth.add("what cannot be seen")
+
+    def _kept(self, value: Tensor) -> Tensor:
+        """Return what a use may keep of a tensor: a copy, where it is a buffer that another batch overwrites."""
+        return value.detach().clone() if _storage(value) in self._buffers else value.detach()
 
     def _enter(self, use: Use, output: Tensor) -> int | None:
         """Take note of a layer's output, whose units, where it has any, are followed from here on.
 
         Returns the place of the call, or ``None`` where the units are still those of a layer before.
         """
-        call = Call(use.layer, use, _edge(output), output.shape)
+        dtype = self._dtypes[use.weight.parameter]
+        use = _converted(use, output.dtype, dtype)
+        rounding = max(torch.finfo(kind).eps for kind in (output.dtype, dtype))
+        call = Call(use.layer, use, _edge(output), output.shape, dtype, rounding, not output.requires_grad)
         self.calls.append(call)
-        for slot in (use.weight, use.bias):
-            if slot is not None:
-                self._count((use.layer, slot))
+        self._count(use.layer, use.weight, use.bias)
         own = use.weight.outer * use.weight.inner
         units = use.kind.units(output, use.layer) if own == 1 else None
         if units is None:
@@ -337,6 +376,25 @@ class Watch(TorchFunctionMode):
         call.activation = activation
         call.consumed = True
         call.close()
+
+
+def _converted(use: Use, output: torch.dtype, own: torch.dtype) -> Use:
+    """Return a use with inputs of the parameters' type, rounded to the type in which the function worked."""
+    given = {n: v for n, v in use.inputs.items() if v.is_floating_point() and not v.dtype == output == own}
+    if not given:
+        return use
+    rounded = {n: (v.to(output) if n == "input" else v).to(own) for n, v in given.items()}
+    return replace(use, inputs={**use.inputs, **rounded})
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return where a tensor's entries lie, 0 where it has none of its own."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _wrapped(value: object) -> bool:
+    """Whether a value is a tensor of one sample of a ``vmap``, of which nothing may be kept."""
+    return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def _edge(output: Tensor) -> GradientEdge:

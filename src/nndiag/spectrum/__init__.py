@@ -5,9 +5,27 @@ returns
 ``Extremes``. What a block is the curvature of must not come in.
 """
 
+from nndiag.spectrum.asking import Among, Asking, Request, answered, placed, scaled
 from nndiag.spectrum.dense import dense_extremes
-from nndiag.spectrum.lanczos import lanczos_extremes
-from nndiag.spectrum.power import power_extremes
-from nndiag.spectrum.record import Blocks, Extremes
+from nndiag.spectrum.lanczos import lanczos, lanczos_extremes
+from nndiag.spectrum.power import power, power_extremes
+from nndiag.spectrum.record import Blocks, Extremes, Stack, joined, random_vectors
 
-__all__ = ["Blocks", "Extremes", "dense_extremes", "lanczos_extremes", "power_extremes"]
+__all__ = [
+    "Among",
+    "Asking",
+    "Blocks",
+    "Extremes",
+    "Request",
+    "Stack",
+    "answered",
+    "dense_extremes",
+    "joined",
+    "lanczos",
+    "lanczos_extremes",
+    "placed",
+    "power",
+    "power_extremes",
+    "random_vectors",
+    "scaled",
+]

@@ -10,19 +10,22 @@ from nndiag.spectrum.record import Blocks, Extremes
 TILE_BYTES = 64 * 2**20
 
 
-def dense_extremes(blocks: Blocks, like: Tensor, *, both_vectors: bool = False) -> Extremes:
+def dense_extremes(
+    blocks: Blocks, like: Tensor, *, both_vectors: bool = False, tile_bytes: int = TILE_BYTES
+) -> Extremes:
     """Return the extremes by ``eigh`` of each block in float64, a tile of blocks at a time.
 
     Args:
         blocks: the stack.
         like: gives dtype and device of the vectors returned.
         both_vectors: whether to return the vectors of the smallest values too.
+        tile_bytes: what the blocks of a tile may take.
 
     Returns:
         Extremes with zero errors; ``values`` are all eigenvalues with equal weights.
     """
     size = blocks.size
-    tile = max(1, TILE_BYTES // (8 * size * size))
+    tile = max(1, tile_bytes // (8 * size * size))
     parts = []
     for start in range(0, blocks.nodes, tile):
         matrices = blocks.matrices(start, min(blocks.nodes, start + tile)).double()

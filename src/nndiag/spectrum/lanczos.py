@@ -7,10 +7,13 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from nndiag.spectrum.record import Blocks, Extremes, random_vectors
+from nndiag.spectrum.asking import Asking, Request, answered
+from nndiag.spectrum.record import Blocks, Extremes, Stack, random_vectors
 
-CHECKS = (4, 6, 9, 13, 18, 25, 34, 46)
+CHECKS = (3, 4, 5, 6, 8, 10, 13, 18, 25, 34, 46)
 """After how many products the errors are looked at; blocks that have converged then leave the stack."""
+ROOM = 6
+"""Vectors of a basis that room is made for at first."""
 WORTH_LEAVING = 0.8
 """The stack is rebuilt only where at most this share of it is still at work."""
 TINY = torch.finfo(torch.float64).tiny
@@ -27,15 +30,44 @@ def lanczos_extremes(
 ) -> Extremes:
     """Return the extremes of every block by Lanczos from one random start vector per block.
 
+    Args:
+        blocks: the stack of symmetric matrices.
+        like: gives dtype and device of the vectors.
+        generator: source of the start vectors.
+        tolerance: largest error accepted, relative to the largest magnitude seen in the block.
+        max_products: when to stop all the same.
+        both_vectors: whether to return the vectors of the smallest values too.
+
+    Returns:
+        What ``lanczos`` returns.
+    """
+    start = random_vectors(blocks.nodes, blocks.size, like, generator)
+    solver = lanczos(blocks, start, tolerance=tolerance, max_products=max_products, both_vectors=both_vectors)
+    return answered(solver, blocks)
+
+
+def lanczos(
+    stack: Stack,
+    start: Tensor,
+    *,
+    tolerance: float = 1e-3,
+    max_products: int = 64,
+    both_vectors: bool = False,
+) -> Asking:
+    """Ask for products, and return the extremes of every block.
+
     A Ritz value θ has the residual ``r = β_m |s_m|``, ``s_m`` the last component of its eigenvector in the Krylov
     basis: an eigenvalue lies within ``r`` of it. (``r²/γ`` would be sharper, but the gap ``γ`` is not known: two close
     eigenvalues look like one until late.) Of a semidefinite block the smallest eigenvalue lies between zero and the
     smallest Ritz value, and is zero where the rank is known to be short.
 
+    What is returned of a block is what was known at the first look at which its errors were small enough, whichever
+    blocks were still at work beside it: so it does not depend on how a stack is divided.
+
     Args:
-        blocks: the stack of symmetric matrices.
-        like: gives dtype and device of the vectors.
-        generator: source of the start vectors.
+        stack: what is known of the matrices; the rank may become known while products are made.
+        start: random unit vectors, ``(nodes, size)``. The start is their sum with the constant unit vector: inputs
+            that are never negative, as behind a ReLU, have their largest eigenvalue near it, and no other loses by it.
         tolerance: largest error accepted, relative to the largest magnitude seen in the block.
         max_products: when to stop all the same.
         both_vectors: whether to return the vectors of the smallest values too.
@@ -46,23 +78,26 @@ def lanczos_extremes(
     Source: Golub and Van Loan, Matrix Computations, 4th ed., section 10.1; Ubaru, Chen and Saad 2017 for the
     quadrature.
     """
-    limit = min(max_products, blocks.size)
-    krylov = _Krylov(random_vectors(blocks, like, generator), limit)
-    owners = torch.arange(blocks.nodes, device=like.device)
+    limit = min(max_products, stack.size)
+    krylov = _Krylov(start, limit)
+    owners = torch.arange(stack.nodes, device=start.device)
+    settled = torch.zeros_like(owners, dtype=torch.bool)
+    index: Tensor | None = None
     result: Extremes | None = None
     while True:
-        krylov.extend(blocks)
+        krylov.extend((yield Request(krylov.current, index)))
         done = krylov.count == limit or bool(krylov.finished.all())
         if not done and krylov.count not in CHECKS:
             continue
-        found = _ritz(blocks, krylov, tolerance, both_vectors)
-        result = _placed(result, found, owners, limit)
-        left = torch.nonzero(~found.converged).flatten()
+        found = _ritz(stack, krylov, tolerance, both_vectors)
+        result = _placed(result, found, owners, settled, limit)
+        settled = settled | found.converged
+        left = torch.nonzero(~settled).flatten()
         if done or len(left) == 0:
             return result
-        smaller = blocks.restricted(left) if len(left) <= WORTH_LEAVING * len(owners) else None
-        if smaller is not None:
-            blocks, owners = smaller, owners[left]
+        if len(left) <= WORTH_LEAVING * len(owners):
+            index = owners = owners[left]
+            settled = settled[left]
             krylov.restrict(left)
 
 
@@ -71,28 +106,36 @@ class _Krylov:
 
     def __init__(self, start: Tensor, limit: int) -> None:
         nodes = len(start)
-        self._limit = limit
-        self.basis = start.new_zeros(nodes, min(limit, CHECKS[0]) + 1, start.shape[1])
-        self.basis[:, 0] = start
+        self._random = start
+        self.basis = start.new_zeros(nodes, min(limit, ROOM) + 1, start.shape[1])
+        constant = torch.where(start.sum(dim=1, keepdim=True) < 0, -1.0, 1.0) * start.shape[1] ** -0.5
+        self.basis[:, 0] = _unit(start + constant.to(start))  # on the same side, or the sum might vanish
+        self.overlap = torch.zeros(nodes, limit, dtype=torch.float64, device=start.device)
         self.alpha = torch.zeros(nodes, limit, dtype=torch.float64, device=start.device)
         self.beta = torch.zeros_like(self.alpha)
         self.finished = torch.zeros(nodes, dtype=torch.bool, device=start.device)
         self.count = 0
+        self._told = torch.ones_like(self.finished)
         self._scale = torch.zeros(nodes, dtype=torch.float64, device=start.device)
 
-    def extend(self, blocks: Blocks) -> None:
-        """Add one vector to every Krylov space that is not exhausted."""
+    @property
+    def current(self) -> Tensor:
+        """The vectors to be multiplied next, ``(nodes, size)``."""
+        return self.basis[:, self.count]
+
+    def extend(self, image: Tensor) -> None:
+        """Add one vector, made of the images of ``current``, to every Krylov space that is not exhausted."""
         step = self.count
+        overlap = torch.linalg.vecdot(self.basis[:, step], self._random).double()
+        self.overlap[:, step] = torch.where(self._told, overlap, 0.0)
         self._reserve(step + 2)
-        current, known = self.basis[:, step], self.basis[:, : step + 1]
-        image = blocks.product(current)
+        known = self.basis[:, : step + 1]
         overlap = known @ image[:, :, None]
         alpha = overlap[:, step, 0].double()
         before = image.norm(dim=1).double()
-        image = torch.baddbmm(image[:, :, None], known.mT, overlap, alpha=-1)
+        image = _without(image, known, overlap)
         if step:  # the second time is what keeps the basis orthogonal (Parlett: twice is enough)
-            image = torch.baddbmm(image, known.mT, known @ image, alpha=-1)
-        image = image.squeeze(2)
+            image = _without(image, known, known @ image[:, :, None])
         beta = image.norm(dim=1).double()
         self._scale = torch.maximum(self._scale, torch.maximum(alpha.abs(), before))
         exhausted = beta <= 100 * torch.finfo(image.dtype).eps * self._scale
@@ -100,15 +143,17 @@ class _Krylov:
         self.alpha[:, step] = torch.where(self.finished, self.alpha[:, 0], alpha)
         self.finished = self.finished | exhausted
         self.beta[:, step] = torch.where(self.finished, 0.0, beta)
+        # what follows so small a remainder is mostly rounding, and its overlap with anything would be chance
+        self._told = self._told & (beta > torch.finfo(image.dtype).eps ** 0.5 * self._scale)
         inverse = torch.where(self.finished, 0.0, 1 / beta.clamp_min(TINY))
         torch.mul(image, inverse.to(image)[:, None], out=self.basis[:, step + 1])
         self.count = step + 1
 
     def _reserve(self, vectors: int) -> None:
-        """Make room for the basis up to the next look at the errors."""
+        """Make room for so many vectors, and for more at once."""
         if vectors <= self.basis.shape[1]:
             return
-        room = min(next((c for c in CHECKS if c + 1 >= vectors), self._limit), self._limit) + 1
+        room = min(2 * vectors, self.alpha.shape[1] + 1)
         grown = self.basis.new_zeros(len(self.basis), room, self.basis.shape[2])
         grown[:, : self.basis.shape[1]] = self.basis
         self.basis = grown
@@ -117,12 +162,24 @@ class _Krylov:
         """Keep these blocks alone."""
         self.basis, self.alpha, self.beta = self.basis[index], self.alpha[index], self.beta[index]
         self.finished, self._scale = self.finished[index], self._scale[index]
+        self.overlap, self._random = self.overlap[index], self._random[index]
+        self._told = self._told[index]
 
     def combined(self, states: Tensor) -> Tensor:
         """Return unit vectors given by their components in the basis, ``(nodes, count) → (nodes, size)``."""
-        vectors = (self.basis[:, : self.count].mT @ states[:, :, None].to(self.basis)).squeeze(2)
-        unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-        return unit
+        vectors = (states[:, None].to(self.basis) @ self.basis[:, : self.count]).squeeze(1)
+        return _unit(vectors)
+
+    def densities(self, values: Tensor, states: Tensor) -> Tensor:
+        """Return the squared overlaps of Ritz vectors with the random vectors, ``(nodes, count)``.
+
+        What these have outside the Krylov space, where the directions are that it has not met, counts for the value
+        nearest to zero: a start that leans towards the large ones leaves few of them out.
+        """
+        squares = torch.einsum("nk,nkm->nm", self.overlap[:, : self.count], states).square_()
+        outside = (1 - squares.sum(dim=1, keepdim=True)).clamp_min_(0)
+        squares.scatter_add_(1, values.abs().argmin(dim=1, keepdim=True), outside)
+        return squares / squares.sum(dim=1, keepdim=True)
 
     def tridiagonal(self) -> Tensor:
         """Return the tridiagonal matrices, ``(nodes, count, count)`` float64."""
@@ -130,14 +187,24 @@ class _Krylov:
         return torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
 
 
-def _ritz(blocks: Blocks, krylov: _Krylov, tolerance: float, both_vectors: bool) -> Extremes:
+def _unit(vectors: Tensor) -> Tensor:
+    unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+    return unit
+
+
+def _without(vectors: Tensor, basis: Tensor, overlap: Tensor) -> Tensor:
+    """Return ``v − Σ_j o_j q_j`` as a product of rows, which is many times faster than one of columns."""
+    return torch.baddbmm(vectors[:, None], overlap.mT, basis, alpha=-1).squeeze(1)
+
+
+def _ritz(stack: Stack, krylov: _Krylov, tolerance: float, both_vectors: bool) -> Extremes:
     """Solve the tridiagonal problems and say how far their ends may be off."""
     count = krylov.count
     values, states = torch.linalg.eigh(krylov.tridiagonal())
     residuals = krylov.beta[:, count - 1, None] * states[:, -1, :].abs()
     scale = values.abs().amax(dim=1)
     largest_error = residuals[:, -1]
-    smallest, smallest_error = _smallest(blocks, values, residuals[:, 0], scale)
+    smallest, smallest_error = _smallest(stack, values, residuals[:, 0], scale)
     accepted = tolerance * scale
     return Extremes(
         largest=values[:, -1],
@@ -146,23 +213,30 @@ def _ritz(blocks: Blocks, krylov: _Krylov, tolerance: float, both_vectors: bool)
         smallest_error=smallest_error,
         vectors=krylov.combined(states[:, :, -1]),
         values=values,
-        weights=states[:, 0, :] ** 2,
+        weights=krylov.densities(values, states),
         converged=krylov.finished | ((largest_error <= accepted) & (smallest_error <= accepted)),
         products=count,
         smallest_vectors=krylov.combined(states[:, :, 0]) if both_vectors else None,
     )
 
 
-def _placed(whole: Extremes | None, part: Extremes, owners: Tensor, width: int) -> Extremes:
-    """Return the result of all blocks with those of ``owners`` replaced; quadratures are padded with weight zero."""
+def _placed(whole: Extremes | None, part: Extremes, owners: Tensor, settled: Tensor, width: int) -> Extremes:
+    """Return the result of all blocks with those of ``owners`` replaced that are not settled.
+
+    Quadratures are padded with weight zero.
+    """
     if whole is None and part.values.shape[1] == width:
         return part
+    fresh = None if whole is None or not bool(settled.any()) else torch.nonzero(~settled).flatten()
+    if fresh is not None:
+        owners = owners[fresh]
     found = {}
     for field in fields(Extremes):
         new = getattr(part, field.name)
         if field.name == "products" or new is None:
             found[field.name] = new
             continue
+        new = new if fresh is None else new[fresh]
         if field.name in ("values", "weights"):
             padding = new[:, -1:] if field.name == "values" else torch.zeros_like(new[:, -1:])
             new = torch.cat([new, padding.expand(-1, width - new.shape[1])], dim=1)
@@ -170,12 +244,12 @@ def _placed(whole: Extremes | None, part: Extremes, owners: Tensor, width: int) 
     return Extremes(**found)
 
 
-def _smallest(blocks: Blocks, values: Tensor, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _smallest(stack: Stack, values: Tensor, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Return the smallest eigenvalues and their errors, with what is known of semidefinite and rank-short blocks."""
     smallest = values[:, 0]
-    if not blocks.semidefinite:
+    if not stack.semidefinite:
         return smallest, residual
-    if blocks.rank_bound < blocks.size:
+    if stack.rank_bound < stack.size:
         return torch.zeros_like(smallest), torch.zeros_like(residual)
     rounding = torch.finfo(torch.float32).eps * scale
     return smallest, torch.minimum(residual, smallest.clamp_min(0) + rounding)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-class Blocks(Protocol):
-    """A stack of ``nodes`` symmetric matrices of ``size × size``, known by its products."""
+class Stack(Protocol):
+    """What is known of a stack of ``nodes`` symmetric matrices of ``size × size``."""
 
     @property
     def nodes(self) -> int:
@@ -27,6 +28,10 @@ class Blocks(Protocol):
     @property
     def semidefinite(self) -> bool:
         """Whether no matrix has a negative eigenvalue, up to rounding."""
+
+
+class Blocks(Stack, Protocol):
+    """A stack of symmetric matrices, known by its products."""
 
     def product(self, vectors: Tensor) -> Tensor:
         """Multiply each matrix by its own vector: ``(nodes, size) → (nodes, size)``."""
@@ -61,8 +66,22 @@ class Extremes:
     smallest_vectors: Tensor | None = None  # (nodes, size)
 
 
-def random_vectors(blocks: Blocks, like: Tensor, generator: torch.Generator) -> Tensor:
+def joined(parts: Sequence[Extremes]) -> Extremes:
+    """Put the extremes of parts of a stack, solved in the same way, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    found = {}
+    for field in fields(Extremes):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name == "products":
+            found[field.name] = max(values)
+        else:
+            found[field.name] = None if values[0] is None else torch.cat(values)
+    return Extremes(**found)
+
+
+def random_vectors(nodes: int, size: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Return one random unit vector per block, drawn on the CPU so that every device starts alike."""
-    draws = torch.randn(blocks.nodes, blocks.size, generator=generator, dtype=like.dtype)
+    draws = torch.randn(nodes, size, generator=generator, dtype=like.dtype)
     unit: Tensor = draws / draws.norm(dim=1, keepdim=True)
     return unit.to(like.device)

@@ -28,32 +28,39 @@ KEPT_BYTES = 512 * 2**20
 
 @dataclass(frozen=True)
 class Cost:
-    """One forward pass over the whole probe: ``work`` in operations, ``batch_bytes`` put out by a batch."""
+    """One forward pass over the whole probe: ``work`` in operations, ``batch_bytes`` put out by a batch.
+
+    ``room`` bounds what the vectors of one pass, kept graphs and formed blocks may each take, in bytes.
+    """
 
     work: float
     batch_bytes: int
     batches: int
+    room: int = PASS_BYTES
 
     @property
     def at_once(self) -> int:
         """How many vectors fit into one batched second backward pass."""
-        return max(1, min(MOST_AT_ONCE, PASS_BYTES // max(1, SECOND_TENSORS * self.batch_bytes)))
+        return max(
+            1, min(MOST_AT_ONCE, min(PASS_BYTES, self.room) // max(1, SECOND_TENSORS * self.batch_bytes))
+        )
 
     @property
     def keep_graphs(self) -> bool:
         """Whether the first-order graphs of all batches may be kept."""
-        return self.batches == 1 or SECOND_TENSORS * self.batch_bytes * self.batches <= KEPT_BYTES
+        room = min(KEPT_BYTES, self.room)
+        return self.batches == 1 or SECOND_TENSORS * self.batch_bytes * self.batches <= room
 
 
-def pass_cost(model: nn.Module, probe: Probe) -> Cost:
-    """Count the operations of a forward pass over the probe, from its first batch."""
+def pass_cost(model: nn.Module, probe: Probe, room: int = PASS_BYTES) -> Cost:
+    """Count the operations of a forward pass over the probe, from its first batch; ``room`` is as in ``Cost``."""
     batch = next(probe.batches())
     # with gradients: without, fused layers are one call that nobody can look into
     with second_order(model), FlopCounterMode(display=False) as flops, _Outputs() as outputs:
         mean_loss(model, probe, batch)
     work = flops.get_total_flops() + ELEMENTWISE * outputs.entries + CALL * outputs.calls
     batches = -(-len(probe) // len(batch))
-    return Cost(work * len(probe) / len(batch), outputs.bytes, batches)
+    return Cost(work * len(probe) / len(batch), outputs.bytes, batches, room)
 
 
 class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -21,12 +21,14 @@ class ExactSettings:
     """How to refine.
 
     ``mode`` is ``"hessian"``: every node, with its exact trace, whatever it costs; or ``"auto"``: as many of the nodes
-    that matter as ``work`` allows. ``solver`` is that of the blocks, with the seed of everything random.
+    that matter as ``work`` allows. ``solver`` is that of the blocks, with the seed of everything random. ``room``
+    bounds what the vectors of one pass, kept graphs and formed blocks may each take, in bytes.
     """
 
     mode: Literal["auto", "hessian"]
     solver: CurvatureSettings = field(default_factory=CurvatureSettings)
     work: float = AUTO_WORK
+    room: int = 512 * 2**20
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class _Refining:
         apart = [layer for layer in self.layers if layer.name in self.found]
         HessianProducts(self.model, self.probe)  # says at once that targets are missing
         self.single = single_positions(self.model, self.probe, apart)
-        self.cost = pass_cost(self.model, self.probe)
+        self.cost = pass_cost(self.model, self.probe, self.settings.room)
         shares, refined = self._shares(), {}
         for done, layer in enumerate(self.layers):
             progress(f"curvature of layer {layer.name}, exactly", done, len(self.layers))
@@ -220,7 +220,7 @@ class _Refining:
             )
             return self._solved(layer, nodes, tiled)
         each = (len(folds) + 1) * layer.size**2 * products.like.element_size()
-        tile, found = max(1, FORMED_BYTES // each), []
+        tile, found = max(1, min(FORMED_BYTES, self.settings.room) // each), []
         for start in range(0, len(nodes), tile):
             part = nodes[start : start + tile]
             own = places[torch.from_numpy(part).to(places.device)]

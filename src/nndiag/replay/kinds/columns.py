@@ -20,9 +20,13 @@ TILE_BYTES = 64 * 2**20
 
 
 class ColumnKind(Kind):
-    """What follows from the columns and from the function itself; those are what a kind has to say."""
+    """What follows from the columns and from the function itself; those are what a kind has to say.
+
+    ``elementwise`` says that every node has an input of its own.
+    """
 
     functions: ClassVar[Mapping[str, Sequence[str]]]
+    elementwise: ClassVar[bool] = False
 
     @abstractmethod
     def columns(self, use: Use) -> Tensor:
@@ -62,12 +66,16 @@ class ColumnKind(Kind):
 
     def inputs(self, share: Share) -> Tensor:
         """Return the columns, ones last for a bias, ``(batch, groups, fan_in, positions)``."""
-        parts = [_columns_apart(use, self.columns(use)) for use in share.uses]
-        columns = parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
+        columns = self.joined(share)
         if share.uses[0].bias is None:
             return columns
         ones = columns.new_ones(*columns.shape[:2], 1, columns.shape[3])
         return torch.cat([columns, ones], dim=2)
+
+    def joined(self, share: Share) -> Tensor:
+        """Return the columns of all calls side by side, without ones."""
+        parts = [_columns_apart(use, self.columns(use)) for use in share.uses]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
     def jacobian(self, share: Share, inputs: Tensor, g: Tensor, start: int, stop: int) -> Tensor:
         """``J[n, i] = Σ_t g[n, i, :, t] A[n, :, t]``; both ends at group boundaries, or inside one group."""
@@ -89,18 +97,23 @@ class ColumnKind(Kind):
         With one position ``J`` is an outer product. With few, ``‖J[n, i]‖² = Σ_{t,u} g_t g_u ⟨A_t, A_u⟩`` (the ghost
         norm of Goodfellow 2015) needs no Jacobian. Else Jacobians are formed for a tile of nodes at a time.
         """
-        groups, size, positions = inputs.shape[1:]
+        groups, size, positions = inputs.shape[1], share.width, g.shape[3]
         if positions == 1:
             norms = inputs.square().sum(dim=(2, 3)).repeat_interleave(g.shape[1] // groups, dim=1)
             return g.square().sum(dim=(2, 3)) * norms
         if groups == 1 and positions * (size + g.shape[1]) < size * g.shape[1]:
-            products = inputs[:, 0].mT @ inputs[:, 0]
-            return ((g.flatten(1, 2) @ products).reshape_as(g) * g).sum(dim=(2, 3)).clamp_min_(0)
+            images = (g.flatten(1, 2) @ self.overlaps(share, inputs, positions)).reshape_as(g)
+            ghosts: Tensor = torch.linalg.vecdot(images.flatten(2), g.flatten(2))
+            return ghosts.clamp_min_(0)
         parts = [
-            self.jacobian(share, inputs, g, start, stop).square().sum(dim=2)
-            for start, stop in tiles(share.layer, len(g), g.element_size())
+            self.jacobian(share, inputs, g, start, stop).square_().sum(dim=2)
+            for start, stop in tiles(share.layer, len(g), g.element_size(), nodes=g.shape[1])
         ]
         return torch.cat(parts, dim=1)
+
+    def overlaps(self, share: Share, inputs: Tensor, positions: int) -> Tensor:
+        """Return ``⟨A_t, A_u⟩`` of every sample, ``(batch, positions, positions)``, where there is one group."""
+        return inputs[:, 0].mT @ inputs[:, 0]
 
     def reach(self, share: Share, g: Tensor) -> Tensor:
         """``Σ_{n,t} g²``."""
@@ -149,16 +162,20 @@ class ColumnKind(Kind):
         """Return rows and positions of the function's output."""
 
 
-def tiles(layer: Layer, rows: int, itemsize: int, tile_bytes: int = TILE_BYTES) -> list[tuple[int, int]]:
+def tiles(
+    layer: Layer, rows: int, itemsize: int, tile_bytes: int = TILE_BYTES, nodes: int | None = None
+) -> list[tuple[int, int]]:
     """Cut a layer's nodes into ranges whose Jacobians of ``rows`` samples stay below ``tile_bytes``.
 
-    A range lies inside one group or covers whole groups.
+    A range lies inside one group or covers whole groups. ``nodes`` says how many there are where several columns of
+    gradients stand side by side.
     """
-    per_group = layer.nodes // layer.groups
+    nodes = layer.nodes if nodes is None else nodes
+    per_group = nodes // layer.groups
     fitting = max(1, tile_bytes // max(1, rows * layer.size * itemsize))
     if fitting >= per_group:
         step = (fitting // per_group) * per_group
-        return [(s, min(layer.nodes, s + step)) for s in range(0, layer.nodes, step)]
+        return [(s, min(nodes, s + step)) for s in range(0, nodes, step)]
     found = []
     for group in range(layer.groups):
         begin, end = group * per_group, (group + 1) * per_group

@@ -8,14 +8,14 @@ seen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nndiag.replay.kinds.base import Use
+from nndiag.replay.kinds.base import Samples, Share, Use
 from nndiag.replay.kinds.columns import ColumnKind
 
 aten = torch.ops.aten
@@ -30,8 +30,9 @@ class Convolution(ColumnKind):
     functions = dict.fromkeys(("conv1d", "conv2d", "conv3d"), _ORDER)
 
     def fits(self, use: Use, output: Tensor) -> bool:
-        """Where the input has a batch axis."""
-        return output.dim() == len(use.weight.shape)
+        """Where the input has a batch axis, and kernels and groups are those of the layer."""
+        groups = use.option("groups", 1) == use.layer.groups
+        return groups and use.weight.along_first and output.dim() == len(use.weight.shape)
 
     def columns(self, use: Use) -> Tensor:
         """Return the patches."""
@@ -45,6 +46,53 @@ class Convolution(ColumnKind):
         # (batch, channels, *positions, *kernel) -> (batch, groups, channels of the group * kernel, positions)
         patches = patches.permute(0, 1, *range(2 + rank, 2 + 2 * rank), *range(2, 2 + rank))
         return patches.reshape(batch, groups, channels // groups * math.prod(geometry.kernel), -1)
+
+    def inputs(self, share: Share) -> Tensor:
+        """Return the patches, or no more than strips of them.
+
+        Where the kernel slides along the first axis one step at a time, its rows see the same input, shifted. Laid out
+        along the other axes alone, ``(batch, groups, fan_in / kernel[0], extended positions)``, it takes a
+        ``kernel[0]``-th of the memory, and every row of the kernel finds its patches in it as they are: see ``_rows``.
+        """
+        return self._strips(share.uses[0]) if _slides(share) else super().inputs(share)
+
+    def jacobian(self, share: Share, inputs: Tensor, g: Tensor, start: int, stop: int) -> Tensor:
+        """Return what ``ColumnKind`` says, by one product for each row of the kernel where there are strips."""
+        if not _slides(share):
+            return super().jacobian(share, inputs, g, start, stop)
+        use, batch = share.uses[0], len(g)
+        per_group = g.shape[1] // inputs.shape[1]
+        first, last = start // per_group, (stop - 1) // per_group
+        cotangents = g[:, start:stop].reshape(batch, last - first + 1, -1, g.shape[3])
+        found = g.new_empty(batch, stop - start, share.width)
+        kernel = use.weight.shape[2:]
+        weights = found[:, :, : use.weight.width].unflatten(2, (-1, kernel[0], math.prod(kernel[1:])))  # type: ignore[no-untyped-call]
+        for place, row in enumerate(_rows(use, inputs, g.shape[3])):
+            product = cotangents @ row[:, first : last + 1].mT
+            weights[:, :, :, place] = product.reshape(batch, stop - start, weights.shape[2], -1)
+        if use.bias is not None:
+            found[:, :, -1] = g[:, start:stop, 0].sum(dim=2)
+        return found
+
+    def overlaps(self, share: Share, inputs: Tensor, positions: int) -> Tensor:
+        """Return the same from strips."""
+        if not _slides(share):
+            return super().overlaps(share, inputs, positions)
+        found = inputs.new_full((), float(share.uses[0].bias is not None))
+        for row in _rows(share.uses[0], inputs, positions):
+            found = found + row[:, 0].mT @ row[:, 0]
+        return found
+
+    def _strips(self, use: Use) -> Tensor:
+        geometry = Geometry.of(use)
+        rank = len(geometry.kernel)
+        strips = F.pad(use.input, geometry.pad)
+        for axis in range(1, rank):
+            strips = strips.unfold(2 + axis, geometry.extent[axis], geometry.stride[axis])
+            strips = strips[..., :: geometry.dilation[axis]]
+        batch = strips.shape[0]
+        strips = strips.permute(0, 1, *range(2 + rank, 1 + 2 * rank), *range(2, 2 + rank))
+        return strips.reshape(batch, use.layer.groups, use.weight.width // geometry.kernel[0], -1)
 
     def operate(self, use: Use, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution of the input with other kernels and biases."""
@@ -72,6 +120,25 @@ class Convolution(ColumnKind):
         geometry = Geometry.of(use)
         sizes = [size + sum(geometry.pad[-2 * i - 2 :][:2]) for i, size in enumerate(use.input.shape[2:])]
         return use.input.shape[0], math.prod(geometry.along(sizes))
+
+
+def _slides(share: Share) -> bool:
+    """Whether strips do for patches."""
+    use = share.uses[0]
+    if len(share.uses) > 1 or use.samples != Samples() or use.weight.outer * use.weight.inner > 1:
+        return False
+    geometry = Geometry.of(use)
+    return geometry.stride[0] == 1 < geometry.kernel[0] and Convolution().count(use)[1] > 1
+
+
+def _rows(use: Use, strips: Tensor, positions: int) -> Iterator[Tensor]:
+    """Yield what each row of the kernel sees, ``(batch, groups, width, positions)``: a part of the strips."""
+    kernel = use.weight.shape[2]
+    step = (strips.shape[3] - positions) // (
+        kernel - 1
+    )  # what the last row of the kernel is ahead of the first by
+    for place in range(kernel):
+        yield strips[..., place * step : place * step + positions]
 
 
 @dataclass(frozen=True)

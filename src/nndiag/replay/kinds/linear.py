@@ -21,11 +21,11 @@ class Linear(ColumnKind):
 
     def fits(self, use: Use, output: Tensor) -> bool:
         """Where rows of the weight are nodes."""
-        return use.weight.along_first
+        return use.weight.along_first and len(use.weight.shape) == 2
 
     def units(self, output: Tensor, layer: Layer) -> Units | None:
-        """The last axis counts nodes."""
-        return Units(output.dim() - 1, layer.nodes)
+        """The last axis counts nodes; without one before it, nothing says what it is an output of."""
+        return Units(output.dim() - 1, layer.nodes) if output.dim() > 1 else None
 
     def leading(self, use: Use, output_shape: Sequence[int]) -> Sequence[int]:
         """Everything before the features."""

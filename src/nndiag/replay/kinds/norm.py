@@ -14,13 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nndiag.replay.kinds.base import Layer, Use
+from nndiag.replay.kinds.base import Layer, Share, Use
 from nndiag.replay.kinds.columns import ColumnKind
 from nndiag.replay.units import Units
 
 
 class Normalisation(ColumnKind):
     """``z[n, i, t] = γ_i x̂[n, i, t] + β_i``."""
+
+    elementwise = True
+
+    def fits(self, use: Use, output: Tensor) -> bool:
+        """Where every node has one scale."""
+        return use.weight.width == 1
 
     @abstractmethod
     def normalised(self, use: Use) -> Tensor:
@@ -33,6 +39,22 @@ class Normalisation(ColumnKind):
     def columns(self, use: Use) -> Tensor:
         """Return one input a channel."""
         return self.spread(use, self.normalised(use)).unsqueeze(2)
+
+    def inputs(self, share: Share) -> Tensor:
+        """Return ``x̂``, ``(batch, nodes, 1, positions)``: the ones of a shift need not be written out."""
+        return self.joined(share)
+
+    def jacobian(self, share: Share, inputs: Tensor, g: Tensor, start: int, stop: int) -> Tensor:
+        """``Σ_t g x̂`` and ``Σ_t g``."""
+        cotangents = g[:, start:stop].flatten(2)
+        scale: Tensor = torch.linalg.vecdot(cotangents, inputs[:, start:stop].flatten(2))[:, :, None]
+        if share.uses[0].bias is None:
+            return scale
+        return torch.cat([scale, cotangents.sum(dim=2, keepdim=True)], dim=2)
+
+    def squared_norms(self, share: Share, inputs: Tensor, g: Tensor) -> Tensor:
+        """Jacobians have one or two entries."""
+        return self.jacobian(share, inputs, g, 0, g.shape[1]).square_().sum(dim=2)
 
     def operate(self, use: Use, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return ``γ x̂ + β``."""
@@ -68,7 +90,7 @@ class BatchNorm(Normalisation):
 
     def fits(self, use: Use, output: Tensor) -> bool:
         """In eval mode."""
-        return not use.option("training", False)
+        return super().fits(use, output) and not use.option("training", False)
 
     def normalised(self, use: Use) -> Tensor:
         """``(x − μ)/√(σ² + ε)``."""

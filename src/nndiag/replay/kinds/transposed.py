@@ -27,8 +27,9 @@ class TransposedConvolution(ColumnKind):
     functions = dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _ORDER)
 
     def fits(self, use: Use, output: Tensor) -> bool:
-        """Where the input has a batch axis."""
-        return output.dim() == len(use.weight.shape)
+        """Where the input has a batch axis, and kernels and groups are those of the layer."""
+        groups = use.option("groups", 1) == use.layer.groups
+        return groups and not use.weight.along_first and output.dim() == len(use.weight.shape)
 
     def columns(self, use: Use) -> Tensor:
         """Return what every output position collects."""
