@@ -20,6 +20,7 @@ from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 from nndiag.records.measured import Measured
+from nndiag.replay.kinds import Layer
 from nndiag.replay.state import undisturbed
 
 Way = Callable[["Net", Tensor], Tensor]
@@ -93,6 +94,24 @@ def by_experts(m: Net, x: Tensor) -> Tensor:
         if mine.any():
             out[mine] = expert(x[mine])
     return out
+
+
+def tokens_by_experts() -> Net:
+    def way(m: Net, x: Tensor) -> Tensor:
+        out = torch.zeros_like(x)
+        chosen = x[..., 0] > 0
+        out[chosen] = m.a(x[chosen]).tanh()
+        return out.mean(dim=1)
+
+    return Net(way, a=nn.Linear(4, 4))
+
+
+def uneven(samples: int) -> Tensor:
+    """Return four tokens a sample, of which one, four, one are chosen, and one, four, two, one after that."""
+    x = normal(samples, 4, 4)
+    counts = torch.tensor([1, 4, 1, 1, 4, 2, 1, 1, 4, 1])[:samples]
+    x[..., 0] = torch.where(torch.arange(4) < counts[:, None], 1.0, -1.0)
+    return x
 
 
 def experts(count: int = 3) -> Net:
@@ -199,7 +218,7 @@ ODD: dict[str, tuple[Callable[[], Net], Tensor]] = {
     ),
     "a parameter put in place": (lambda: Net(placed, a=nn.Linear(4, 4), token=raw(4)), normal(10, 4)),
     "a function of one's own beside a layer": (
-        lambda: Net(lambda m, x: (m.a(x) + F.linear(x, Doubled.apply(m.a.weight))).relu(), a=nn.Linear(4, 4)),
+        lambda: Net(lambda m, x: (m.a(x) + F.linear(x, Doubled.apply(m.a.weight))).tanh(), a=nn.Linear(4, 4)),
         normal(10, 4),
     ),
     "a scripted part": (scripted, normal(10, 4)),
@@ -222,6 +241,8 @@ ODD: dict[str, tuple[Callable[[], Net], Tensor]] = {
     ),
     "experts": (experts, routed([0, 1, 0, 2, 1, 0, 2, 2, 1, 0])),
     "an expert that is called late": (experts, routed([0, 0, 0, 1, 1, 0, 1, 2, 0, 0])),
+    "tokens of three samples for experts, two a sample in the mean": (tokens_by_experts, uneven(3)),
+    "tokens of many samples for experts": (tokens_by_experts, uneven(10)),
     "an expert of the last batch": (lambda: experts(2), routed([0, 0, 0, 0, 0, 0, 0, 0, 0, 1])),
     "parts of three samples": (
         lambda: Net(lambda m, x: torch.cat([m.a(part).relu() for part in x.split(3)]), a=nn.Linear(4, 4)),
@@ -406,3 +427,57 @@ def test_a_model_is_left_as_it_was() -> None:
     assert "apply" not in vars(CheckpointFunction)
     inner = torch.utils.checkpoint._checkpoint_without_reentrant_generator
     assert inner.__module__ == "torch.utils.checkpoint"
+
+
+EXACTLY: dict[str, tuple[Callable[[], Net], Tensor]] = {
+    name: ODD[name]
+    for name in ("a function of one's own beside a layer", "a scripted part", "experts", "a layer on a vector")
+} | {
+    "weight norm": (
+        lambda: Net(lambda m, x: m.a(x).tanh(), a=nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))),
+        normal(10, 4),
+    ),
+    "a temperature": (lambda: Net(lambda m, x: (m.a(x) / m.b.exp()).tanh(), a=nn.Linear(4, 4), b=raw()), normal(10, 4)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EXACTLY)
+def test_exact_blocks_are_those_of_finite_differences(name: str) -> None:
+    make, x = EXACTLY[name]
+    model = build(make)
+    plan = Plan(Level.CURVATURE, noise=0.0, tolerance=1e-9, curvature="hessian")
+    measured = measure(model, probe(model, x), plan)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for layer, record in zip(found_layers(model, probe(model, x)), measured.layers, strict=True):
+        if "lambda_max" not in record.per_node:
+            assert not record.reached
+            continue
+        rows = layer.rows(parameters).detach().clone()
+        for node in range(layer.nodes):
+            block = torch.stack([_slope(model, x, layer, rows, node, entry) for entry in range(layer.size)])
+            values = torch.linalg.eigvalsh((block + block.T) / 2)
+            assert record.per_node["lambda_max"][node] == pytest.approx(float(values[-1]), rel=1e-4, abs=1e-6)
+            assert record.per_node["lambda_min"][node] == pytest.approx(float(values[0]), rel=1e-4, abs=1e-6)
+
+
+def _slope(model: nn.Module, x: Tensor, layer: Layer, rows: Tensor, node: int, entry: int) -> Tensor:
+    """Return how the gradient of a node changes with one of its entries, by central differences."""
+    step, ends = 1e-4, []
+    for sign in (1, -1):
+        moved = rows.clone()
+        moved[node, entry] += sign * step
+        put_rows(model, layer, moved)
+        value = F.cross_entropy(model(x.clone()), torch.arange(len(x)) % 3)
+        named = dict(model.named_parameters(remove_duplicate=False))
+        grads = torch.autograd.grad(value, [named[name] for name in layer.names], materialize_grads=True)
+        ends.append(layer.rows(dict(zip(layer.names, grads, strict=True)))[node])
+    put_rows(model, layer, rows)
+    return (ends[0] - ends[1]) / (2 * step)
+
+
+def put_rows(model: nn.Module, layer: Layer, rows: Tensor) -> None:
+    """Give the layer's parameters the entries of ``(nodes, size)`` rows."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for slot in layer.slots:
+            named[slot.parameter].copy_(slot.parameter_of(rows[:, layer.place(slot)]))

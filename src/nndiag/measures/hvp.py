@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nndiag.config.callables import reason
 from nndiag.errors import InputError, ModelError
+from nndiag.measures.twice import TwiceDifferentiable
 from nndiag.probe.probe import Batch, Probe
 from nndiag.replay.passes import main_output
 
@@ -262,10 +263,11 @@ def batched_second(
 
 @contextmanager
 def second_order(model: nn.Module) -> Iterator[None]:
-    """Choose kernels that can be differentiated twice: plain attention, and no fused recurrent layers on CUDA."""
+    """Choose functions that can be differentiated twice: plain attention, and no fused recurrent layers on CUDA."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(TwiceDifferentiable())
         if recurrent and torch.cuda.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield

@@ -1,10 +1,13 @@
-"""Where tensors come from: which vary with the sample at all, and which calls of layers lie behind them."""
+"""Where tensors come from: which vary with the sample at all, which have rows that the data pick, and which calls of
+layers lie behind them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -14,6 +17,21 @@ from nndiag.replay.units import AFFINE, QUOTIENTS
 _RANDOM = frozenset(
     "bernoulli normal multinomial poisson exponential uniform log_normal cauchy geometric".split()
 )
+
+
+_PICKING = frozenset(
+    "nonzero argwhere masked_select unique unique_consecutive _pack_padded_sequence bincount".split()
+)
+"""Functions whose results have as many rows as the values of their arguments say."""
+_NEW = frozenset(
+    "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor size numel".split()
+)
+"""Functions that take from a tensor no more than its shape and type."""
+_PUTTING_BACK = frozenset(
+    "__setitem__ index_put index_add index_copy index_fill scatter scatter_add scatter_reduce masked_scatter where "
+    "_pad_packed_sequence embedding_bag".split()
+)
+"""Functions that put picked rows, or sums of them, back to where every sample has its own."""
 
 
 class Lineage:
@@ -31,6 +49,8 @@ class Lineage:
         self._constants = constants
         self._derived = WeakTensorKeyDictionary()
         self._behind = WeakTensorKeyDictionary()
+        self._picked = WeakTensorKeyDictionary()
+        self._fixed = WeakTensorKeyDictionary()
 
     def constant(self, tensor: Tensor) -> bool:
         """Whether a tensor does not vary with the sample: a parameter, a buffer, a number, or made of these."""
@@ -42,11 +62,17 @@ class Lineage:
         """Whether a function that was seen made a tensor."""
         return tensor in self._behind
 
+    def picked(self, tensor: Tensor) -> bool:
+        """Whether the data say how many rows of each sample a tensor has, as with ``x[x[:, 0] > 0]``."""
+        return tensor in self._picked
+
     def see(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object, call: int | None
     ) -> None:
         """Take note of one call of a torch function; ``call`` is the index of the layer's call that it is."""
-        made = [t for t in tensors_in(args[:1] if name == "__setitem__" else result) if t.is_floating_point()]
+        every = list(tensors_in(args[:1] if name == "__setitem__" else result))
+        self._see_picks(name, args, kwargs, every)
+        made = [t for t in every if t.is_floating_point()]
         if not made:
             return
         given = list(tensors_in((args, kwargs)))
@@ -62,6 +88,36 @@ class Lineage:
                 self._derived[tensor] = True
             else:
                 self._derived.pop(tensor, None)  # type: ignore[no-untyped-call]
+
+    def _see_picks(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], made: Iterable[Tensor]
+    ) -> None:
+        """Take note of what does not depend on the data, and of rows that they pick."""
+        given = list(tensors_in((args, kwargs)))
+        drawn = name in _RANDOM or "rand" in name
+        fixed = not drawn and (name in _NEW or all(map(self._is_fixed, given)))
+        picked = not fixed and (self._picks(name, args, kwargs) or self._passes_on(name, given))
+        for tensor in made:
+            for known, holds in ((self._fixed, fixed), (self._picked, picked)):
+                if holds:
+                    known[tensor] = True
+                else:
+                    known.pop(tensor, None)  # type: ignore[no-untyped-call]
+
+    def _picks(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call of a function gives as many rows as the data say."""
+        if name == "__getitem__":
+            masks = (index for index in tensors_in(args[1:]) if index.dtype in (torch.bool, torch.uint8))
+            return not all(map(self._is_fixed, masks))
+        if name == "repeat_interleave":
+            return sum(1 for _ in tensors_in((args, kwargs))) > 1
+        return name in _PICKING or (name == "where" and len(args) + len(kwargs) == 1)
+
+    def _passes_on(self, name: str, given: Iterable[Tensor]) -> bool:
+        return name not in _PUTTING_BACK and any(tensor in self._picked for tensor in given)
+
+    def _is_fixed(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._constants or tensor in self._fixed
 
     def _united(self, given: Iterable[Tensor]) -> frozenset[int]:
         return frozenset().union(*(self._behind[tensor] for tensor in given if tensor in self._behind))

@@ -64,8 +64,8 @@ def separation(
 ) -> Separation:
     """Look at the first samples of a probe.
 
-    The output of the first alone is sent back, then that of the last alone; the rows of a layer's output that they
-    reach must be those of one sample in some regular order. Where more than one order agrees, as for a layer that the
+    The output of the first alone is sent back, that of the last, and those of the others; the rows of a layer's output
+    that they reach must be theirs in some regular order. Where more than one order agrees, as for a layer that the
     samples do not reach, more samples are looked at. What a layer's gradients at its outputs say of its parameters is
     compared with their gradients, so that no use of them escapes.
 
@@ -100,7 +100,7 @@ def strays(seen: Forward, samples: Mapping[str, Sequence[Samples]]) -> set[str]:
         name = call.layer.name
         known, turn = samples.get(name, ()), turns[name]
         turns[name] += 1
-        if turn >= len(known) and len(set(known)) != 1:
+        if call.picked or (turn >= len(known) and len(set(known)) != 1):
             found.add(name)
             continue
         order = known[min(turn, len(known) - 1)]
@@ -111,7 +111,7 @@ def strays(seen: Forward, samples: Mapping[str, Sequence[Samples]]) -> set[str]:
 
 
 class _Look:
-    """Some samples, and what passes back from the first, the last and all of them reach.
+    """Some samples, and what passes back from the first, the last, the others and all of them reach.
 
     ``found`` are the orders of samples in the calls of each layer, ``alone`` the layers that have none in some call,
     ``undecided`` those in whose calls several agree.
@@ -129,22 +129,23 @@ class _Look:
         count = len(inputs[0])
         self._seed = torch.randn(self.seen.output.shape, generator=generator).to(self.seen.output)
         reached = []
-        for row in (0, count - 1):
+        for rows in (slice(0, 1), slice(count - 1, count), slice(1, count - 1)):
             seed = torch.zeros_like(self._seed)
-            seed[row] = self._seed[row]
+            seed[rows] = self._seed[rows]
             reached.append(self.seen.gradients(seed))
-        for call, first, last in zip(self.seen.calls, *reached, strict=True):
+        for call, *gradients in zip(self.seen.calls, *reached, strict=True):
             if call.use is not None:
-                self._place(call, count, (first, last))
+                self._place(call, count, gradients)
         named = {n: p for n, p in model.named_parameters(remove_duplicate=False) if id(p) in owners}
         self._at_outputs, at_parameters = self.seen.gradients_and_parameters(self._seed, list(named.values()))
         self._at_parameters = {
             name: torch.zeros_like(p) if g is None else (g.to_dense() if g.is_sparse else g).detach()
             for (name, p), g in zip(named.items(), at_parameters, strict=True)
         }
+        self._norms = {name: float(gradient.norm()) for name, gradient in self._at_parameters.items()}
 
     def _place(self, call: Call, count: int, reached: Sequence[Tensor]) -> None:
-        orders = _orders(call, count, *reached)
+        orders = [] if call.picked else _orders(call, count, reached)
         name = call.layer.name
         if not orders:
             self.alone.add(name)
@@ -162,14 +163,19 @@ class _Look:
         return {name for name, places in calls.items() if not self._agrees(places)}
 
     def _agrees(self, places: Sequence[int]) -> bool:
-        layer = self.seen.calls[places[0]].layer
-        made, rounding = torch.zeros_like(layer.rows(self._at_parameters)), 0.0
+        layer, made, rounding = self.seen.calls[places[0]].layer, None, 0.0
         for place in places:
             call = self.seen.calls[place]
             assert call.use is not None
             share = Share((call.use,), (place,))
-            share.add_to(made, share.kind.pull_back(share, share.kind.gather(share, self._at_outputs)))
+            own = share.kind.pull_back(share, share.kind.gather(share, self._at_outputs))
             rounding = max(rounding, call.rounding)
+            if made is None and share.complete:
+                made = own
+                continue
+            made = own.new_zeros(layer.nodes, layer.size) if made is None else made
+            share.add_to(made, own)
+        assert made is not None
         return self._equal(layer, made, rounding)
 
     def left_out(self, model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
@@ -193,24 +199,26 @@ class _Look:
         A gradient that is rounding alone, such as that of a shift before a normalisation, is small beside those of
         other layers. Gradients that are not finite are not compared.
         """
-        truth = layer.rows(self._at_parameters)
-        largest = max(float(gradient.norm()) for gradient in self._at_parameters.values())
-        accepted = rounding ** (1 / 3) * float(truth.norm()) + rounding ** (2 / 3) * largest
-        return not float((made - truth).norm()) > accepted
+        accepted = rounding ** (1 / 3) * max(self._norms[name] for name in layer.names)
+        accepted += rounding ** (2 / 3) * max(self._norms.values())
+        for slot in layer.slots:
+            made[:, layer.place(slot)].sub_(slot.rows(self._at_parameters[slot.parameter]))
+        return not float(made.norm()) > accepted
 
 
-def _orders(call: Call, count: int, first: Tensor, last: Tensor) -> list[Samples]:
-    """Return the orders of samples that agree with the rows reached from the first and the last sample."""
+def _orders(call: Call, count: int, reached: Sequence[Tensor]) -> list[Samples]:
+    """Return the orders of samples that agree with the rows reached from the first, the last and all other samples."""
     assert call.use is not None
-    touched = [(call.use.kind.spread(call.use, g) != 0).flatten(1).any(dim=1) for g in (first, last)]
-    rows = torch.arange(len(touched[0]), device=first.device)
+    first, last, others = ((call.use.kind.spread(call.use, g) != 0).flatten(1).any(dim=1) for g in reached)
+    rows = torch.arange(len(first), device=first.device)
     leading = call.use.kind.leading(call.use, call.shape)
     found: list[Samples] = []
     for after in _strides(leading, count):
         owner = rows // after % count
         order = Samples(len(rows) // (after * count), after)
-        agrees = bool((owner[touched[0]] == 0).all()) and bool((owner[touched[1]] == count - 1).all())
-        if agrees and order not in found:
+        is_first, is_last = owner == 0, owner == count - 1
+        strayed = (first & ~is_first) | (last & ~is_last) | (others & (is_first | is_last))
+        if not bool(strayed.any()) and order not in found:
             found.append(order)
     return found
 

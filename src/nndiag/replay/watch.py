@@ -56,7 +56,8 @@ class Call:
     ``edge`` is where the gradient with respect to the layer's output is taken, whatever is done to it in
     place later; ``use`` is ``None`` for what is only looked at, such as the states of recurrent units. ``dtype`` is
     that of the parameters, which the output need not have under autocast; ``rounding`` that of one step of what was
-    computed, relative to it. ``cut_off`` says that no gradient can come back, as under ``no_grad``.
+    computed, relative to it. ``cut_off`` says that no gradient can come back, as under ``no_grad``, and ``picked``
+    that the data say how many rows of each sample there are.
     ``activation`` is the nonlinearity that alone consumes the output; ``reading`` what the
     observer said of the units, where there are any. ``is_output`` says that no other layer works on what it put out.
     """
@@ -68,6 +69,7 @@ class Call:
     dtype: torch.dtype | None = None
     rounding: float = 0.0
     cut_off: bool = False
+    picked: bool = False
     produced: object = None
     activation: Nonlinearity | None = None
     reading: object = None
@@ -135,6 +137,7 @@ class Watch(TorchFunctionMode):
         if use is not None and isinstance(result, Tensor) and use.kind.fits(use, result):
             call = self._enter(use, result)
             self._lineage.see(name, args, kwargs, result, call)
+            self.calls[-1].picked = self._lineage.picked(result)
         else:
             self._lineage.see(name, args, kwargs, result, None)
             if any(t.requires_grad for t in tensors_in(result)):

@@ -44,7 +44,21 @@ class Application:
 def single_positions(model: nn.Module, probe: Probe, layers: Sequence[Layer]) -> frozenset[str]:
     """Return the names of the layers whose nodes are rows of a matrix applied once to one vector a sample."""
     rows = [layer for layer in layers if _weight_then_bias(model, probe, layer)]
-    return frozenset(_applied(model, probe, next(probe.batches()), rows)[1])
+    value, found = _applied(model, probe, next(probe.batches()), rows)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    weights = {layer.name: parameters[layer.names[0]] for layer in rows}
+    return frozenset(name for name, use in found.items() if _is_all(value, use, weights[name]))
+
+
+def _is_all(value: Tensor, use: Application, weight: Tensor) -> bool:
+    """Whether a weight's gradient is that of its one use: no function that cannot be seen uses it too."""
+    if not value.requires_grad:
+        return True
+    (at_output,) = torch.autograd.grad(value, use.output, retain_graph=True, materialize_grads=True)
+    (at_weight,) = torch.autograd.grad(value, weight, retain_graph=True, materialize_grads=True)
+    rounding = torch.finfo(weight.dtype).eps ** (1 / 3)
+    accepted = rounding * at_weight.norm() + rounding**2 * at_output.norm() * use.input.norm()
+    return not bool((at_output.T @ use.input - at_weight).norm() > accepted)
 
 
 def signed_blocks(
