@@ -101,7 +101,10 @@ Granularity = Annotated[
     Literal["node", "head"],
     _option(_DEPTH, "--granularity", "UNIT", "node, or head: take the rows of an attention head together."),
 ]
-BatchSize = Annotated[int | None, _option(_DEPTH, "--batch-size", "N", "Samples a pass; 256 by default.")]
+BatchSize = Annotated[
+    int | None,
+    _option(_DEPTH, "--batch-size", "N", "Samples a pass; 256 to 1024 by default."),
+]
 MemoryBudget = Annotated[
     str | None,
     _option(

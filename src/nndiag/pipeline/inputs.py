@@ -156,7 +156,7 @@ def _probe(data: Data, config: RunConfig, settings: ScanSettings, note: Note) ->
         inputs=cast_inputs(data.inputs, DTYPES[settings.dtype], device),
         targets=targets,
         loss=_loss(data, config, settings, note),
-        batch_size=settings.batch_size or config.probe.batch_size or 256,
+        batch_size=settings.batch_size or config.probe.batch_size or 0,
         folds=settings.folds,
         sha256=data.sha256,
     )
