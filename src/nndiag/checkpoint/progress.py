@@ -13,6 +13,8 @@ from nndiag.checkpoint.record import SavedOptimizer
 
 _STEP_KEYS = ("global_step", "step", "iteration")
 _EPOCH_KEYS = ("epoch", "current_epoch")
+PROGRESS_KEYS = _STEP_KEYS + _EPOCH_KEYS
+"""What step and epoch are called."""
 _LARGEST = 1 << 62
 
 # A number counts where a word in front of it says what it is; "ckpt_12" says nothing.
@@ -36,6 +38,10 @@ class Progress:
         )
 
 
+UNKNOWN = Progress()
+"""Neither is known."""
+
+
 def from_tree(tree: object, is_weights: bool) -> Progress:
     """Return what the top level of a loaded dict says.
 
@@ -46,7 +52,7 @@ def from_tree(tree: object, is_weights: bool) -> Progress:
     numbers = {
         name: _count(plain_number(value))
         for name, value in named_entries(tree)
-        if name in _STEP_KEYS + _EPOCH_KEYS and not (is_weights and isinstance(value, Tensor))
+        if name in PROGRESS_KEYS and not (is_weights and isinstance(value, Tensor))
     }
     return Progress(_first(numbers, _STEP_KEYS), _first(numbers, _EPOCH_KEYS))
 

@@ -31,13 +31,14 @@ class NodeRows:
     def of(cls, layer: Layer, tensors: Mapping[str, Tensor]) -> NodeRows:
         """Return the rows of a layer, from tensors by parameter name."""
         return cls(
-            tuple(slot.rows(tensors[slot.parameter]) for slot in layer.weights),
-            tuple(slot.rows(tensors[slot.parameter]) for slot in layer.biases),
+            tuple(slot.rows(tensors[slot.parameter].detach()) for slot in layer.weights),
+            tuple(slot.rows(tensors[slot.parameter].detach()) for slot in layer.biases),
         )
 
     @classmethod
     def split(cls, rows: Tensor, weights: int) -> NodeRows:
         """Return ``(nodes, size)`` rows of which the first so many entries are weights."""
+        rows = rows.detach()
         return cls((rows[:, :weights],), (rows[:, weights:],) if rows.shape[1] > weights else ())
 
     @property

@@ -86,7 +86,7 @@ class Job:
         with _naming(checkpoint.path):
             tensors = choose_tensors(checkpoint.places, settings.weights_key, settings.strip_prefix)
             measured = measure_weights(tensors)
-        count = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+        count = sum(tensor.numel() for tensor in tensors.specs.values() if tensor.is_floating_point())
         return Seen(measured, count, bool(checkpoint.optimizers))
 
     def forecast(self, index: int) -> Forecast:
