@@ -37,11 +37,11 @@ _ZERO = "run `python zero_to_fp32.py . OUT` in the directory above and give OUT"
 
 
 def is_checkpoint_directory(folder: Path) -> bool:
-    """Return whether a directory is one checkpoint and not a run of several, or is of a kind that is refused."""
-    return is_dcp(folder) or is_huggingface(folder) or _foreign(folder) is not None
+    """Return whether a directory is one checkpoint, of a kind that can be read."""
+    return is_dcp(folder) or is_huggingface(folder)
 
 
-def read_directory(folder: Path, permission: Permission = NOTHING) -> Contents:
+def read_directory(folder: Path, permission: Permission = NOTHING, lazily: bool = False) -> Contents:
     """Open a directory that is one checkpoint.
 
     Raises:
@@ -51,14 +51,15 @@ def read_directory(folder: Path, permission: Permission = NOTHING) -> Contents:
         if is_dcp(folder):
             return read_dcp(folder, permission)
         if is_huggingface(folder):
-            return read_huggingface(folder, permission)
-        refusal = _foreign(folder)
+            return read_huggingface(folder, permission, lazily)
+        refusal = foreign(folder)
     except OSError as error:
         raise unreadable(folder, error) from error
     raise refusal or InputError(folder, "is a directory and no checkpoint", "name a checkpoint in it")
 
 
-def _foreign(folder: Path) -> InputError | None:
+def foreign(folder: Path) -> InputError | None:
+    """Return the refusal of a directory that another framework wrote; ``None`` for any other."""
     for pattern, what, do in _FOREIGN:
         if next(folder.glob(pattern), None) is not None:
             return InputError(folder, f"is {what}", _ZERO if do == "zero" else do)

@@ -36,7 +36,7 @@ def is_huggingface(folder: Path) -> bool:
     return name is not None and (name.endswith(INDEX) or any((folder / other).is_file() for other in beside))
 
 
-def read_huggingface(folder: Path, permission: Permission = NOTHING) -> Contents:
+def read_huggingface(folder: Path, permission: Permission = NOTHING, lazily: bool = False) -> Contents:
     """Open the weights of a directory, with what a Trainer left beside them.
 
     Raises:
@@ -51,13 +51,15 @@ def read_huggingface(folder: Path, permission: Permission = NOTHING) -> Contents
         found = read_sharded(file, permission)
     else:
         watched = Watched(file)
-        found = Contents("huggingface", (Place("", open_weights(file, permission)),), files={name: watched})
+        found = Contents(
+            "huggingface", (Place("", open_weights(file, permission, lazily)),), files={name: watched}
+        )
     notes = ("the directory holds an adapter alone, without the weights that it changes",)
     found = replace(found, format="huggingface", notes=notes if name.startswith("adapter_") else ())
-    return _with_trainer(folder, found, permission) if (folder / trainer.STATE).is_file() else found
+    return _with_trainer(folder, found, permission, lazily) if (folder / trainer.STATE).is_file() else found
 
 
-def _with_trainer(folder: Path, found: Contents, permission: Permission) -> Contents:
+def _with_trainer(folder: Path, found: Contents, permission: Permission, lazily: bool) -> Contents:
     require_inside(folder, folder / trainer.STATE)
     said = Progress()
     history: trainer.History = ()
@@ -69,7 +71,7 @@ def _with_trainer(folder: Path, found: Contents, permission: Permission) -> Cont
     except InputError as error:
         files.pop(trainer.STATE, None)
         notes = (*notes, f"{trainer.STATE} was not used: {error.why}")
-    optimizers, more, refused = trainer.read_optimizer(folder, permission)
+    optimizers, more, refused = trainer.read_optimizer(folder, permission, lazily)
     return replace(
         found,
         format="huggingface-trainer",

@@ -57,6 +57,15 @@ def identify(path: Path, file: BinaryIO) -> Format:
     raise _refusal(path, head)
 
 
+def is_agent(path: Path) -> bool:
+    """Return whether a file is an archive of Stable-Baselines3; false for what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == ZIP_MAGIC and _kind_of_zip(file) == "stable-baselines3"
+    except OSError:
+        return False
+
+
 def _kind_of_zip(file: BinaryIO) -> Format:
     """Tell the archives apart by the names in them; what cannot be read is for the reader to say."""
     try:

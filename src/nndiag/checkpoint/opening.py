@@ -54,7 +54,7 @@ def glance(path: Path) -> Checkpoint:
 
 def _read(path: Path, permission: Permission, lazily: bool) -> Contents:
     if os.path.isdir(path):  # false where the system does not say
-        return read_directory(path, permission)
+        return read_directory(path, permission, lazily)
     watched = Watched(path)
     found = _read_file(path, permission, lazily)
     return found if found.files else replace(found, files={"": watched})

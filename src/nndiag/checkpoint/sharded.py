@@ -56,7 +56,7 @@ def read_sharded(index: Path, permission: Permission = NOTHING) -> Contents:
     return Contents("sharded", (Place("", tensors),), files=watched)
 
 
-def open_weights(path: Path, permission: Permission = NOTHING) -> Mapping[str, Tensor]:
+def open_weights(path: Path, permission: Permission = NOTHING, lazily: bool = False) -> Mapping[str, Tensor]:
     """Return the tensors at the top level of a file, in either format that weights come in.
 
     Raises:
@@ -67,7 +67,7 @@ def open_weights(path: Path, permission: Permission = NOTHING) -> Mapping[str, T
         if form == "safetensors":
             return open_safetensors(path).tensors
         if form in ("torch", "torch-legacy"):
-            found = read_torch(path, file, form, permission)
+            found = read_torch(path, file, form, permission, lazily)
             if found.places and found.places[0].key == "":
                 return found.places[0].tensors
     raise InputError(path, "holds no weights at its top level", "take the checkpoint from its source again")

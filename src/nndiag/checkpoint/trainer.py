@@ -42,7 +42,7 @@ def read_state(folder: Path) -> tuple[Progress, History]:
 
 
 def read_optimizer(
-    folder: Path, permission: Permission
+    folder: Path, permission: Permission, lazily: bool = False
 ) -> tuple[tuple[SavedOptimizer, ...], dict[str, Watched], tuple[str, ...]]:
     """Return the state of the optimiser, the file that it was read from, and a note where it could not be.
 
@@ -56,7 +56,7 @@ def read_optimizer(
             return (), {}, (f"{name} was not used: it is a link that leaves its directory",)
         try:
             watched = Watched(file)
-            found = read_torch_file(file, permission).optimizers
+            found = read_torch_file(file, permission, lazily).optimizers
         except InputError as error:
             return (), {}, (f"{name} was not used: {error.why}",)
         if not found:
