@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from threading import Thread
 
-from nndiag.checkpoint.source import Watched
+from nndiag.checkpoint.source import Watched, unreadable
 from nndiag.errors import InputError
 
 _AT_ONCE = 1 << 18  # stays in the processor's cache
@@ -49,8 +49,8 @@ class Digest:
     def _run(self) -> None:
         try:
             hashes = {name: _hash(file) for name, file in self._files.items()}
-        except InputError as error:
-            self._error = error
+        except OSError as error:
+            self._error = unreadable(next(iter(self._files.values())).path, error)
             return
         self._result = hashes[""] if list(hashes) == [""] else _of_lines(hashes)
 

@@ -48,7 +48,8 @@ class Watched:
             self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         except OSError as error:
             raise unreadable(path, error) from error
-        weakref.finalize(self, os.close, self.descriptor)
+        # not at the interpreter's exit: a thread may still be reading
+        weakref.finalize(self, os.close, self.descriptor).atexit = False
 
     def check_unchanged(self) -> None:
         """Make sure that the file is as it was when it was opened.
