@@ -65,7 +65,7 @@ def zip_of(path: Path, *names: str) -> Path:
     ("names", "words"),
     [
         (("m/data/weights/weight_0", "m/models/model.json", "m/archive_format"), "torch.export"),
-        (("data", "pytorch_variables.pth", "policy.pth", "policy.optimizer.pth"), "policy.pth inside"),
+        (("data", "pytorch_variables.pth", "policy.pth", "policy.optimizer.pth"), "compressed"),
         (("metadata.json", "config.json", "model.weights.h5"), "Keras"),
         (("readme.txt", "a/b.txt"), "torch.save did not write"),
     ],

@@ -39,10 +39,10 @@ def test_name_that_no_file_can_have(tmp_path: Path) -> None:
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(network().state_dict(), tmp_path / "x.pt")
 
-    def refuse(self: Path, mode: str = "r") -> None:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(name: object, flags: int) -> int:
+        raise PermissionError(13, "Permission denied", str(name))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     refusal(path, "cannot be read: permission denied")
 
 

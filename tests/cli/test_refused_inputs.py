@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.cli.conftest import Cli
-from tests.cli.support import FULL, WITH_MODEL, network, samples
+from tests.cli.support import FULL, WITH_MODEL, Ended, network, samples
 
 
 def test_missing_file(cli: Cli) -> None:
@@ -42,12 +44,43 @@ def test_truncated_checkpoint(cli: Cli, work: Path, name: str, kept: float) -> N
 def test_damaged_file_in_a_run_is_named(cli: Cli, work: Path) -> None:
     file = work / "run" / "epoch_2.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    assert "epoch_2.safetensors" in cli("scan", "run", *FULL).failed(3)
+    assert "epoch_2.safetensors" in without_the_second(cli("scan", "run", *FULL, "--format", "json"))
+
+
+def without_the_second(ended: Ended) -> str:
+    """Check that the others were scanned and the errors outranked them; return the one line."""
+    report = ended.document(3)
+    assert [Path(found["checkpoint"]["path"]).stem for found in report["checkpoints"]] == [
+        "epoch_1",
+        "epoch_3",
+    ]
+    (line,) = [line for line in ended.err.splitlines() if not line.startswith("note: ")]
+    assert re.fullmatch(r"error: [^\n]+?: [^\n]+; [^\n]+", line)
+    return line
+
+
+def test_every_checkpoint_of_a_run_damaged_is_the_first_ones_error(cli: Cli, work: Path) -> None:
+    for file in (work / "run").glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-10])
+    assert "epoch_1.safetensors" in cli("scan", "run", *FULL).failed(3)
 
 
 def test_pickled_module(cli: Cli, work: Path) -> None:
     torch.save(network(), work / "module.pt")
-    assert "module.pt" in cli("scan", "module.pt", *WITH_MODEL).failed(3)
+    line = cli("scan", "module.pt", *WITH_MODEL).failed(3)
+    assert "module.pt" in line
+    assert "--trust" in line
+    document = cli("scan", "module.pt", *WITH_MODEL, "--trust", "--format", "json").document()
+    assert document["checkpoints"][0]["checkpoint"]["format"] == "pickled-module"
+
+
+def test_a_harmless_global_is_let_in_by_name_alone(cli: Cli, work: Path) -> None:
+    content = {"state_dict": network().state_dict(), "args": argparse.Namespace(lr=0.1, layers=[1, 2])}
+    torch.save(content, work / "run.pt")
+    assert "--allow-global argparse.Namespace" in cli("scan", "run.pt").failed(3)
+    assert cli("scan", "run.pt", "--allow-global", "argparse.Namespace", "--format", "json").code == 0
+    assert "is not the dotted name" in cli("scan", "run.pt", "--allow-global", "Namespace").failed(2)
+    assert "no such name" in cli("scan", "run.pt", "--allow-global", "argparse.Nothing").failed(2)
 
 
 class Touch:
@@ -62,8 +95,8 @@ def test_code_in_a_pickle_does_not_run(cli: Cli, work: Path, legacy: bool) -> No
     content = {"state_dict": network().state_dict(), "config": Touch()}
     torch.save(content, work / "evil.pt", _use_new_zipfile_serialization=not legacy)
     cli("scan", "evil.pt", *FULL).failed(3)
-    cli("scan", "evil.pt", *FULL, "--trust", "--level", "weights")
     cli("scan", ".", *FULL)
+    cli("scan", "evil.pt", *FULL, "--allow-global", "posix.system").failed(2)
     assert not (work / "pwned").exists()
 
 
@@ -81,7 +114,7 @@ def test_weights_that_do_not_fit(cli: Cli) -> None:
 
 def test_weights_of_a_run_that_do_not_fit_name_the_file(cli: Cli, work: Path) -> None:
     save_file(dict(network(width=9).state_dict()), work / "run" / "epoch_2.safetensors")
-    assert "epoch_2.safetensors" in cli("scan", "run", *FULL).failed(3)
+    assert "epoch_2.safetensors" in without_the_second(cli("scan", "run", *FULL, "--format", "json"))
 
 
 def test_probe_of_the_wrong_width(cli: Cli, work: Path) -> None:

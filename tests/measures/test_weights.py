@@ -6,24 +6,30 @@ import numpy as np
 import pytest
 import torch
 
-from nndiag.measures.weights import duplicate_rows, weight_measures
+from nndiag.measures.duplicates import Pairs, duplicate_rows
+from nndiag.measures.sketch import NodeRows
+from nndiag.measures.weights import weight_measures
 
 
 def rows() -> torch.Tensor:
     return torch.randn(8, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
+def repeated(table: torch.Tensor, groups: int = 1) -> tuple[Pairs, Pairs]:
+    return duplicate_rows(NodeRows.split(table, table.shape[1] - 1), groups)
+
+
 def test_pairs_name_the_first_row_that_is_repeated() -> None:
     table = rows()
     table[3], table[5], table[6] = table[1], -table[1], table[1]
-    assert duplicate_rows(table) == (((3, 1), (6, 1)), ((5, 1),))
+    assert repeated(table) == (((3, 1), (6, 1)), ((5, 1),))
 
 
 def test_a_row_that_repeats_one_row_and_mirrors_another_repeats() -> None:
     table = rows()
     table[3], table[5] = -table[1], table[3].neg()
     table[5] = table[1]
-    assert duplicate_rows(table) == (((5, 1),), ((3, 1),))
+    assert repeated(table) == (((5, 1),), ((3, 1),))
 
 
 @pytest.mark.parametrize(("shift", "repeats"), [(1e-8, True), (1e-5, False)])
@@ -31,28 +37,72 @@ def test_a_row_that_repeats_one_row_and_mirrors_another_repeats() -> None:
 def test_rounding_is_no_difference(shift: float, repeats: bool, sign: int) -> None:
     table = rows()
     table[3] = sign * table[1] + shift * table[2]
-    assert any(duplicate_rows(table)) == repeats
+    assert any(repeated(table)) == repeats
 
 
 def test_a_multiple_is_no_repetition() -> None:
     table = rows()
     table[3] = 1.001 * table[1]
-    assert duplicate_rows(table) == ((), ())
+    assert repeated(table) == ((), ())
 
 
 def test_zeros_and_what_is_not_finite_repeat_nothing() -> None:
     table = rows()
     table[2:4] = 0
     table[5:7] = torch.nan
-    assert duplicate_rows(table) == ((), ())
+    assert repeated(table) == ((), ())
 
 
 def test_norms_are_with_and_without_the_bias() -> None:
     table = rows()
     table[2, 1] = torch.inf
-    found = weight_measures(table, weights=table.shape[1] - 1)
+    found = weight_measures(NodeRows.split(table, table.shape[1] - 1))
     np.testing.assert_allclose(found["weight_norm"][:2], table[:2, :-1].norm(dim=1).numpy())
     np.testing.assert_allclose(found["parameter_norm"][:2], table[:2].norm(dim=1).numpy())
     np.testing.assert_array_equal(found["bias"], table[:, -1].numpy())
     assert found["nonfinite_parameters"].tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
-    assert "bias" not in weight_measures(table, weights=table.shape[1])
+    assert "bias" not in weight_measures(NodeRows.split(table, table.shape[1]))
+
+
+def by_comparing_all(table: torch.Tensor, groups: int) -> tuple[Pairs, Pairs]:
+    """The definition: every row against every earlier one of its group."""
+    table, equal, turned = table.double(), [], []
+    for i in range(len(table)):
+        for sign, found in ((1, equal), (-1, turned)):
+            for j in range(i):
+                same_group = i * groups // len(table) == j * groups // len(table)
+                distance = (table[i] - sign * table[j]).norm() / table[j].norm()
+                if same_group and distance < 1e-6:
+                    found.append((i, j))
+                    break
+    repeats = {node for node, _ in equal}
+    return tuple(equal), tuple(pair for pair in turned if pair[0] not in repeats)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kinds", [2, 9, 64])
+def test_many_repetitions_are_those_of_the_definition(kinds: int, dtype: torch.dtype, groups: int) -> None:
+    generator = torch.Generator().manual_seed(kinds)
+    table = torch.randn(kinds, 7, generator=generator)[torch.randint(kinds, (64,), generator=generator)]
+    table *= torch.randint(0, 2, (64, 1), generator=generator) * 2 - 1
+    table = table.to(dtype)
+    assert repeated(table, groups) == by_comparing_all(table, groups)
+
+
+def test_rows_alike_in_everything_but_order_repeat_nothing() -> None:
+    table = torch.stack([torch.arange(1.0, 9).roll(shift) for shift in range(8)])
+    assert repeated(table) == ((), ())
+
+
+def test_wide_rows_and_many_rows_are_summed_tile_by_tile() -> None:
+    wide = torch.randn(3, (1 << 14) + 5, generator=torch.Generator().manual_seed(0))
+    wide[2] = wide[0]
+    wide[1, -1] = torch.nan
+    found = weight_measures(NodeRows.split(wide, wide.shape[1]))
+    np.testing.assert_allclose(found["weight_norm"][[0, 2]], wide[[0, 2]].double().norm(dim=1), rtol=1e-14)
+    assert found["nonfinite_parameters"].tolist() == [0, 1, 0]
+    assert repeated(wide) == (((2, 0),), ())
+    tall = torch.randn(1 << 15, 17, generator=torch.Generator().manual_seed(0))
+    found = weight_measures(NodeRows.split(tall, 17))
+    np.testing.assert_allclose(found["weight_norm"], tall.double().norm(dim=1), rtol=1e-14)

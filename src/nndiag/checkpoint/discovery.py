@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
+from nndiag.checkpoint.confine import is_inside
+from nndiag.checkpoint.directory import foreign, is_checkpoint_directory
+from nndiag.checkpoint.identify import is_agent
 from nndiag.checkpoint.opening import glance
 from nndiag.checkpoint.optimizers import sibling_of
 from nndiag.checkpoint.progress import Progress, from_name
 from nndiag.checkpoint.source import NoWeightsError, unreadable
 from nndiag.errors import InputError, UsageError
 
-_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th"})
+_SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".pt2"})
+_FOREIGN_SUFFIXES = frozenset({".onnx", ".gguf", ".h5", ".hdf5", ".keras", ".tflite", ".msgpack"})
 # What trainers leave beside the weights; most of it is pickled code, so that its content cannot tell.
 _LEFTOVERS = re.compile(r"(training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state.*\.pth)")
+_NAMED = 5
+
+Note = Callable[[str], None]
 
 
 def find_checkpoints(
-    path: Path, include: str | None = None, exclude: Collection[Path] = ()
+    path: Path,
+    include: str | None = None,
+    exclude: Collection[Path] = (),
+    note: Note = lambda sentence: None,
 ) -> tuple[Path, ...]:
-    """Return the checkpoint files under a path, in training order.
+    """Return the checkpoints under a path, files and directories, in training order.
 
-    The order is by step, else by epoch, as the files say or else their names; files that say neither come
-    last, in natural order of their names (``ckpt_9`` before ``ckpt_10``). Files that hold no weights (a lone
-    optimiser state, a scheduler) are left out; damaged and refused ones are not, so that opening them
-    reports why.
+    The order is by step, else by epoch, as they say or else their names; those that say neither come last, in natural
+    order of their names (``ckpt_9`` before ``ckpt_10``). Files that hold no weights (a lone optimiser state, a
+    scheduler) are left out; damaged and refused ones are not, so that opening them reports why.
 
     Args:
-        path: a file, returned as it is, or a directory, searched without its subdirectories.
+        path: a file or a directory that is one checkpoint, returned as it is, or a run directory. Of a run, files in
+            it and directories in it that are one checkpoint count; a run that is a checkpoint itself, as a Trainer
+            leaves it at the end, comes among them.
         include: a pattern that the names must match, such as ``"epoch_*.safetensors"``; it replaces the
             usual suffixes.
         exclude: files that are no checkpoints although they look like one, such as a probe.
+        note: told in one sentence what was left out that looked like a checkpoint.
 
     Raises:
         InputError: the path is missing or unreadable, the directory holds no checkpoint, or a file in it is
@@ -41,21 +53,33 @@ def find_checkpoints(
     if path.is_file():
         return (path,)
     left_out = {other.resolve() for other in exclude}
-    candidates = [file for file in _candidates(path, include) if file.resolve() not in left_out]
+    own = include is None and is_checkpoint_directory(path)
+    entries = [entry for entry in _entries(path, include) if entry.resolve() not in left_out]
+    candidates = [entry for entry in entries if _is_candidate(path, entry, include is not None, own)]
+    candidates = _without_links(candidates) + ([path] if own else [])
     siblings = {sibling_of(file) for file in candidates}
     known = [(file, _progress(file)) for file in candidates if file not in siblings]
     found = [(file, progress) for file, progress in known if progress is not None]
     if not found:
-        pattern = f" matching {include}" if include else ""
-        raise InputError(
-            path, f"holds no checkpoint file{pattern}", "name a checkpoint, or check the directory"
-        )
+        raise foreign(path) or _nothing(path, include)
+    odd = [file for file, progress in known if progress is None]
+    odd += (
+        [] if include else [entry for entry in entries if entry not in candidates and _looks_like_one(entry)]
+    )
+    if odd:
+        names = ", ".join(file.name for file in sorted(odd)[:_NAMED]) + (", …" if len(odd) > _NAMED else "")
+        note(f"{path}: left out, since no weights are in them or they are of another kind: {names}")
     return _in_order(found)
 
 
-def _candidates(directory: Path, include: str | None) -> list[Path]:
+def _nothing(path: Path, include: str | None) -> InputError:
+    pattern = f" matching {include}" if include else ""
+    return InputError(path, f"holds no checkpoint file{pattern}", "name a checkpoint, or check the directory")
+
+
+def _entries(directory: Path, include: str | None) -> list[Path]:
     try:
-        files = list(directory.iterdir() if include is None else directory.glob(include))
+        return list(directory.iterdir() if include is None else directory.glob(include))
     except FileNotFoundError as error:
         raise InputError(directory, "does not exist", "check the path") from error
     except OSError as error:
@@ -64,24 +88,48 @@ def _candidates(directory: Path, include: str | None) -> list[Path]:
         raise UsageError(
             "include", f"{include!r} is not a pattern of names in the run directory", "mend it"
         ) from error
-    chosen = []
-    for file in files:
-        suffix_fits = include is not None or file.suffix.lower() in _SUFFIXES
-        if (
-            suffix_fits
-            and not file.name.startswith(".")
-            and not _LEFTOVERS.fullmatch(file.name)
-            and file.is_file()
-        ):
-            _refuse_escape(directory, file)
-            chosen.append(file)
-    # A link to another checkpoint of the run, such as last.ckpt, would count it twice.
-    real = {file.resolve() for file in chosen if not file.is_symlink()}
-    return [file for file in chosen if not file.is_symlink() or file.resolve() not in real]
+
+
+def _is_candidate(directory: Path, entry: Path, named: bool, own: bool) -> bool:
+    """Return whether an entry of a directory may be a checkpoint.
+
+    Args:
+        directory: the run directory.
+        entry: a file or directory in it.
+        named: whether the user's pattern fits it, so that its suffix does not matter.
+        own: whether the directory is one checkpoint itself, so that files in it are its parts.
+    """
+    if entry.name.startswith(".") or _LEFTOVERS.fullmatch(entry.name):
+        return False
+    if entry.is_dir():
+        fits = is_checkpoint_directory(entry)
+    else:
+        fits = entry.is_file() and not own and (named or _has_weights_name(entry))
+    if fits:
+        _refuse_escape(directory, entry)
+    return fits
+
+
+def _has_weights_name(file: Path) -> bool:
+    # a zip may hold anything: only agents are taken, and the rest is no business of ours
+    return file.suffix.lower() in _SUFFIXES or (file.suffix.lower() == ".zip" and is_agent(file))
+
+
+def _looks_like_one(entry: Path) -> bool:
+    """Return whether a user may have meant this entry to be scanned, although it cannot be."""
+    if entry.is_dir():
+        return not entry.is_symlink() and foreign(entry) is not None
+    return entry.suffix.lower() in _FOREIGN_SUFFIXES
+
+
+def _without_links(files: list[Path]) -> list[Path]:
+    """Leave out a link to another checkpoint of the run, such as ``last.ckpt``, which would count it twice."""
+    real = {file.resolve() for file in files if not file.is_symlink()}
+    return [file for file in files if not file.is_symlink() or file.resolve() not in real]
 
 
 def _refuse_escape(directory: Path, file: Path) -> None:
-    if not file.resolve().is_relative_to(directory.resolve()):
+    if not is_inside(directory, file):
         raise InputError(
             file, "is a link or pattern that leaves the run directory", "give the file itself as PATH"
         )
@@ -94,7 +142,7 @@ def _progress(file: Path) -> Progress | None:
     except NoWeightsError:
         return None
     except InputError:
-        return from_name(file.stem)
+        return from_name(file.name if file.is_dir() else file.stem)
     return Progress(seen.step, seen.epoch)
 
 

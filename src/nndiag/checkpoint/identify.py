@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
+import zipfile
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from nndiag.checkpoint.source import damaged
 from nndiag.errors import InputError
 
-Format = Literal["safetensors", "torch", "torch-legacy"]
+Format = Literal["safetensors", "torch", "torch-legacy", "pt2", "stable-baselines3", "index"]
 
 ZIP_MAGIC = b"PK\x03\x04"
 # torch.save without zip begins with the pickled integer 0x1950a86a20f9469cfc6c, in protocol 2.
 LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # the library's own
+
+_INDEX = re.compile(rb'\s*\{\s*"(weight_map|metadata)"\s*:')
 
 _RESAVE = "load it where it was made and save model.state_dict() with torch.save or safetensors"
 _FOREIGN = (
@@ -43,12 +47,41 @@ def identify(path: Path, file: BinaryIO) -> Format:
     head = file.read(512)
     file.seek(0)
     if head.startswith(ZIP_MAGIC):
-        return "torch"
+        return _kind_of_zip(file)
     if head.startswith(LEGACY_MAGIC):
         return "torch-legacy"
     if _is_safetensors(head):
         return "safetensors"
+    if _INDEX.match(head):
+        return "index"
     raise _refusal(path, head)
+
+
+def is_agent(path: Path) -> bool:
+    """Return whether a file is an archive of Stable-Baselines3; false for what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == ZIP_MAGIC and _kind_of_zip(file) == "stable-baselines3"
+    except OSError:
+        return False
+
+
+def _kind_of_zip(file: BinaryIO) -> Format:
+    """Tell the archives apart by the names in them; what cannot be read is for the reader to say."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except Exception:  # of half a dozen kinds
+        return "torch"
+    finally:
+        file.seek(0)
+    tails = {name.partition("/")[2] for name in names}
+    if "policy.pth" in names:
+        return "stable-baselines3"
+    is_module = "data.pkl" in tails
+    if not is_module and ("archive_format" in tails or any(tail.startswith("models/") for tail in tails)):
+        return "pt2"
+    return "torch"
 
 
 def _is_safetensors(head: bytes) -> bool:

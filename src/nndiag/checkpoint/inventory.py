@@ -22,12 +22,17 @@ from nndiag.checkpoint.allowed import (
     TYPED_REBUILD,
     UNSUPPORTED,
 )
+from nndiag.checkpoint.permission import NOTHING, Permission, is_dangerous
 from nndiag.checkpoint.source import damaged
 from nndiag.errors import InputError
 
 MAX_TENSORS = 1_000_000
 MAX_REUSE = 8  # tensors may share storages (tied weights, views), but not without end
 FREE_BYTES = 64 << 20
+
+
+class CodeError(InputError):
+    """A file that cannot be read without running code that it names."""
 
 
 class Thing(Enum):
@@ -37,6 +42,7 @@ class Thing(Enum):
     ORDERED = "OrderedDict"
     TENSOR = "tensor"
     VALUE = "value"
+    OBJECT = "an instance of a class that the user allowed"
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Inventory:
     """The claims of one file, added up while its pickle is walked through."""
 
     path: Path
+    permission: Permission = NOTHING
     storages: dict[str, Storage] = field(default_factory=dict)
     tensors: int = 0
     claimed: int = 0
@@ -73,7 +80,7 @@ class Inventory:
         full = f"{'builtins' if module == '__builtin__' else module}.{name}"
         if full in UNSUPPORTED:
             raise unsupported(self.path, UNSUPPORTED[full])
-        if full not in ALLOWED:
+        if full not in ALLOWED and full not in self.permission.names:
             raise self._runs_code(full)
         return Global(full)
 
@@ -109,6 +116,8 @@ class Inventory:
         if not isinstance(func, Global) or not isinstance(args, tuple):
             raise damaged(self.path, "a call of what is no function")
         name = func.name
+        if name in self.permission.names:
+            return Thing.OBJECT
         if name not in CALLS:
             raise self._runs_code(name)
         if name.startswith(REBUILD):
@@ -178,11 +187,14 @@ class Inventory:
     def _impossible(self) -> InputError:
         return damaged(self.path, "a call with impossible arguments")
 
-    def _runs_code(self, name: str) -> InputError:
-        return InputError(
-            self.path,
-            f"is refused: its pickle names {name}, which would have to run as code",
-            "load it where you trust it and save model.state_dict() instead",
+    def _runs_code(self, name: str) -> CodeError:
+        do = "load it where you trust it and save model.state_dict() instead"
+        if name.startswith("torch.nn."):
+            do += ", or give --trust"
+        elif not is_dangerous(name):
+            do += f"; if it is harmless data and no module, --allow-global {name} admits it"
+        return CodeError(
+            self.path, f"is refused: its pickle names {name}, which would have to run as code", do
         )
 
 

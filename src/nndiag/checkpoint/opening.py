@@ -1,33 +1,36 @@
-"""From a path to a ``Checkpoint``: the format is recognised, the file loaded, and what it holds sorted."""
+"""From a path to a ``Checkpoint``: the format is recognised, what it holds sorted, and its hash begun."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from io import BufferedReader
+import os
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
-from nndiag.checkpoint.identify import Format, identify
-from nndiag.checkpoint.optimizers import find_optimizers, sibling_of
-from nndiag.checkpoint.places import find_places
-from nndiag.checkpoint.plain import named_entries, plain_value
-from nndiag.checkpoint.progress import Progress, from_metadata, from_name, from_optimizers, from_tree
-from nndiag.checkpoint.record import Checkpoint, SavedOptimizer
-from nndiag.checkpoint.safetensors_file import load_safetensors
-from nndiag.checkpoint.source import NoWeightsError, opened
-from nndiag.checkpoint.torch_legacy import load_legacy
-from nndiag.checkpoint.torch_zip import load_zip
+from nndiag.checkpoint.contents import Contents
+from nndiag.checkpoint.digest import Digest
+from nndiag.checkpoint.directory import read_directory
+from nndiag.checkpoint.identify import identify
+from nndiag.checkpoint.permission import NOTHING, Permission
+from nndiag.checkpoint.progress import from_metadata, from_name, from_optimizers
+from nndiag.checkpoint.pt2 import read_pt2
+from nndiag.checkpoint.record import Checkpoint, Place, SavedOptimizer
+from nndiag.checkpoint.safetensors_file import open_safetensors
+from nndiag.checkpoint.sharded import read_sharded
+from nndiag.checkpoint.siblings import read_sibling
+from nndiag.checkpoint.source import NoWeightsError, Watched, opened
+from nndiag.checkpoint.stable_baselines import read_stable_baselines
+from nndiag.checkpoint.torch_file import read_torch
 from nndiag.errors import InputError
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint file of any supported format. Nothing in it is executed.
+def open_checkpoint(path: Path, permission: Permission = NOTHING) -> Checkpoint:
+    """Open a checkpoint of any supported format. Nothing in it is executed without permission.
 
     Args:
-        path: a safetensors file, or a file that torch.save wrote, with zip or without.
+        path: a file, or a directory that is one checkpoint.
+        permission: what the user allowed.
 
     Returns:
         Its weights, optimiser state, and where in training it was written.
@@ -35,79 +38,73 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: the file is missing, unreadable, damaged, refused, or holds no weights.
     """
-    with opened(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.seek(0)
-        return replace(_assemble(path, file, lazily=False), sha256=digest)
+    contents = _read(path, permission, lazily=False)
+    return _assemble(path, contents, Digest(contents.files), permission, lazily=False)
 
 
 def glance(path: Path) -> Checkpoint:
-    """Open a checkpoint without reading all of its bytes, where the format allows; ``sha256`` is empty.
+    """Open a checkpoint without reading all of its bytes, where the format allows; it has no hash.
 
     Raises:
         NoWeightsError: it can be read, and is no checkpoint.
         InputError: as for ``open_checkpoint``.
     """
+    return _assemble(path, _read(path, NOTHING, lazily=True), None, NOTHING, lazily=True)
+
+
+def _read(path: Path, permission: Permission, lazily: bool) -> Contents:
+    if os.path.isdir(path):  # false where the system does not say
+        return read_directory(path, permission, lazily)
+    watched = Watched(path)
+    found = _read_file(path, permission, lazily)
+    return found if found.files else replace(found, files={"": watched})
+
+
+def _read_file(path: Path, permission: Permission, lazily: bool) -> Contents:
     with opened(path) as file:
-        return _assemble(path, file, lazily=True)
+        form = identify(path, file)
+        if form == "safetensors":
+            found = open_safetensors(path)
+            places = (Place("", found.tensors),) if _is_weights(found.tensors.specs) else ()
+            said = from_metadata(found.metadata)
+            return Contents(form, places, said=said, tree=dict(found.tensors.specs))
+        if form == "index":
+            return read_sharded(path, permission)
+        if form == "pt2":
+            return read_pt2(path, file, permission)
+        if form == "stable-baselines3":
+            return read_stable_baselines(path, file, permission)
+        return read_torch(path, file, form, permission, lazily)
 
 
-@dataclass(frozen=True)
-class _Contents:
-    format: Format
-    tree: object
-    metadata: Mapping[str, str] = field(default_factory=dict)
+def _is_weights(specs: dict[str, Tensor] | object) -> bool:
+    """Return whether any tensor has a dimension: a file of losses holds no weights."""
+    return isinstance(specs, dict) and any(tensor.dim() for tensor in specs.values())
 
 
-def _load(path: Path, file: BufferedReader, lazily: bool) -> _Contents:
-    form = identify(path, file)
-    if form == "safetensors":
-        return _Contents(form, *load_safetensors(path))
-    if form == "torch":
-        return _Contents(form, load_zip(path, file, lazily))
-    return _Contents(form, load_legacy(path, file))
-
-
-def _assemble(path: Path, file: BufferedReader, lazily: bool) -> Checkpoint:
-    contents = _load(path, file, lazily)
-    tree = contents.tree
-    places = find_places(path, tree)
-    optimizers = find_optimizers(path, tree)
-    if not places:
-        raise _no_weights(path, tree, optimizers)
-    notes: tuple[str, ...] = ()
-    if not optimizers:
-        optimizers, notes = _from_sibling(sibling_of(path), lazily)
-    said = from_metadata(contents.metadata).or_else(from_tree(tree, is_weights=places[0].key == ""))
-    progress: Progress = said.or_else(from_optimizers(optimizers)).or_else(from_name(path.stem))
-    hyper_parameters = plain_value(dict(named_entries(tree)).get("hyper_parameters"))
+def _assemble(
+    path: Path, contents: Contents, digest: Digest | None, permission: Permission, lazily: bool
+) -> Checkpoint:
+    if not contents.places:
+        raise _no_weights(path, contents.tree, contents.optimizers)
+    optimizers, notes = contents.optimizers, contents.notes
+    if not optimizers and not os.path.isdir(path):
+        optimizers, more = read_sibling(path, permission, lazily)
+        notes += more
+    name = path.name if os.path.isdir(path) else path.stem
+    progress = contents.said.or_else(from_optimizers(optimizers)).or_else(from_name(name))
     return Checkpoint(
         path=path,
         format=contents.format,
-        sha256="",
-        places=places,
+        places=contents.places,
         optimizers=optimizers,
         step=progress.step,
         epoch=progress.epoch,
-        hyper_parameters=hyper_parameters if isinstance(hyper_parameters, dict) else {},
+        hyper_parameters=contents.hyper_parameters,
+        history=contents.history,
         notes=notes,
+        digest=digest,
     )
-
-
-def _from_sibling(sibling: Path, lazily: bool) -> tuple[tuple[SavedOptimizer, ...], tuple[str, ...]]:
-    """Read the optimiser's own file; it is a help, so that its damage costs a note and not the checkpoint."""
-    if not sibling.is_file():
-        return (), ()
-    if sibling.resolve().parent != sibling.parent.resolve():
-        return (), (f"{sibling.name} was not used: it is a link that leaves its directory",)
-    try:
-        with opened(sibling) as file:
-            optimizers = find_optimizers(sibling, _load(sibling, file, lazily).tree)
-    except InputError as error:
-        return (), (f"{sibling.name} was not used: {error.why}",)
-    if not optimizers:
-        return (), (f"{sibling.name} was not used: it holds no optimiser state",)
-    return tuple(replace(saved, key=sibling.name) for saved in optimizers), ()
 
 
 def _no_weights(path: Path, tree: object, optimizers: tuple[SavedOptimizer, ...]) -> InputError:

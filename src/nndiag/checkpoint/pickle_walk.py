@@ -10,7 +10,7 @@ import pickletools
 from collections.abc import Callable
 from typing import BinaryIO
 
-from nndiag.checkpoint.inventory import Inventory, Thing
+from nndiag.checkpoint.inventory import CodeError, Inventory, Thing
 from nndiag.checkpoint.source import damaged, summary
 from nndiag.errors import InputError
 
@@ -89,7 +89,7 @@ class _Walk:
     def proto(self, argument: object) -> None:
         """Refuse the protocols that torch's restricted unpickler does not read."""
         if argument not in (2, 3):
-            raise InputError(
+            raise CodeError(
                 self.inventory.path,
                 f"is pickled with protocol {argument}, which cannot be read without running code",
                 "save it again with torch.save and its default pickle_protocol",
@@ -111,14 +111,16 @@ class _Walk:
         self.stack.append(self.inventory.name(module, name))
 
     def build(self, _: object) -> None:
-        """Set the attributes of an OrderedDict (``_metadata``); of nothing else."""
+        """Set the attributes of an OrderedDict (``_metadata``) or of what the user allowed; of nothing else."""
         self.stack.pop()
-        if self.stack[-1] is not Thing.ORDERED:
+        if self.stack[-1] not in (Thing.ORDERED, Thing.OBJECT):
             raise damaged(self.inventory.path, "attributes set on something that has none")
 
     def extend(self, items: list[object]) -> None:
         """Append to the list on top."""
         target = self.stack[-1]
+        if target is Thing.OBJECT:
+            return
         if not isinstance(target, list):
             raise damaged(self.inventory.path, "a list that is none")
         target.extend(items)
@@ -127,6 +129,13 @@ class _Walk:
         """Call, or rather ask what calling would give."""
         arguments = self.stack.pop()
         self.stack[-1] = self.inventory.call(self.stack[-1], arguments)
+
+    def create(self, _: object) -> None:
+        """Make an instance of a class, if the user allowed it."""
+        arguments = self.stack.pop()
+        if self.inventory.call(self.stack[-1], arguments) is not Thing.OBJECT:
+            raise damaged(self.inventory.path, "an instance of what is no class")
+        self.stack[-1] = Thing.OBJECT
 
     def put(self, argument: object) -> None:
         """Remember the value on top."""
@@ -156,6 +165,7 @@ _STEPS: dict[str, Callable[[_Walk, object], object]] = {
     "SETITEMS": lambda walk, _: walk.pop_mark(),
     "GLOBAL": _Walk.name,
     "REDUCE": _Walk.reduce,
+    "NEWOBJ": _Walk.create,
     "BUILD": _Walk.build,
     "BINPERSID": lambda walk, _: walk.stack.append(walk.inventory.storage(walk.stack.pop())),
     "BINPUT": _Walk.put,

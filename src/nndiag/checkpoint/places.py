@@ -11,7 +11,7 @@ from nndiag.checkpoint.optimizers import is_optimizer
 from nndiag.checkpoint.plain import MAX_DEPTH, named_entries, plain_tensor
 from nndiag.checkpoint.record import Place
 
-_NOT_WEIGHTS = frozenset(
+NOT_WEIGHTS = frozenset(
     {
         "lr_scheduler",
         "lr_schedulers",
@@ -23,7 +23,9 @@ _NOT_WEIGHTS = frozenset(
         "grad_scaler",
     }
     | {"rng_state", "rng_states", "hyper_parameters", "hparams", "datamodule_hyper_parameters"}
+    | {"dataloader", "train_state"}
 )
+"""Keys under which tensors are something else."""
 
 
 def find_places(path: Path, tree: object) -> tuple[Place, ...]:
@@ -54,5 +56,5 @@ def _walk(path: Path, tree: object, key: str, depth: int, seen: set[int]) -> Ite
     if depth == 0:
         return
     for name, value in named_entries(tree):
-        if not (name.lower() in _NOT_WEIGHTS or name.lower().startswith("optim")):
+        if not (name.lower() in NOT_WEIGHTS or name.lower().startswith("optim")):
             yield from _walk(path, value, f"{key}.{name}" if key else name, depth - 1, seen)

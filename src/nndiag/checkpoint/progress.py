@@ -13,11 +13,15 @@ from nndiag.checkpoint.record import SavedOptimizer
 
 _STEP_KEYS = ("global_step", "step", "iteration")
 _EPOCH_KEYS = ("epoch", "current_epoch")
+PROGRESS_KEYS = _STEP_KEYS + _EPOCH_KEYS
+"""What step and epoch are called."""
 _LARGEST = 1 << 62
 
 # A number counts where a word in front of it says what it is; "ckpt_12" says nothing.
 _STEP_NAME = re.compile(
-    r"(?<![a-z0-9])(?:global[_-]?step|steps?|iterations?|iters?)[=_-]?(\d{1,18})(?!\d)", re.I
+    r"(?<![a-z0-9])(?:global[_-]?step|steps?|iterations?|iters?)[=_-]?(\d{1,18})(?!\d)"
+    r"|(?<![a-z0-9])(\d{1,18})_?steps?(?![a-z0-9=_-])",
+    re.I,
 )
 _EPOCH_NAME = re.compile(r"(?<![a-z0-9])(?:epochs?|ep|e)[=_-]?(\d{1,18})(?![a-z0-9])", re.I)
 
@@ -36,6 +40,10 @@ class Progress:
         )
 
 
+UNKNOWN = Progress()
+"""Neither is known."""
+
+
 def from_tree(tree: object, is_weights: bool) -> Progress:
     """Return what the top level of a loaded dict says.
 
@@ -46,7 +54,7 @@ def from_tree(tree: object, is_weights: bool) -> Progress:
     numbers = {
         name: _count(plain_number(value))
         for name, value in named_entries(tree)
-        if name in _STEP_KEYS + _EPOCH_KEYS and not (is_weights and isinstance(value, Tensor))
+        if name in PROGRESS_KEYS and not (is_weights and isinstance(value, Tensor))
     }
     return Progress(_first(numbers, _STEP_KEYS), _first(numbers, _EPOCH_KEYS))
 
@@ -68,7 +76,7 @@ def from_optimizers(optimizers: Iterable[SavedOptimizer]) -> Progress:
 def from_name(stem: str) -> Progress:
     """Return what a file name without its suffix says, such as ``epoch=2-step=645``."""
     step, epoch = _STEP_NAME.search(stem), _EPOCH_NAME.search(stem)
-    return Progress(int(step[1]) if step else None, int(epoch[1]) if epoch else None)
+    return Progress(int(step[1] or step[2]) if step else None, int(epoch[1]) if epoch else None)
 
 
 def _first(numbers: Mapping[str, int | None], names: tuple[str, ...]) -> int | None:

@@ -8,13 +8,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from nndiag.checkpoint.digest import Digest
+
 
 @dataclass(frozen=True)
 class Place:
-    """One dict of named tensors inside the file.
+    """One dict of named tensors inside the checkpoint.
 
     ``key`` is the way to it: ``""`` for the top level, ``"state_dict"``, ``"a.b"`` for nested dicts.
-    ``tensors`` are dense, on the CPU, in file order, in the dtype they were saved in.
+    ``tensors`` are dense, on the CPU, in file order, in the dtype they were saved in; they may be read only when asked
+    for (``checkpoint.lazy``), with an ``InputError`` where that fails.
     """
 
     key: str
@@ -37,19 +40,32 @@ class SavedOptimizer:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint file, opened.
+    """One checkpoint, a file or a directory, opened.
 
-    ``format`` is ``"safetensors"``, ``"torch"`` or ``"torch-legacy"``; ``sha256`` is of the file's bytes.
-    ``step`` and ``epoch`` are ``None`` where neither the file nor its name says them. ``hyper_parameters``
-    are Lightning's, plain values only. ``notes`` are sentences for the user about what was left out.
+    ``format`` is its name in reports, such as ``"safetensors"`` or ``"torch"``. ``step`` and ``epoch`` are ``None``
+    where neither the checkpoint nor its name says them. ``hyper_parameters`` are Lightning's, plain values only.
+    ``history`` are the rows of a Trainer's log: ``step``, ``loss``, ``learning_rate`` and the like. ``notes`` are
+    sentences for the user about what was left out.
     """
 
     path: Path
     format: str
-    sha256: str
     places: tuple[Place, ...]
     optimizers: tuple[SavedOptimizer, ...] = ()
     step: int | None = None
     epoch: int | None = None
     hyper_parameters: Mapping[str, object] = field(default_factory=dict)
+    history: tuple[Mapping[str, float], ...] = ()
     notes: tuple[str, ...] = ()
+    digest: Digest | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the file's bytes, or over the files of a directory (``Digest``); ``""`` where none was wanted.
+
+        It is computed beside other work since the checkpoint was opened; this waits for it.
+
+        Raises:
+            InputError: a file changed since it was opened.
+        """
+        return "" if self.digest is None else self.digest.hexdigest()

@@ -2,19 +2,100 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
+from torch import Tensor
+
 from nndiag.errors import InputError
 
 
 class NoWeightsError(InputError):
     """A file that can be read but holds no weights, such as an optimiser's state."""
+
+
+class Watched:
+    """A regular, non-empty file, open for reading at any place, and watched that it stays the same.
+
+    It is closed when nothing refers to it any more.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: it is missing, unreadable, empty, or no file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        before = _stat(path)
+        if stat.S_ISDIR(before.st_mode):
+            raise InputError(path, "is a directory where a checkpoint file is meant", "name a file in it")
+        if not stat.S_ISREG(before.st_mode):
+            raise InputError(path, "is not a regular file", "copy the checkpoint into a file first")
+        if before.st_size == 0:
+            raise InputError(path, "is empty (0 bytes)", "copy it again, or take an earlier checkpoint")
+        self.path, self.size = path, before.st_size
+        self._written = before.st_mtime_ns
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise unreadable(path, error) from error
+        # not at the interpreter's exit: a thread may still be reading
+        weakref.finalize(self, os.close, self.descriptor).atexit = False
+
+    def check_unchanged(self) -> None:
+        """Make sure that the file is as it was when it was opened.
+
+        Raises:
+            InputError: it is not.
+        """
+        after = os.fstat(self.descriptor)
+        if (after.st_size, after.st_mtime_ns) != (self.size, self._written):
+            raise _changed(self.path)
+
+    def read(self, offset: int, count: int) -> bytearray:
+        """Return so many bytes from a place in the file; memory is taken only for bytes that are there.
+
+        Raises:
+            InputError: the file ends before, or cannot be read.
+        """
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise damaged(self.path, f"{count} bytes at {offset} of a file of {self.size}")
+        found = bytearray(count)
+        self._into(memoryview(found), offset)
+        return found
+
+    def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+        """Return a contiguous tensor of which the values lie at a place in the file.
+
+        Raises:
+            InputError: the file ends before, or cannot be read.
+        """
+        count = math.prod(shape) * dtype.itemsize
+        if offset < 0 or offset + count > self.size:
+            raise damaged(self.path, f"a tensor of {count} bytes at {offset} of a file of {self.size}")
+        found = torch.empty(shape, dtype=dtype)
+        if count:
+            self._into(found.reshape(-1).view(torch.uint8).numpy().data, offset)
+        return found
+
+    def _into(self, view: memoryview, offset: int) -> None:
+        while view.nbytes:
+            try:
+                count = os.preadv(self.descriptor, [view], offset)
+            except OSError as error:
+                raise unreadable(self.path, error) from error
+            if not count:
+                raise _changed(self.path)
+            view, offset = view[count:], offset + count
 
 
 @contextmanager
@@ -30,27 +111,18 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     Raises:
         InputError: the file is missing, unreadable, empty, no file, or changed before the block ended.
     """
-    before = _stat(path)
-    if stat.S_ISDIR(before.st_mode):
-        raise InputError(path, "is a directory where a checkpoint file is meant", "name a file in it")
-    if not stat.S_ISREG(before.st_mode):
-        raise InputError(path, "is not a regular file", "copy the checkpoint into a file first")
-    if before.st_size == 0:
-        raise InputError(path, "is empty (0 bytes)", "copy it again, or take an earlier checkpoint")
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise unreadable(path, error) from error
-    with file:
+    watched = Watched(path)
+    with os.fdopen(os.dup(watched.descriptor), "rb") as file:
         yield file
-        after = os.fstat(file.fileno())
-        if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
-            raise InputError(path, "changed while it was read", "wait until it is written, then try again")
+        watched.check_unchanged()
 
 
 def size_of(file: BinaryIO) -> int:
     """Return the length of an open file in bytes."""
-    return os.fstat(file.fileno()).st_size
+    here = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(here)
+    return size
 
 
 def unreadable(path: Path, error: OSError) -> InputError:
@@ -71,6 +143,10 @@ def damaged(path: Path, detail: str) -> InputError:
         f"is truncated or damaged ({detail})",
         "copy it again from its source, or take another checkpoint",
     )
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(path, "changed while it was read", "wait until it is written, then try again")
 
 
 def summary(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -10,6 +11,7 @@ from typing import BinaryIO
 import torch
 
 from nndiag.checkpoint.inventory import Inventory
+from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.pickle_walk import MAX_PICKLE, walk_pickle
 from nndiag.checkpoint.source import damaged, size_of, summary
 from nndiag.checkpoint.torch_load import load_checked
@@ -18,34 +20,55 @@ from nndiag.errors import InputError
 _ENCRYPTED = 0x1
 
 
-def load_zip(path: Path, file: BinaryIO, lazily: bool = False) -> object:
+def load_zip(path: Path, file: BinaryIO, lazily: bool = False, permission: Permission = NOTHING) -> object:
     """Load a zip archive that torch.save wrote.
 
     Args:
         path: the file's name.
         file: the file, at its start.
         lazily: map it into memory instead of reading it.
+        permission: further names that its pickle may contain.
 
     Raises:
+        CodeError: it names what is not allowed.
         InputError: it is damaged, another kind of zip, or claims what it does not hold.
     """
+    top, entries, pickled = _checked_directory(path, file)
+    _check_same_view(path, file, top, entries, pickled)
+    _check_claims(path, top, entries, pickled, permission)
+    file.seek(0)
+    # torch.load chooses another reader by this suffix when it is given a path.
+    return load_checked(path, file, lazily and path.suffix != ".safetensors", permission)
+
+
+def is_mappable(path: Path, file: BinaryIO) -> bool:
+    """Return whether the storages of an archive can be used where they lie: they are in this machine's byte order."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            orders = [entry for entry in archive.infolist() if entry.filename.endswith("/byteorder")]
+            same = all(
+                archive.read(entry) == sys.byteorder.encode() for entry in orders if entry.file_size < 16
+            )
+    except Exception as error:  # of half a dozen kinds
+        raise damaged(path, summary(error)) from error
+    file.seek(0)
+    return same and path.suffix != ".safetensors"
+
+
+def _checked_directory(path: Path, file: BinaryIO) -> tuple[str, list[zipfile.ZipInfo], bytes]:
+    """Return the name of the folder in the archive, its entries and its pickle."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             top = entries[0].filename.partition("/")[0] if entries else ""
             _check_kind(path, top, {entry.filename for entry in entries})
-            _check_entries(path, entries, size_of(file))
-            pickled = archive.read(f"{top}/data.pkl")
+            check_entries(path, entries, size_of(file))
+            return top, entries, archive.read(f"{top}/data.pkl")
     except InputError:
         raise
     # zipfile raises half a dozen kinds of exception over damaged bytes.
     except Exception as error:
         raise damaged(path, summary(error)) from error
-    _check_same_view(path, file, top, entries, pickled)
-    _check_claims(path, top, entries, pickled)
-    file.seek(0)
-    # torch.load chooses another reader by this suffix when it is given a path.
-    return load_checked(path, file, lazily and path.suffix != ".safetensors")
 
 
 def _check_kind(path: Path, top: str, names: set[str]) -> None:
@@ -55,10 +78,6 @@ def _check_kind(path: Path, top: str, names: set[str]) -> None:
         raise InputError(path, "is a TorchScript archive, which is code", save)
     if "data.pkl" in tails and f"{top}/data.pkl" in names:
         return
-    if "archive_format" in tails or any(tail.startswith("models/") for tail in tails):
-        raise InputError(path, "is a torch.export archive (.pt2), which is code", save)
-    if "policy.pth" in names:
-        raise InputError(path, "is a Stable-Baselines3 archive", "unzip it and give the policy.pth inside")
     if "model.weights.h5" in names:
         raise InputError(
             path, "is a Keras archive, which is not supported", "save the weights as safetensors"
@@ -70,7 +89,12 @@ def _check_kind(path: Path, top: str, names: set[str]) -> None:
     raise InputError(path, "is a zip archive that torch.save did not write", "give the checkpoint itself")
 
 
-def _check_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
+def check_entries(path: Path, entries: list[zipfile.ZipInfo], size: int) -> None:
+    """Refuse a zip directory that is ambiguous, or of which the entries are not stored as they are.
+
+    Raises:
+        InputError: it is.
+    """
     again = "save it again with torch.save"
     # torch looks names up without regard to case
     if len({entry.filename.lower() for entry in entries}) != len(entries):
@@ -102,8 +126,10 @@ def _check_same_view(
         raise InputError(path, "is refused: its zip directory is ambiguous", "save it again with torch.save")
 
 
-def _check_claims(path: Path, top: str, entries: list[zipfile.ZipInfo], pickled: bytes) -> None:
-    inventory = Inventory(path)
+def _check_claims(
+    path: Path, top: str, entries: list[zipfile.ZipInfo], pickled: bytes, permission: Permission
+) -> None:
+    inventory = Inventory(path, permission)
     walk_pickle(io.BytesIO(pickled), inventory)
     sizes = {entry.filename: entry.file_size for entry in entries}
     for storage in inventory.storages.values():

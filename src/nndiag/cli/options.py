@@ -59,7 +59,14 @@ Every = Annotated[
 ]
 Last = Annotated[int | None, _option(_INPUTS, "--last", "K", "Only the last K checkpoints.")]
 Trust = Annotated[
-    bool, _option(_INPUTS, "--trust", None, "Run code that the scanned directory brings. Off by default.")
+    bool,
+    _option(
+        _INPUTS, "--trust", None, "Run code that the checkpoint or its directory brings. Off by default."
+    ),
+]
+AllowGlobal = Annotated[
+    Many | None,
+    _option(_INPUTS, "--allow-global", "NAME", "A class or function that a pickle may name. Repeatable."),
 ]
 
 OptimizerName = Annotated[

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from nndiag.cli import options
-from nndiag.cli.endings import silence_stdout
+from nndiag.cli.endings import COULD_NOT, as_line, print_error, silence_stdout
 from nndiag.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def scan(
     every: options.Every = None,
     last: options.Last = None,
     trust: options.Trust = False,
+    allow_global: options.AllowGlobal = None,
     level: options.LevelChoice = None,
     curvature: options.Curvature = "auto",
     solver: options.Solver = "lanczos",
@@ -87,6 +88,7 @@ def scan(
         solver=solver, granularity=granularity, certificate=certificate, select=_codes(select),
         ignore=_codes(ignore), goal=goal, limit=limit, batch_size=batch_size, folds=folds, seed=seed,
         device=device, dtype=dtype, every=every, last=last, all_nodes=all_nodes, trust=trust,
+        allow_global=tuple(allow_global or ()),
         memory_budget=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
     )  # fmt: skip
     if threads is not None and threads < 1:
@@ -112,6 +114,10 @@ def scan(
         _print_plan(forecast, format_ or "rich")
         return
     _print(outcome, format_ or "rich", verbose)
+    if outcome.refused:
+        for error in outcome.refused:
+            print_error(*as_line(error))
+        raise typer.Exit(COULD_NOT)
     if _fails(outcome.report, _AT_LEAST[fail_on]):
         raise typer.Exit(1)
 

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from nndiag.measures.activations import Sums
+from nndiag.measures.duplicates import duplicate_rows
 from nndiag.measures.gradients import (
     GradientSums,
     gradient_measures,
     mean_gradient_measures,
     torque_of_layer,
 )
-from nndiag.measures.weights import WEIGHT_MEASURES, duplicate_rows, numbers, weight_measures
+from nndiag.measures.sketch import NodeRows, sketch
+from nndiag.measures.weights import WEIGHT_MEASURES, numbers, weight_measures
 from nndiag.records.level import Level
 from nndiag.records.measured import Floats, LayerMeasures, Measured
 from nndiag.replay.kinds import Layer
@@ -47,11 +49,9 @@ def layer_record(
         apart: whether the rows of its outputs are the samples.
         lookups: how often each node took part, where not all always do.
     """
-    node: dict[str, Floats] = weight_measures(rows, layer.weight_size)
+    base = weights_record(layer, NodeRows.split(rows, layer.weight_size))
+    node, whole, duplicates = dict(base.per_node), dict(base.per_layer), dict(base.duplicates)
     fold: dict[str, Floats] = {}
-    whole: dict[str, float] = {"weight_norm_median": float(np.median(node["weight_norm"]))}
-    same, turned = duplicate_rows(rows.cpu(), layer.groups)
-    duplicates = {"weights": same, "negated_weights": turned}
     activation = None
     if activity is not None:
         more, fold, of_layer = activity.measures(apart=apart and gradients is not None)
@@ -67,12 +67,8 @@ def layer_record(
         node.update(gradient_measures(gradients, samples, node, node.get("preactivation_std")))
     if lookups is not None:
         node["lookups"] = numbers(lookups)
-    return LayerMeasures(
-        name=layer.name,
-        kind=layer.label,
-        nodes=layer.nodes,
-        fan_in=layer.fan_in,
-        parameters=layer.parameters,
+    return replace(
+        base,
         activation=None if activation is None else activation.name,
         per_layer=whole,
         per_node=node,
@@ -81,6 +77,26 @@ def layer_record(
         reached=reached,
         observed=None if lookups is None else numbers(lookups) > 0,
         is_output=activity is not None and activity.is_output,
+    )
+
+
+def weights_record(layer: Layer, rows: NodeRows) -> LayerMeasures:
+    """Return what the parameters alone say of a layer, reading every one of them once."""
+    seen = sketch(rows)
+    node = weight_measures(rows, seen)
+    same, turned = duplicate_rows(rows, layer.groups, seen)
+    return LayerMeasures(
+        name=layer.name,
+        kind=layer.label,
+        nodes=layer.nodes,
+        fan_in=layer.fan_in,
+        parameters=layer.parameters,
+        activation=None,
+        per_layer={"weight_norm_median": float(np.median(node["weight_norm"]))},
+        per_node=node,
+        per_fold={},
+        duplicates={"weights": same, "negated_weights": turned},
+        reached=False,
     )
 
 
@@ -106,11 +122,9 @@ def weights_only(layers: tuple[Layer, ...], tensors: Mapping[str, Tensor]) -> Me
 
     Args:
         layers: the layers.
-        tensors: parameters by name.
+        tensors: parameters by name; each is asked for when its layer's turn comes, and let go after it.
     """
-    found = tuple(
-        layer_record(layer, layer.rows(tensors), None, None, None, 0, reached=False) for layer in layers
-    )
+    found = tuple(weights_record(layer, NodeRows.of(layer, tensors)) for layer in layers)
     return Measured(level=Level.WEIGHTS, layers=found)
 
 

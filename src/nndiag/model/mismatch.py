@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from nndiag.checkpoint.lazy import specs_of
 from nndiag.model.candidates import Candidate
 
 SHOWN = 5
@@ -41,14 +42,13 @@ class Mismatch:
 
 
 def find_mismatch(wanted: Mapping[str, Tensor], candidate: Candidate) -> Mismatch:
-    """Compare the model's state with the entries under a candidate; only entries that the model wants are
-    read.
-    """
+    """Compare the model's state with the entries under a candidate; none of them is read."""
     held = frozenset(candidate.names.under(candidate.prefix))
+    specs = specs_of(candidate.place.tensors)
     differing = []
     for name, tensor in wanted.items():
         if name in held:
-            difference = _difference(tensor, candidate.place.tensors[candidate.prefix + name])
+            difference = _difference(tensor, specs[candidate.prefix + name])
             if difference:
                 differing.append(f"{name}: {difference}")
     return Mismatch(

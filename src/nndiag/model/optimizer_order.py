@@ -7,6 +7,7 @@ believed only where the shape of every entry fits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from nndiag.model.fit import Fit
 
 Key = int | str
+# get_decay_parameter_names in transformers' Trainer
+_NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 SHAPED = ("exp_avg_sq", "exp_avg", "max_exp_avg_sq", "momentum_buffer", "square_avg")
 
 
@@ -54,9 +57,9 @@ class Assignment:
 def assign(model: nn.Module, fit: Fit, saved: SavedOptimizer) -> Assignment:
     """Match the entries of ``saved`` with the parameters of ``model``.
 
-    Tried in turn: by name; by position among all parameters, those that are trained, or matrices before
-    vectors (how weight decay splits them); by position among all entries of the place in the file; by the
-    sequence of shapes of those entries that have state.
+    Tried in turn: by name; by position among all parameters, those that are trained, or those with weight decay
+    before those without (matrices before vectors, or as the Trainer of transformers tells them by their names); by
+    position among all entries of the place in the file; by the sequence of shapes of those entries that have state.
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     keys = list(_keys(saved.groups))
@@ -65,11 +68,19 @@ def assign(model: nn.Module, fit: Fit, saved: SavedOptimizer) -> Assignment:
         return Assignment(by_name)
     if any(isinstance(key, str) for key in (*keys, *saved.state)):
         return Assignment(note="its names or shapes do not fit the model, its moments are left out")
-    for names in _orders(model, several_groups=len(saved.groups) > 1):
+    fitting: list[dict[str, Key]] = []
+    for names in _orders(model, [len(list(_keys([group]))) for group in saved.groups]):
         if len(names) == len(keys):
             by_order = dict(zip(names, keys, strict=True))
-            if _shapes_fit(by_order, shapes, saved):
-                return Assignment(by_order)
+            if _shapes_fit(by_order, shapes, saved) and by_order not in fitting:
+                fitting.append(by_order)
+    if len(fitting) > 1 and any(_shape(state) is not None for state in saved.state.values()):
+        return Assignment(
+            note=f"its {len(saved.groups)} groups may have been filled in several orders that fit the shapes of the "
+            "model, its moments are left out"
+        )
+    if fitting:
+        return Assignment(fitting[0])
     return _among_others(shapes, keys, fit, saved)
 
 
@@ -128,14 +139,29 @@ def _by_name(shapes: Mapping[str, torch.Size], prefix: str, saved: SavedOptimize
     return {}
 
 
-def _orders(model: nn.Module, several_groups: bool) -> Iterator[list[str]]:
-    """Yield the orders in which a training script may have handed over the parameters."""
+def _orders(model: nn.Module, sizes: Sequence[int]) -> Iterator[list[str]]:
+    """Yield the orders in which a training script may have handed over the parameters, in groups of these sizes."""
     parameters = dict(model.named_parameters())
     yield list(parameters)
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
     yield trained
-    if several_groups:
-        yield sorted(trained, key=lambda name: parameters[name].dim() < 2)
+    if len(sizes) < 2:
+        return
+    for decaying in (
+        [name for name in trained if parameters[name].dim() >= 2],
+        _trainer_decays(model, trained),
+    ):
+        # groups without a member are left away by some scripts and kept by others
+        if sizes[0] in (len(decaying), len(trained) - len(decaying)):
+            others = [name for name in trained if name not in set(decaying)]
+            yield decaying + others if sizes[0] == len(decaying) else others + decaying
+
+
+def _trainer_decays(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Return the parameters that the Trainer of transformers puts into its first group, the one with weight decay."""
+    norms = [owner for owner, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
+    of_norms = {f"{owner}.{part}" for owner in norms for part in ("weight", "bias")}
+    return [name for name in names if name not in of_norms and not _NO_DECAY.search(name.lower())]
 
 
 def _shapes_fit(keys: Mapping[str, Key], shapes: Mapping[str, torch.Size], saved: SavedOptimizer) -> bool:

@@ -99,7 +99,7 @@ def _files(paths: Sequence[Path], config: RunConfig, settings: ScanSettings, not
     include = config.checkpoints.include
     found: dict[Path, Path] = {}
     for path in paths:
-        for file in find_checkpoints(path, include, exclude=exclude):
+        for file in find_checkpoints(path, include, exclude, note):
             if file.resolve() in found:
                 note(f"{file} is given more than once; it is scanned once")
             found.setdefault(file.resolve(), file)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from nndiag.checkpoint import Checkpoint, open_checkpoint
+from nndiag.checkpoint import Checkpoint, Permission, open_checkpoint
 from nndiag.errors import InputError, NndiagError
 from nndiag.measures import NonFiniteOutputError, Plan, Update, forecast, measure
 from nndiag.measures.certificate import Bounds, certify
@@ -54,6 +54,7 @@ class Job:
     selection: Selection
     notes: Notes
     listener: Listener
+    permission: Permission
 
     def diagnose(self, index: int) -> Diagnosis:
         """Measure and judge one checkpoint, by its place among the files.
@@ -63,7 +64,7 @@ class Job:
         """
         begun = time.perf_counter()
         self._progress(index, "reading", 0.0)
-        checkpoint = open_checkpoint(self.inputs.files[index])
+        checkpoint = open_checkpoint(self.inputs.files[index], self.permission)
         for sentence in checkpoint.notes:
             self.notes.say(sentence)
         model = self.inputs.model
@@ -86,7 +87,7 @@ class Job:
         with _naming(checkpoint.path):
             tensors = choose_tensors(checkpoint.places, settings.weights_key, settings.strip_prefix)
             measured = measure_weights(tensors)
-        count = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
+        count = sum(tensor.numel() for tensor in tensors.specs.values() if tensor.is_floating_point())
         return Seen(measured, count, bool(checkpoint.optimizers))
 
     def forecast(self, index: int) -> Forecast:
@@ -98,7 +99,7 @@ class Job:
         model, probe = self.inputs.model, self.inputs.probe
         assert model is not None
         assert probe is not None
-        checkpoint = open_checkpoint(self.inputs.files[index])
+        checkpoint = open_checkpoint(self.inputs.files[index], self.permission)
         update, _ = self._loaded(checkpoint, model)
         if not all_finite(dict(model.named_parameters())):
             why = "its weights are not finite, so that nothing but the weights would be looked at"

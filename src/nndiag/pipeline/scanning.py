@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import nndiag
-from nndiag.errors import UsageError
+from nndiag.checkpoint import Permission
+from nndiag.errors import InputError, ModelError, NndiagError, UsageError
 from nndiag.pipeline.inputs import Inputs, gather
 from nndiag.pipeline.job import Job
 from nndiag.pipeline.listener import Listener, Notes, Silence
@@ -16,7 +17,7 @@ from nndiag.pipeline.reach import Reach, chosen_level, hints, reach_of, require_
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.records.forecast import Forecast
 from nndiag.records.level import Level
-from nndiag.records.report import Report
+from nndiag.records.report import Diagnosis, Report
 from nndiag.rules.diagnose import Selection
 
 AnyPath = str | os.PathLike[str]
@@ -24,11 +25,15 @@ AnyPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The report, sentences that say how to learn more, and the checkpoint files that it is about."""
+    """The report, sentences that say how to learn more, and the checkpoints that were asked for.
+
+    ``refused`` says of each of several checkpoints that could not be scanned why not; the report is about the others.
+    """
 
     report: Report
     hints: tuple[str, ...]
     files: tuple[Path, ...] = ()
+    refused: tuple[NndiagError, ...] = ()
 
 
 def scan(
@@ -48,18 +53,32 @@ def scan(
 
     Raises:
         UsageError: options or configuration are wrong.
-        InputError, ModelError: the scan could not be completed.
+        InputError, ModelError: the scan could not be completed, for none of the checkpoints.
     """
     job, reach = _job(paths, settings or ScanSettings(), listener or Silence())
     inputs, settings, selection = job.inputs, job.settings, job.selection
-    diagnoses = tuple(job.diagnose(index) for index in range(len(inputs.files)))
+    diagnoses, refused = _diagnosed(job)
     job.notes.close()
     report = Report(
         nndiag_version=nndiag.__version__,
         settings={**settings.described(), "thresholds": dict(selection.thresholds)},
         checkpoints=diagnoses,
     )
-    return Outcome(report, hints(reach, job.level), inputs.files)
+    return Outcome(report, hints(reach, job.level), inputs.files, refused)
+
+
+def _diagnosed(job: Job) -> tuple[tuple[Diagnosis, ...], tuple[NndiagError, ...]]:
+    """Diagnose every checkpoint that can be: one damaged file must not hide the rest of a run."""
+    diagnoses: list[Diagnosis] = []
+    refused: list[NndiagError] = []
+    for index in range(len(job.inputs.files)):
+        try:
+            diagnoses.append(job.diagnose(index))
+        except (InputError, ModelError) as error:
+            refused.append(error)
+    if refused and not diagnoses:
+        raise refused[0]
+    return tuple(diagnoses), tuple(refused)
 
 
 def plan_scan(
@@ -92,7 +111,8 @@ def _job(paths: AnyPath | Sequence[AnyPath], settings: ScanSettings, listener: L
     level = chosen_level(reach, settings.level)
     if settings.certificate:
         require_certificate(inputs, reach, level)
-    return Job(inputs, settings, level, _selection(inputs, settings), notes, listener), reach
+    permission = Permission.of(settings.trust, settings.allow_global)
+    return Job(inputs, settings, level, _selection(inputs, settings), notes, listener, permission), reach
 
 
 def _selection(inputs: Inputs, settings: ScanSettings) -> Selection:

@@ -65,6 +65,7 @@ class ScanSettings:
     last: int | None = None
     all_nodes: bool = False
     trust: bool = False
+    allow_global: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

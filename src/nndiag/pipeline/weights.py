@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from nndiag.checkpoint import Place
+from nndiag.checkpoint.lazy import LazyTensors, renamed, specs_of
 from nndiag.errors import InputError, UsageError
 from nndiag.measures.record import weights_only
 from nndiag.model.choice import named_place, narrow_places, with_prefix
@@ -17,10 +18,8 @@ from nndiag.replay.kinds import Layer, Slot
 _LABELS = {2: "matrix", 3: "kernel 1d", 4: "kernel 2d", 5: "kernel 3d"}
 
 
-def choose_tensors(
-    places: Sequence[Place], weights_key: str | None, strip_prefix: str | None
-) -> dict[str, Tensor]:
-    """Return the tensors to look at where no model says which.
+def choose_tensors(places: Sequence[Place], weights_key: str | None, strip_prefix: str | None) -> LazyTensors:
+    """Return the tensors to look at where no model says which; none is read yet.
 
     Raises:
         UsageError: several places hold weights and none was chosen, or the one chosen is not there.
@@ -33,7 +32,7 @@ def choose_tensors(
         options = " or ".join(f"--weights-key {place.key}" for place in holding[:2] if place.key)
         raise UsageError("weights", f"they lie in several places: {known}", f"choose with {options}")
     tensors = holding[0].tensors
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    return renamed(tensors, {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)})
 
 
 def measure_weights(tensors: Mapping[str, Tensor]) -> Measured:
@@ -42,7 +41,8 @@ def measure_weights(tensors: Mapping[str, Tensor]) -> Measured:
     Raises:
         InputError: there is no matrix or kernel among them.
     """
-    layers = tuple(layer for name, t in tensors.items() if (layer := _layer(name, t, tensors)) is not None)
+    specs = specs_of(tensors)
+    layers = tuple(layer for name, t in specs.items() if (layer := _layer(name, t, specs)) is not None)
     if not layers:
         why = "there are no matrices or kernels of floating-point numbers"
         raise InputError("weights", why, "give a checkpoint of a network")

@@ -1,0 +1,83 @@
+"""Directories of the Hugging Face kind: weights, whole or sharded, beside a ``config.json``; also a Trainer's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from nndiag.checkpoint import trainer
+from nndiag.checkpoint.confine import require_inside
+from nndiag.checkpoint.contents import Contents
+from nndiag.checkpoint.permission import NOTHING, Permission
+from nndiag.checkpoint.progress import Progress
+from nndiag.checkpoint.record import Place
+from nndiag.checkpoint.sharded import open_weights, read_sharded
+from nndiag.checkpoint.source import Watched
+from nndiag.errors import InputError
+
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
+    "adapter_model.safetensors", "adapter_model.bin",
+)  # fmt: skip
+"""Names of the weights, the first one that is there counts, as for transformers."""
+INDEX = ".index.json"
+
+
+def weights_in(folder: Path) -> str | None:
+    """Return the name of the file that a directory's weights start from, or ``None`` where there is none."""
+    return next((name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Return whether a directory is one checkpoint: weights of a usual name with their configuration or index."""
+    name = weights_in(folder)
+    beside = ("config.json", "adapter_config.json", trainer.STATE)
+    return name is not None and (name.endswith(INDEX) or any((folder / other).is_file() for other in beside))
+
+
+def read_huggingface(folder: Path, permission: Permission = NOTHING, lazily: bool = False) -> Contents:
+    """Open the weights of a directory, with what a Trainer left beside them.
+
+    Raises:
+        InputError: weights are missing, damaged or refused, or lie outside of the directory.
+    """
+    name = weights_in(folder)
+    if name is None:
+        raise InputError(folder, "holds no weights", "give a checkpoint")
+    file = folder / name
+    require_inside(folder, file)
+    if name.endswith(INDEX):
+        found = read_sharded(file, permission)
+    else:
+        watched = Watched(file)
+        found = Contents(
+            "huggingface", (Place("", open_weights(file, permission, lazily)),), files={name: watched}
+        )
+    notes = ("the directory holds an adapter alone, without the weights that it changes",)
+    found = replace(found, format="huggingface", notes=notes if name.startswith("adapter_") else ())
+    return _with_trainer(folder, found, permission, lazily) if (folder / trainer.STATE).is_file() else found
+
+
+def _with_trainer(folder: Path, found: Contents, permission: Permission, lazily: bool) -> Contents:
+    require_inside(folder, folder / trainer.STATE)
+    said = Progress()
+    history: trainer.History = ()
+    notes = found.notes
+    files = dict(found.files)
+    try:
+        files[trainer.STATE] = Watched(folder / trainer.STATE)
+        said, history = trainer.read_state(folder)
+    except InputError as error:
+        files.pop(trainer.STATE, None)
+        notes = (*notes, f"{trainer.STATE} was not used: {error.why}")
+    optimizers, more, refused = trainer.read_optimizer(folder, permission, lazily)
+    return replace(
+        found,
+        format="huggingface-trainer",
+        said=said,
+        history=history,
+        optimizers=optimizers,
+        files={**files, **more},
+        notes=notes + refused,
+    )

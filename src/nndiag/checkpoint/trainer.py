@@ -1,0 +1,77 @@
+"""What the Trainer of transformers leaves beside the weights in ``checkpoint-N``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from nndiag.checkpoint.confine import is_inside
+from nndiag.checkpoint.json_file import read_object
+from nndiag.checkpoint.permission import Permission
+from nndiag.checkpoint.progress import Progress
+from nndiag.checkpoint.record import SavedOptimizer
+from nndiag.checkpoint.source import Watched
+from nndiag.checkpoint.torch_file import read_torch_file
+from nndiag.errors import InputError
+
+STATE = "trainer_state.json"
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+_MAX_ROWS = 1_000_000
+
+History = tuple[Mapping[str, float], ...]
+
+
+def read_state(folder: Path) -> tuple[Progress, History]:
+    """Return the step, the epochs completed and the log of a Trainer.
+
+    The log's rows hold numbers alone: ``step``, ``epoch``, ``loss``, ``learning_rate``, ``grad_norm``, ``eval_loss``.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    state = read_object(folder / STATE)
+    step, epoch = _number(state.get("global_step")), _number(state.get("epoch"))
+    log = state.get("log_history")
+    rows = log[:_MAX_ROWS] if isinstance(log, list) else []
+    progress = Progress(
+        None if step is None or step < 0 else int(step), None if epoch is None or epoch < 0 else int(epoch)
+    )
+    return progress, tuple(_numbers(row) for row in rows if isinstance(row, dict))
+
+
+def read_optimizer(
+    folder: Path, permission: Permission, lazily: bool = False
+) -> tuple[tuple[SavedOptimizer, ...], dict[str, Watched], tuple[str, ...]]:
+    """Return the state of the optimiser, the file that it was read from, and a note where it could not be.
+
+    It is a help, so that its damage costs a note and not the checkpoint.
+    """
+    for name in _OPTIMIZERS:
+        file = folder / name
+        if not file.is_file():
+            continue
+        if not is_inside(folder, file):
+            return (), {}, (f"{name} was not used: it is a link that leaves its directory",)
+        try:
+            watched = Watched(file)
+            found = read_torch_file(file, permission, lazily).optimizers
+        except InputError as error:
+            return (), {}, (f"{name} was not used: {error.why}",)
+        if not found:
+            return (), {}, (f"{name} was not used: it holds no optimiser state",)
+        return tuple(replace(saved, key=name) for saved in found), {name: watched}, ()
+    return (), {}, ()
+
+
+def _numbers(row: Mapping[object, object]) -> dict[str, float]:
+    pairs = ((str(key), _number(value)) for key, value in row.items())
+    return {key: number for key, number in pairs if number is not None}
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    number = float(value) if abs(value) < 1 << 62 else math.inf
+    return number if math.isfinite(number) else None

@@ -1,0 +1,136 @@
+"""One pass over a layer's parameters, a tile at a time: all that the weights level needs of a tensor of any size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nndiag.replay.kinds import Layer
+
+TILE = 1 << 17
+"""Numbers taken at a time: as doubles they stay in the processor's cache."""
+DIRECTIONS = 2
+_WIDEST = 1 << 14
+
+
+@dataclass(frozen=True)
+class NodeRows:
+    """The parameters of a layer's nodes, as views of the tensors that hold them.
+
+    Every part is ``(nodes, width)``; a node's row is all of them side by side, weights first.
+    """
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, layer: Layer, tensors: Mapping[str, Tensor]) -> NodeRows:
+        """Return the rows of a layer, from tensors by parameter name."""
+        return cls(
+            tuple(slot.rows(tensors[slot.parameter].detach()) for slot in layer.weights),
+            tuple(slot.rows(tensors[slot.parameter].detach()) for slot in layer.biases),
+        )
+
+    @classmethod
+    def split(cls, rows: Tensor, weights: int) -> NodeRows:
+        """Return ``(nodes, size)`` rows of which the first so many entries are weights."""
+        rows = rows.detach()
+        return cls((rows[:, :weights],), (rows[:, weights:],) if rows.shape[1] > weights else ())
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """Weights and biases."""
+        return self.weights + self.biases
+
+    @property
+    def nodes(self) -> int:
+        """How many rows there are."""
+        return len(self.parts[0])
+
+    @property
+    def size(self) -> int:
+        """Entries of one row."""
+        return sum(part.shape[1] for part in self.parts)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The one bias of every node, where it has just one."""
+        single = len(self.biases) == 1 and self.biases[0].shape[1] == 1
+        return self.biases[0][:, 0] if single else None
+
+    def take(self, nodes: Tensor) -> Tensor:
+        """Return some rows whole, as float64 on the CPU."""
+        return torch.cat([part[nodes.to(part.device)].cpu().double() for part in self.parts], dim=1)
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Sums over a node's row, each ``(nodes,)`` or ``(nodes, DIRECTIONS)``, float64 on the CPU.
+
+    ``projections`` are products with random directions of expected length 1: rows that are nearly equal have
+    nearly equal ones.
+    """
+
+    weight_norm: Tensor
+    parameter_norm: Tensor
+    nonfinite: Tensor
+    projections: Tensor
+
+
+def sketch(rows: NodeRows) -> Sketch:
+    """Return the sums of every row, reading every number once."""
+    of_weights, of_biases = _Sums(rows.nodes), _Sums(rows.nodes)
+    directions = _directions(min(max(part.shape[1] for part in rows.parts), _WIDEST))
+    for parts, sums in ((rows.weights, of_weights), (rows.biases, of_biases)):
+        for part in parts:
+            for nodes, tile in _tiles(part):
+                sums.add(nodes, tile, directions[: tile.shape[1]])
+    return Sketch(
+        weight_norm=of_weights.squares.sqrt(),
+        parameter_norm=(of_weights.squares + of_biases.squares).sqrt(),
+        nonfinite=of_weights.nonfinite + of_biases.nonfinite,
+        projections=(of_weights.projections + of_biases.projections) / math.sqrt(rows.size),
+    )
+
+
+class _Sums:
+    """What is added up over the tiles of some parts."""
+
+    def __init__(self, nodes: int) -> None:
+        self.squares = torch.zeros(nodes, dtype=torch.float64)
+        self.nonfinite = torch.zeros(nodes, dtype=torch.int64)
+        self.projections = torch.zeros(nodes, DIRECTIONS, dtype=torch.float64)
+        self._exact = torch.empty(0, dtype=torch.float64)
+
+    def add(self, nodes: slice, tile: Tensor, directions: Tensor) -> None:
+        """Add one tile, ``(rows, columns)`` as it is stored."""
+        exact = self._copied(tile)
+        squares = torch.linalg.vector_norm(exact, dim=1).square()
+        self.squares[nodes] += squares
+        if not bool(squares.isfinite().all()):
+            self.nonfinite[nodes] += (~torch.isfinite(exact)).sum(dim=1)
+        self.projections[nodes] += exact @ directions
+
+    def _copied(self, tile: Tensor) -> Tensor:
+        """Return the tile as doubles, in memory that is warm from the last one."""
+        if self._exact.shape != tile.shape:
+            self._exact = torch.empty(tile.shape, dtype=torch.float64)
+        return self._exact.copy_(tile)
+
+
+def _tiles(part: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    columns = max(min(part.shape[1], _WIDEST), 1)
+    rows = max(TILE // columns, 1)
+    for first in range(0, len(part), rows):
+        nodes = slice(first, first + rows)
+        for column in range(0, part.shape[1], columns):
+            yield nodes, part[nodes, column : column + columns]
+
+
+def _directions(columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(columns, DIRECTIONS, dtype=torch.float64, generator=generator)
