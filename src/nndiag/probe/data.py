@@ -7,7 +7,7 @@ any pass.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from nndiag.errors import InputError, UsageError, printable
 from nndiag.probe.from_code import read_callable
 from nndiag.probe.from_file import READERS
 from nndiag.probe.named import Named, named_tensors
+from nndiag.probe.takes import NOTHING_KNOWN, Takes
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Data:
     """Probe samples.
 
     ``inputs`` are the model's positional inputs and ``targets`` the loss's, each with samples along its first
-    axis, in the types they were saved in. ``sha256`` is of the file, or for a callable of the tensors
-    themselves. ``notes`` are sentences for stderr.
+    axis, in the types they were saved in. ``names`` are those under which the model takes the inputs, none where it
+    takes them by position. ``sha256`` is of the file, or for a callable of the tensors themselves. ``notes`` are
+    sentences for stderr.
     """
 
     inputs: tuple[Tensor, ...] = field(repr=False)
@@ -35,6 +37,7 @@ class Data:
     sha256: str | None
     source: str
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -43,7 +46,13 @@ class Data:
 
 
 def load_data(
-    spec: str, folder: Path, limit: int | None = None, seed: int = 0, *, option: str = "--data"
+    spec: str,
+    folder: Path,
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    option: str = "--data",
+    takes: Takes = NOTHING_KNOWN,
 ) -> Data:
     """Load a probe.
 
@@ -56,6 +65,7 @@ def load_data(
         limit: how many samples to keep, from the first; no more batches than that takes are drawn.
         seed: seeds torch, numpy and ``random`` while a callable runs; their states are put back.
         option: where the spec was given, for messages.
+        takes: what the model takes: names other than ``x`` that inputs may have.
 
     Raises:
         UsageError: the spec is malformed or names no callable, or ``limit`` is below 1.
@@ -67,9 +77,9 @@ def load_data(
     path = folder / spec
     reader = READERS.get(path.suffix.lower())
     if reader is None and names_code(spec):
-        arrays = _cut(read_callable(spec, folder, limit, seed, option), limit)
+        arrays = _cut(read_callable(spec, folder, limit, seed, option, takes), limit)
         _check(arrays, spec)
-        return Data(arrays.inputs, arrays.targets, _tensor_hash(arrays), spec, _notes(arrays))
+        return _data(arrays, _tensor_hash(arrays), spec)
     if reader is None:
         known = ", ".join(READERS)
         raise UsageError(
@@ -79,11 +89,15 @@ def load_data(
         near = [other.name for other in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
         do = suggest(path.name, near) if near else "check the path; it counts from where the spec stands"
         raise InputError(path, "there is no such file", do)
-    arrays = _cut(named_tensors(reader(path), spec), limit)
+    arrays = _cut(named_tensors(reader(path), spec, takes), limit)
     _check(arrays, spec)
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Data(arrays.inputs, arrays.targets, digest, spec, _notes(arrays))
+    return _data(arrays, digest, spec)
+
+
+def _data(arrays: Named, digest: str, spec: str) -> Data:
+    return Data(arrays.inputs, arrays.targets, digest, spec, _notes(arrays), arrays.names)
 
 
 def _cut(arrays: Named, limit: int | None) -> Named:
@@ -91,7 +105,7 @@ def _cut(arrays: Named, limit: int | None) -> Named:
     if limit is None:
         return arrays
     cut = {name: tensor[:limit] if tensor.dim() else tensor for name, tensor in arrays.tensors.items()}
-    return Named(cut, arrays.left_out)
+    return replace(arrays, tensors=cut)
 
 
 def _check(arrays: Named, source: str) -> None:
