@@ -53,6 +53,7 @@ class ProbeTable(Table):
     loss: Text | None = None
     limit: Positive | None = None
     batch_size: Positive | None = None
+    block_size: Positive | None = None
 
 
 class OptimizerTable(Table):

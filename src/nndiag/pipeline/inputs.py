@@ -59,7 +59,11 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
     has_data = settings.data is not None or config.probe.data is not None
     found = network(config, settings, files, has_data and settings.level != Level.WEIGHTS)
     loss = settings.loss or config.probe.loss
-    takes = NOTHING_KNOWN if found is None else takes_of(found, loss, None)
+    takes = (
+        NOTHING_KNOWN
+        if found is None
+        else takes_of(found, loss, settings.block_size or config.probe.block_size)
+    )
     data = _data(config, settings, takes)
     if found is None:  # the probe is not used, and nothing need be said of it
         return Inputs(
@@ -147,6 +151,7 @@ def _probe(data: Data, config: RunConfig, settings: ScanSettings, takes: Takes, 
         batch_size=settings.batch_size or config.probe.batch_size or 256,
         folds=settings.folds,
         sha256=data.sha256,
+        random=data.random,
     )
 
 

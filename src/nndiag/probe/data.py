@@ -18,8 +18,14 @@ from nndiag.config.suggest import suggest
 from nndiag.errors import InputError, UsageError, printable
 from nndiag.probe.from_code import read_callable
 from nndiag.probe.from_file import READERS
+from nndiag.probe.language import from_columns, read_text, with_targets
 from nndiag.probe.named import Named, named_tensors
+from nndiag.probe.random_data import PREFIX, random_samples
+from nndiag.probe.tables import SUFFIXES, read_table
 from nndiag.probe.takes import NOTHING_KNOWN, Takes
+
+TEXTS = (".txt",)
+_NOISE = "probe: inputs are random numbers and no data; nothing that rests on them counts as an error"
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,8 @@ class Data:
 
     ``inputs`` are the model's positional inputs and ``targets`` the loss's, each with samples along its first
     axis, in the types they were saved in. ``names`` are those under which the model takes the inputs, none where it
-    takes them by position. ``sha256`` is of the file, or for a callable of the tensors themselves. ``notes`` are
-    sentences for stderr.
+    takes them by position. ``sha256`` is of the file, or of the tensors themselves where they are made from it.
+    ``notes`` are sentences for stderr. ``random`` says that they are noise and no data.
     """
 
     inputs: tuple[Tensor, ...] = field(repr=False)
@@ -38,6 +44,7 @@ class Data:
     source: str
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
+    random: bool = False
 
     @property
     def samples(self) -> int:
@@ -58,7 +65,9 @@ def load_data(
 
     Args:
         spec: a ``.safetensors``, ``.npz`` or ``.pt`` file that holds ``x`` (or ``x0``, ``x1``, …) and
-            optionally ``y``, or ``file.py:callable`` or ``pkg.mod:callable`` that returns tensors ``x`` or
+            optionally ``y``; a ``.parquet``, ``.jsonl`` or ``.arrow`` file, or a folder that the datasets library
+            saved, with such columns; a ``.txt`` file for a language model; ``random:SHAPE``; or
+            ``file.py:callable`` or ``pkg.mod:callable`` that returns tensors ``x`` or
             ``(x, y)``, or an iterable of such batches, such as a DataLoader. Whether a callable may run is
             the caller's to decide.
         folder: what a relative path counts from.
@@ -74,30 +83,58 @@ def load_data(
     """
     if limit is not None and limit < 1:
         raise UsageError("--limit", f"is {limit}", "give at least 1")
+    arrays, digest, said = _read(spec, folder, limit, seed, option, takes)
+    arrays = _cut(with_targets(arrays, seed, takes), limit)
+    _check(arrays, spec)
+    return Data(
+        arrays.inputs,
+        arrays.targets,
+        digest or _tensor_hash(arrays),
+        spec,
+        tuple(note for note in (*said, *_notes(arrays)) if note),
+        arrays.names,
+        spec.startswith(PREFIX),
+    )
+
+
+def _read(
+    spec: str, folder: Path, limit: int | None, seed: int, option: str, takes: Takes
+) -> tuple[Named, str | None, tuple[str, ...]]:
+    """Return the arrays that a spec means, the hash of the file where it is one, and notes."""
+    if spec.startswith(PREFIX):
+        return random_samples(spec, limit, seed, takes), None, (_NOISE,)
     path = folder / spec
-    reader = READERS.get(path.suffix.lower())
-    if reader is None and names_code(spec):
-        arrays = _cut(read_callable(spec, folder, limit, seed, option, takes), limit)
-        _check(arrays, spec)
-        return _data(arrays, _tensor_hash(arrays), spec)
-    if reader is None:
-        known = ", ".join(READERS)
-        raise UsageError(
-            f"{option} {spec}", "is no kind of probe that is known", f"give {known} or file.py:callable"
-        )
+    suffix = path.suffix.lower()
+    reader = READERS.get(suffix)
+    if reader is not None:
+        _require(path)
+        arrays = named_tensors(reader(path), spec, takes)
+        with path.open("rb") as stream:
+            return arrays, hashlib.file_digest(stream, "sha256").hexdigest(), ()
+    if suffix in TEXTS:
+        _require(path)
+        arrays, note = read_text(path, limit, seed, takes)
+        return arrays, None, (printable(note),)
+    if suffix in SUFFIXES or path.is_dir():
+        if not path.is_dir():
+            _require(path)
+        columns = read_table(path, limit)
+        found = from_columns(columns, seed, takes)
+        return named_tensors(columns, spec, takes) if found is None else found, None, ()
+    if names_code(spec):
+        return read_callable(spec, folder, limit, seed, option, takes), None, ()
+    known = ", ".join([*READERS, *TEXTS, *SUFFIXES])
+    raise UsageError(
+        f"{option} {spec}", "is no kind of probe that is known", f"give {known}, a folder or file.py:callable"
+    )
+
+
+def _require(path: Path) -> None:
+    """Say which file there is where this one is not."""
     if not path.is_file():
         near = [other.name for other in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
         do = suggest(path.name, near) if near else "check the path; it counts from where the spec stands"
         raise InputError(path, "there is no such file", do)
-    arrays = _cut(named_tensors(reader(path), spec, takes), limit)
-    _check(arrays, spec)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return _data(arrays, digest, spec)
-
-
-def _data(arrays: Named, digest: str, spec: str) -> Data:
-    return Data(arrays.inputs, arrays.targets, digest, spec, _notes(arrays), arrays.names)
 
 
 def _cut(arrays: Named, limit: int | None) -> Named:

@@ -34,8 +34,8 @@ class Batch:
 class Probe:
     """Samples to examine a model on.
 
-    Sample ``n`` belongs to fold ``n mod folds``, whatever the batch size.     ``loss`` is ``None`` where
-    none was named: then nothing that needs one is measured.
+    Sample ``n`` belongs to fold ``n mod folds``, whatever the batch size. ``loss`` is ``None`` where
+    none was named: then nothing that needs one is measured. ``random`` says that the inputs are noise and no data.
     """
 
     inputs: tuple[Tensor, ...]
@@ -44,6 +44,7 @@ class Probe:
     batch_size: int = 256
     folds: int = 4
     sha256: str | None = None
+    random: bool = False
 
     def __post_init__(self) -> None:
         """Let the loss count the labels of the whole probe, which no single batch shows."""
