@@ -71,7 +71,7 @@ def build_hf(path: Path, check: Callable[[nn.Module], None]) -> HfModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = factory.from_config(settings, trust_remote_code=False, attn_implementation="eager")
-    return HfModel(model, _loss_of(config))
+    return HfModel(model, loss_of(config))
 
 
 def import_transformers(option: str) -> Any:
@@ -135,7 +135,8 @@ def _as_named(model: nn.Module, config: HfConfig) -> nn.Module:
     return model
 
 
-def _loss_of(config: HfConfig) -> str | None:
+def loss_of(config: HfConfig) -> str | None:
+    """Return the name of the loss that a class was trained with, where its own name says it."""
     named = next((loss for pattern, loss in LOSSES if pattern.search(config.architecture)), None)
     if named == "causal_lm" and config.values.get("is_encoder_decoder"):
         return "masked_lm"

@@ -6,7 +6,7 @@ Flags win.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from nndiag.config.trust import require_trust
 from nndiag.errors import InputError, UsageError
 from nndiag.pipeline.network import give_by_name, network, takes_of, with_decoder_inputs
 from nndiag.pipeline.settings import ScanSettings
+from nndiag.pipeline.survey import called_probe
 from nndiag.probe.data import Data, load_data
 from nndiag.probe.loss import Loss, custom_loss, named_loss
 from nndiag.probe.probe import Probe, cast_inputs
@@ -53,6 +54,7 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
     """
     _check_paths(paths)
     config = merge(load_user_config(Path.cwd()), load_run_config(paths[0]))
+    settings = located(settings, config)
     _note_unread(paths, note)
     _check_device(settings.device)
     files = _files(paths, config, settings, note)
@@ -74,6 +76,16 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
         give_by_name(found.module, takes, data.names, len(data.inputs))
     model = found.module.to(settings.device, DTYPES[settings.dtype])
     return Inputs(config, files, model, None if data is None else _probe(data, config, settings, takes, note))
+
+
+def located(settings: ScanSettings, config: RunConfig) -> ScanSettings:
+    """Return the settings with where the configuration says that the weights lie, unless options say it."""
+    said = config.checkpoints
+    return replace(
+        settings,
+        weights_key=settings.weights_key if settings.weights_key is not None else said.weights_key,
+        strip_prefix=settings.strip_prefix if settings.strip_prefix is not None else said.strip_prefix,
+    )
 
 
 def _unsaid(sentence: str) -> None:
@@ -116,7 +128,8 @@ def _files(paths: Sequence[Path], config: RunConfig, settings: ScanSettings, not
     include = config.checkpoints.include
     found: dict[Path, Path] = {}
     for path in paths:
-        for file in find_checkpoints(path, include, exclude, note):
+        probes = called_probe(path) if include is None else []
+        for file in find_checkpoints(path, include, [*exclude, *probes], note):
             if file.resolve() in found:
                 note(f"{file} is given more than once; it is scanned once")
             found.setdefault(file.resolve(), file)
