@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from nndiag.checkpoint.lazy import specs_of
 from nndiag.model.candidates import PlaceLike
 
 ACTIVATION = "ReLU"
@@ -50,13 +51,14 @@ def find_chains(place: PlaceLike) -> tuple[Chain, ...]:
     one where the weights are those of a plain ``nn.Sequential``, more where several networks lie in one file.
     """
     by_prefix: dict[str, dict[int, dict[str, Tensor]]] = {}
+    specs = specs_of(place.tensors)
     for name in place.tensors:
         match = _NAME.fullmatch(name)
         if match is None or not f"{place.key}{match['prefix']}".isprintable():
             continue
         found = by_prefix.setdefault(match["prefix"], {})
         if len(found) <= MOST:
-            found.setdefault(int(match["place"]), {})[match["kind"]] = place.tensors[name]
+            found.setdefault(int(match["place"]), {})[match["kind"]] = specs[name]
     chains = (_chain(place.key, prefix, layers) for prefix, layers in by_prefix.items())
     return tuple(chain for chain in chains if chain is not None and _alone(chain, place))
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from nndiag.checkpoint.opening import glance
+from nndiag.checkpoint.pt2 import is_pt2
 from nndiag.config.record import RunConfig
 from nndiag.errors import ModelError, UsageError
 from nndiag.model.calling import argument_names, call_by_names
+from nndiag.model.exported import load_exported
 from nndiag.model.factory import build_model
 from nndiag.model.fit import fit
 from nndiag.model.from_config import build_from_config
@@ -55,6 +57,8 @@ def network(
     last = files[-1]
     folder = last if last.is_dir() else last.parent
     spec = settings.model if settings.model is not None else config.model.factory
+    if spec is None and config.model.sequential is None and settings.trust and is_pt2(last):
+        return Network(load_exported(last), folder)
     if spec == HF or (spec is None and config.model.sequential is None and measured and find_config(last)):
         found = _from_config_json(last, settings)
     elif settings.model is not None:

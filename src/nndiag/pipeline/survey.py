@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from nndiag.checkpoint import Checkpoint, find_checkpoints
+from nndiag.checkpoint.lazy import specs_of
 from nndiag.checkpoint.opening import glance
 from nndiag.config.load import RUN_FILE
 from nndiag.errors import InputError
@@ -88,7 +89,7 @@ class Survey:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the weights of the first place, by name."""
-        return {name: tuple(t.shape) for name, t in self.checkpoint.places[0].tensors.items()}
+        return {name: tuple(t.shape) for name, t in specs_of(self.checkpoint.places[0].tensors).items()}
 
 
 def survey(path: Path) -> Survey:
