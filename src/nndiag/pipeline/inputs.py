@@ -59,7 +59,7 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
     _check_device(settings.device)
     files = _files(paths, config, settings, note)
     has_data = settings.data is not None or config.probe.data is not None
-    found = network(config, settings, files, has_data and settings.level != Level.WEIGHTS)
+    found = network(config, settings, files, has_data and settings.level != Level.WEIGHTS, note)
     loss = settings.loss or config.probe.loss
     takes = (
         NOTHING_KNOWN

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import nn
 from nndiag.checkpoint.opening import glance
 from nndiag.checkpoint.pt2 import is_pt2
 from nndiag.config.record import RunConfig
-from nndiag.errors import ModelError, UsageError
+from nndiag.errors import InputError, ModelError, UsageError
 from nndiag.model.calling import argument_names, call_by_names
 from nndiag.model.exported import load_exported
 from nndiag.model.factory import build_model
@@ -19,6 +19,8 @@ from nndiag.model.fit import fit
 from nndiag.model.from_config import build_from_config
 from nndiag.model.hf import build_hf
 from nndiag.model.hf_config import find_config
+from nndiag.model.timm_model import PREFIX as TIMM
+from nndiag.model.timm_model import build_timm
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.probe.data import Data
 from nndiag.probe.takes import Takes
@@ -39,7 +41,11 @@ class Network:
 
 
 def network(
-    config: RunConfig, settings: ScanSettings, files: Sequence[Path], measured: bool
+    config: RunConfig,
+    settings: ScanSettings,
+    files: Sequence[Path],
+    measured: bool,
+    note: Callable[[str], None],
 ) -> Network | None:
     """Build the network, or return ``None`` where none is named.
 
@@ -49,6 +55,7 @@ def network(
         files: the checkpoints, in training order.
         measured: whether there is data and a level to measure it at: only then a ``config.json`` is taken that nobody
             asked for.
+        note: told of what was taken from the checkpoint.
 
     Raises:
         UsageError: options or configuration are wrong.
@@ -61,10 +68,15 @@ def network(
         return Network(load_exported(last), folder)
     if spec == HF or (spec is None and config.model.sequential is None and measured and find_config(last)):
         found = _from_config_json(last, settings)
+    elif spec is not None and spec.startswith(TIMM):
+        found = Network(build_timm(spec, _with_arguments(config, settings).model.kwargs), folder)
     elif settings.model is not None:
-        found = Network(build_model(settings.model, Path.cwd(), settings.model_args), folder)
+        offered = _offered(last)
+        built = build_model(settings.model, Path.cwd(), settings.model_args, offered=offered, note=note)
+        found = Network(built, folder)
     else:
-        module = build_from_config(_with_arguments(config, settings.model_args), settings.trust)
+        offered = _offered(last) if config.model.factory is not None else {}
+        module = build_from_config(_with_arguments(config, settings), settings.trust, offered, note)
         if module is None:
             return None
         found = Network(module, folder)
@@ -138,11 +150,20 @@ def _from_config_json(last: Path, settings: ScanSettings) -> Network:
     return Network(built.module, file.parent, built.loss)
 
 
-def _with_arguments(config: RunConfig, arguments: Mapping[str, object]) -> RunConfig:
+def _offered(last: Path) -> Mapping[str, object]:
+    """Return the hyper-parameters that a checkpoint holds, plain values all; none where it cannot be read yet."""
+    try:
+        return glance(last).hyper_parameters
+    except InputError:
+        return {}
+
+
+def _with_arguments(config: RunConfig, settings: ScanSettings) -> RunConfig:
     """Return the configuration with ``--model-arg`` over the keywords of its factory."""
+    arguments = settings.model_args
     if not arguments:
         return config
-    if config.model.factory is None:
+    if config.model.factory is None and settings.model is None:
         raise UsageError("--model-arg", "there is no factory to give it to", "add --model file.py:callable")
     kwargs = {**config.model.kwargs, **arguments}
     return replace(config, model=config.model.model_copy(update={"kwargs": kwargs}))
