@@ -143,3 +143,13 @@ def test_the_users_own_factory_is_found_from_its_file(folder: Path, monkeypatch:
 
 def test_no_model_is_none(tmp_path: Path) -> None:
     assert build_from_config(load_run_config(tmp_path), trust=False) is None
+
+
+def test_hyper_parameters_of_a_checkpoint_are_defaults_of_what_a_factory_takes_by_name(folder: Path) -> None:
+    notes: list[str] = []
+    offered = {"width": 5, "name": "os.system", "lr": 0.1}
+    model = build_model("model.py:build", folder, {"name": "mine"}, offered=offered, note=notes.append)
+    assert model.state_dict()["0.weight"].shape == (5, 2)
+    assert notes == ["hyper-parameters in the checkpoint given to model.py:build: width=5"]
+    assert build_model("model.py:build", folder, {"width": 4}, offered=offered)
+    assert build_model("model.py:Net", folder, offered=offered)

@@ -288,7 +288,7 @@ def test_a_missing_file_and_a_wrong_spec(tmp_path: Path) -> None:
     line = problem(tmp_path, "probe.csv", UsageError)
     assert line == (
         "--data probe.csv: is no kind of probe that is known; "
-        "give .safetensors, .npz, .pt or file.py:callable"
+        "give .safetensors, .npz, .pt, .txt, .parquet, .jsonl, .arrow, a folder or file.py:callable"
     )
     with pytest.raises(UsageError, match="--limit: is 0; give at least 1"):
         load_data("probe.npz", tmp_path, limit=0)

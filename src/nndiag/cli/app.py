@@ -13,6 +13,7 @@ from typer.main import get_command
 from nndiag.cli.catalogue import explain, rules
 from nndiag.cli.endings import COULD_NOT, USAGE, as_line, print_error, silence_stdout
 from nndiag.cli.help import EXIT_CODES, GroupedCommand
+from nndiag.cli.init import init
 from nndiag.cli.scan import scan
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ def root(
 app.command(
     cls=GroupedCommand, short_help="Measure and judge a checkpoint, or a run of them.", epilog=EXIT_CODES
 )(scan)
+app.command(cls=GroupedCommand)(init)
 app.command(cls=GroupedCommand)(explain)
 app.command()(rules)
 

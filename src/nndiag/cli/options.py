@@ -26,7 +26,12 @@ Paths = Annotated[
 
 Model = Annotated[
     str | None,
-    _option(_INPUTS, "--model", "SPEC", "The network: pkg.mod:callable or path/file.py:callable."),
+    _option(
+        _INPUTS,
+        "--model",
+        "SPEC",
+        "The network: pkg.mod:callable, path/file.py:callable, timm:NAME, or hf (its config.json).",
+    ),
 ]
 ModelArg = Annotated[
     Many | None,
@@ -42,7 +47,8 @@ DataSpec = Annotated[
     str | None,
     _option(
         _INPUTS, "--data", "SPEC",
-        "The probe: .safetensors, .npz or .pt with x and optionally y, or file.py:callable.",
+        "The probe: arrays x and y (.safetensors, .npz, .pt), a table (.parquet, .jsonl, a dataset folder), "
+        "text (.txt), random:3x32x32, or file.py:callable.",
     ),
 ]  # fmt: skip
 LossSpec = Annotated[
@@ -53,6 +59,9 @@ LossSpec = Annotated[
     ),
 ]  # fmt: skip
 Limit = Annotated[int | None, _option(_INPUTS, "--limit", "N", "Only the first N samples of the probe.")]
+BlockSize = Annotated[
+    int | None, _option(_INPUTS, "--block-size", "N", "Tokens a sample of a text; 128 by default.")
+]
 Every = Annotated[
     int | None,
     _option(_INPUTS, "--every", "K", "Every K-th checkpoint of a run, counted from the last."),

@@ -76,13 +76,13 @@ def write_reports(report: Report, targets: Iterable[Target]) -> None:
     for target in targets:
         text = FORMATS[target.format](report)
         try:
-            _write(target.path, text)
+            write_whole(target.path, text)
         except OSError as error:
             why = f"cannot be written ({error.strerror or type(error).__name__})"
             raise InputError(target.path, why, "choose another file") from error
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write a file whole or not at all: to a temporary file beside it, then renamed.
 
     Links are followed; what is no regular file, such as ``/dev/stderr``, is written to and not replaced.

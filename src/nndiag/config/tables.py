@@ -41,9 +41,11 @@ class ModelTable(Table):
 
 
 class CheckpointsTable(Table):
-    """``[checkpoints]``: which files of the directory are checkpoints, as a glob."""
+    """``[checkpoints]``: which files of the directory are checkpoints, as a glob, and where the weights lie in them."""
 
     include: Text | None = None
+    weights_key: Text | None = None
+    strip_prefix: Text | None = None
 
 
 class ProbeTable(Table):
@@ -53,6 +55,7 @@ class ProbeTable(Table):
     loss: Text | None = None
     limit: Positive | None = None
     batch_size: Positive | None = None
+    block_size: Positive | None = None
 
 
 class OptimizerTable(Table):

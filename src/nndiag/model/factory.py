@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -12,6 +14,16 @@ from torch.nn.parameter import is_lazy
 
 from nndiag.config.callables import load_callable, running
 from nndiag.errors import ModelError, UsageError
+
+
+def _taken(factory: Callable[..., object], offered: Mapping[str, object]) -> dict[str, object]:
+    """Return those of the values offered that a callable takes by name; ``**`` takes none."""
+    try:
+        known = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {one.name: offered[one.name] for one in known if one.kind in kinds and one.name in offered}
 
 
 def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
@@ -42,7 +54,13 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, object]:
 
 
 def build_model(
-    spec: str, folder: Path, arguments: Mapping[str, object] | None = None, *, option: str = "--model"
+    spec: str,
+    folder: Path,
+    arguments: Mapping[str, object] | None = None,
+    *,
+    option: str = "--model",
+    offered: Mapping[str, object] = MappingProxyType({}),
+    note: Callable[[str], None] = lambda sentence: None,
 ) -> nn.Module:
     """Call the factory that ``spec`` names and return its module, in the mode the factory left it in.
 
@@ -54,6 +72,9 @@ def build_model(
         folder: what a relative path counts from.
         arguments: keywords for the callable.
         option: where the spec was given, for messages.
+        offered: keywords that the checkpoint suggests, plain values all: those that the callable takes by name, and
+            that ``arguments`` do not give.
+        note: told which of them were taken.
 
     Raises:
         UsageError: the spec names no callable.
@@ -64,8 +85,13 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         factory = load_callable(spec, folder, option, ModelError)
+        given = dict(arguments or {})
+        taken = _taken(factory, {name: value for name, value in offered.items() if name not in given})
+        if taken:
+            words = ", ".join(f"{name}={value!r}"[:80] for name, value in taken.items())
+            note(f"hyper-parameters in the checkpoint given to {spec}: {words}")
         with running(what, ModelError):
-            model = factory(**(arguments or {}))
+            model = factory(**{**taken, **given})
     if not isinstance(model, nn.Module):
         raise ModelError(
             what,

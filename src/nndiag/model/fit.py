@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from nndiag.config.callables import reason
@@ -16,6 +17,7 @@ from nndiag.errors import ModelError, printable
 from nndiag.model.candidates import Candidate, Names, PlaceLike, find_candidates
 from nndiag.model.choice import ambiguous, named_place, narrow_places, with_prefix
 from nndiag.model.mismatch import find_mismatch
+from nndiag.model.wanted import Wanted, wanted_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def fit(
     """Return the one set of weights in a checkpoint that fits ``model``.
 
     A place fits under a prefix where the entries under it are exactly the model's, name by name and shape by
-    shape. Entries outside the prefix are left out.
+    shape. Of a tensor that has several names in the model, one is enough. Entries outside the prefix are left out, and
+    those that the model's own library declares unused.
 
     Args:
         model: the network.
@@ -57,22 +60,20 @@ def fit(
         UsageError: several places or prefixes fit, or an option names what is not there.
         ModelError: nothing fits; the nearest candidate is described.
     """
-    wanted = _state(model)
-    if not wanted:
+    wanted = wanted_of(model)
+    if not wanted.tensors:
         raise ModelError("model", "has no parameters", "give a network that has weights")
     if not any(place.tensors for place in places):
         raise ModelError("weights", "the checkpoint holds no tensors", "give another checkpoint")
     chosen, inside = narrow_places(places, weights_key)
-    found = find_candidates(wanted, chosen)
+    found = find_candidates(wanted.tensors, chosen)
     prefix = with_prefix(inside, strip_prefix, chosen, found)
     if prefix is not None:
         found = [candidate for candidate in found if candidate.prefix == prefix]
     fitting = [
         candidate
         for candidate in found
-        if candidate.common == len(wanted)
-        and len(candidate.names.under(candidate.prefix)) == len(wanted)
-        and not find_mismatch(wanted, candidate).count
+        if candidate.common >= wanted.indispensable and not find_mismatch(wanted, candidate).count
     ]
     if len(fitting) > 1:
         raise ambiguous(fitting)
@@ -98,26 +99,37 @@ def load(model: nn.Module, fit: Fit) -> None:
         raise ModelError(what, f"the model does not take {skipped[0]}", "check its hooks on loading")
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the model's named tensors, parameters as parameters; extra state that is no tensor left out."""
-    state = model.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _taken(wanted: Mapping[str, Tensor], candidate: Candidate, several: bool) -> Fit:
+def _taken(wanted: Wanted, candidate: Candidate, several: bool) -> Fit:
     place, prefix = candidate.place, candidate.prefix
-    left_out = len(place.tensors) - len(wanted)
+    tensors = {
+        name: place.tensors[prefix + name] for name in wanted.tensors if prefix + name in place.tensors
+    }
+    left_out = len(place.tensors) - len(tensors)
+    _refuse_unlike_twins(wanted, tensors, place, prefix)
     note = ""
     if place.key or prefix or left_out or several:
-        note = f"weights taken from {named_place(place.key, prefix)} ({len(wanted)} tensors)"
+        note = f"weights taken from {named_place(place.key, prefix)} ({len(tensors)} tensors)"
     if left_out:
         note += f"; {left_out} other {'entry' if left_out == 1 else 'entries'} left out"
-    tensors = {name: place.tensors[prefix + name] for name in wanted}
     return Fit(tensors, place.key, prefix, left_out, printable(note), tuple(place.tensors))
 
 
+def _refuse_unlike_twins(
+    wanted: Wanted, tensors: Mapping[str, Tensor], place: PlaceLike, prefix: str
+) -> None:
+    """Refuse a file with different values for one tensor of the model that has two names there."""
+    for name, others in wanted.twins.items():
+        for other in others:
+            if name < other and name in tensors and other in tensors:
+                one, two = tensors[name], tensors[other].to(tensors[name].dtype)
+                if not torch.equal(one, two) and not torch.equal(one.nan_to_num(), two.nan_to_num()):
+                    why = f"{name} and {other} differ, and are one tensor in the model"
+                    do = "give the model that was trained, with the two untied"
+                    raise ModelError(f"weights from {named_place(place.key, prefix)}", why, do)
+
+
 def _misfit(
-    wanted: Mapping[str, Tensor], places: Sequence[PlaceLike], found: Sequence[Candidate], prefix: str | None
+    wanted: Wanted, places: Sequence[PlaceLike], found: Sequence[Candidate], prefix: str | None
 ) -> ModelError:
     """Return the error for the candidate with most names in common; among equals, the one with the fewest
     misfits.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 from torch import nn
 
 from nndiag.config.record import RunConfig
@@ -10,11 +13,16 @@ from nndiag.model.factory import build_model
 from nndiag.model.sequential import build_sequential
 
 
-def build_from_config(config: RunConfig, trust: bool) -> nn.Module | None:
+def build_from_config(
+    config: RunConfig,
+    trust: bool,
+    offered: Mapping[str, object] = MappingProxyType({}),
+    note: Callable[[str], None] = lambda sentence: None,
+) -> nn.Module | None:
     """Return the network of the ``[model]`` table, or ``None`` where there is no such table.
 
     A layer list is data and always allowed. A factory is code: the user's own ``pyproject.toml`` may name
-    one, a scanned directory only with ``trust``.
+    one, a scanned directory only with ``trust``. ``offered`` and ``note`` are those of ``build_model``.
 
     Raises:
         UsageError: the layers or the spec are wrong.
@@ -29,4 +37,5 @@ def build_from_config(config: RunConfig, trust: bool) -> nn.Module | None:
     if table.factory is None:
         return None
     origin = require_trust(config, "model.factory", trust)
-    return build_model(table.factory, origin.folder, table.kwargs, option=f"{origin.source} [model] factory")
+    option = f"{origin.source} [model] factory"
+    return build_model(table.factory, origin.folder, table.kwargs, option=option, offered=offered, note=note)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from nndiag.checkpoint.lazy import specs_of
 from nndiag.model.candidates import Candidate
+from nndiag.model.wanted import Wanted
 
 SHOWN = 5
 
@@ -41,19 +42,24 @@ class Mismatch:
         return ", ".join(parts)
 
 
-def find_mismatch(wanted: Mapping[str, Tensor], candidate: Candidate) -> Mismatch:
+def find_mismatch(wanted: Wanted, candidate: Candidate) -> Mismatch:
     """Compare the model's state with the entries under a candidate; none of them is read."""
-    held = frozenset(candidate.names.under(candidate.prefix))
+    names = candidate.names.under(candidate.prefix)
+    held = frozenset(names)
     specs = specs_of(candidate.place.tensors)
     differing = []
-    for name, tensor in wanted.items():
+    for name, tensor in wanted.tensors.items():
         if name in held:
             difference = _difference(tensor, specs[candidate.prefix + name])
             if difference:
                 differing.append(f"{name}: {difference}")
     return Mismatch(
-        missing=tuple(name for name in wanted if name not in held),
-        unexpected=tuple(name for name in candidate.names.under(candidate.prefix) if name not in wanted),
+        missing=tuple(
+            name for name in wanted.tensors if name not in held and not wanted.may_miss(name, held)
+        ),
+        unexpected=tuple(
+            name for name in names if name not in wanted.tensors and not wanted.passes_over(name)
+        ),
         differing=tuple(differing),
     )
 

@@ -75,6 +75,7 @@ def _probe_facts(probe: Probe) -> report.ProbeFacts:
         sha256=probe.sha256,
         folds=probe.fold_count,
         has_targets=probe.has_targets,
+        random=probe.random,
     )
 
 

@@ -5,7 +5,7 @@ Flags win.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,14 +18,15 @@ from nndiag.config.load import RUN_FILE, load_run_config, load_user_config
 from nndiag.config.record import RunConfig, merge
 from nndiag.config.suggest import nearest
 from nndiag.config.trust import require_trust
-from nndiag.errors import InputError, ModelError, UsageError
-from nndiag.model.factory import build_model
-from nndiag.model.from_config import build_from_config
+from nndiag.errors import InputError, UsageError
+from nndiag.pipeline.network import give_by_name, network, takes_of, with_decoder_inputs
 from nndiag.pipeline.settings import ScanSettings
+from nndiag.pipeline.survey import called_probe
 from nndiag.probe.data import Data, load_data
 from nndiag.probe.loss import Loss, custom_loss, named_loss
 from nndiag.probe.probe import Probe, cast_inputs
-from nndiag.replay.layers import find_layers
+from nndiag.probe.takes import NOTHING_KNOWN, Takes
+from nndiag.records.level import Level
 
 Note = Callable[[str], None]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -53,14 +54,42 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
     """
     _check_paths(paths)
     config = merge(load_user_config(Path.cwd()), load_run_config(paths[0]))
+    settings = located(settings, config)
     _note_unread(paths, note)
     _check_device(settings.device)
     files = _files(paths, config, settings, note)
-    model = _model(config, settings)
-    data = _data(config, settings)
-    # without a model the probe is not used, and nothing need be said of it
-    probe = None if data is None else _probe(data, config, settings, note if model else lambda _: None)
-    return Inputs(config, files, model, probe)
+    has_data = settings.data is not None or config.probe.data is not None
+    found = network(config, settings, files, has_data and settings.level != Level.WEIGHTS, note)
+    loss = settings.loss or config.probe.loss
+    takes = (
+        NOTHING_KNOWN
+        if found is None
+        else takes_of(found, loss, settings.block_size or config.probe.block_size)
+    )
+    data = _data(config, settings, takes)
+    if found is None:  # the probe is not used, and nothing need be said of it
+        return Inputs(
+            config, files, None, None if data is None else _probe(data, config, settings, takes, _unsaid)
+        )
+    if data is not None:
+        data = with_decoder_inputs(found.module, data)
+        give_by_name(found.module, takes, data.names, len(data.inputs))
+    model = found.module.to(settings.device, DTYPES[settings.dtype])
+    return Inputs(config, files, model, None if data is None else _probe(data, config, settings, takes, note))
+
+
+def located(settings: ScanSettings, config: RunConfig) -> ScanSettings:
+    """Return the settings with where the configuration says that the weights lie, unless options say it."""
+    said = config.checkpoints
+    return replace(
+        settings,
+        weights_key=settings.weights_key if settings.weights_key is not None else said.weights_key,
+        strip_prefix=settings.strip_prefix if settings.strip_prefix is not None else said.strip_prefix,
+    )
+
+
+def _unsaid(sentence: str) -> None:
+    """Keep a sentence to oneself."""
 
 
 def _check_paths(paths: Sequence[Path]) -> None:
@@ -99,7 +128,8 @@ def _files(paths: Sequence[Path], config: RunConfig, settings: ScanSettings, not
     include = config.checkpoints.include
     found: dict[Path, Path] = {}
     for path in paths:
-        for file in find_checkpoints(path, include, exclude, note):
+        probes = called_probe(path) if include is None else []
+        for file in find_checkpoints(path, include, [*exclude, *probes], note):
             if file.resolve() in found:
                 note(f"{file} is given more than once; it is scanned once")
             found.setdefault(file.resolve(), file)
@@ -109,45 +139,20 @@ def _files(paths: Sequence[Path], config: RunConfig, settings: ScanSettings, not
     return files[-settings.last :] if settings.last is not None else files
 
 
-def _model(config: RunConfig, settings: ScanSettings) -> nn.Module | None:
-    if settings.model is not None:
-        model: nn.Module | None = build_model(settings.model, Path.cwd(), settings.model_args)
-    else:
-        model = build_from_config(_with_arguments(config, settings.model_args), settings.trust)
-    if model is None:
-        return None
-    if not find_layers(model):
-        raise ModelError(
-            "model", "it has no parameters, and so no nodes",
-            "leave --model out to look at its weights",
-        )  # fmt: skip
-    return model.to(settings.device, DTYPES[settings.dtype])
-
-
-def _with_arguments(config: RunConfig, arguments: Mapping[str, object]) -> RunConfig:
-    """Return the configuration with ``--model-arg`` over the keywords of its factory."""
-    if not arguments:
-        return config
-    if config.model.factory is None:
-        raise UsageError("--model-arg", "there is no factory to give it to", "add --model file.py:callable")
-    kwargs = {**config.model.kwargs, **arguments}
-    return replace(config, model=config.model.model_copy(update={"kwargs": kwargs}))
-
-
-def _data(config: RunConfig, settings: ScanSettings) -> Data | None:
+def _data(config: RunConfig, settings: ScanSettings, takes: Takes) -> Data | None:
     limit = settings.limit if settings.limit is not None else config.probe.limit
     if settings.data is not None:
-        return load_data(settings.data, Path.cwd(), limit, settings.seed)
+        return load_data(settings.data, Path.cwd(), limit, settings.seed, takes=takes)
     if config.probe.data is None:
         return None
     origin = config.origin("probe.data")
     if names_code(config.probe.data):
         require_trust(config, "probe.data", settings.trust)
     option = f"{origin.source} [probe] data"
-    return load_data(config.probe.data, origin.folder, limit, settings.seed, option=option)
+    return load_data(config.probe.data, origin.folder, limit, settings.seed, option=option, takes=takes)
 
 
-def _probe(data: Data, config: RunConfig, settings: ScanSettings, note: Note) -> Probe:
+def _probe(data: Data, config: RunConfig, settings: ScanSettings, takes: Takes, note: Note) -> Probe:
     for sentence in data.notes:
         note(sentence)
     device = torch.device(settings.device)
@@ -155,14 +160,15 @@ def _probe(data: Data, config: RunConfig, settings: ScanSettings, note: Note) ->
     return Probe(
         inputs=cast_inputs(data.inputs, DTYPES[settings.dtype], device),
         targets=targets,
-        loss=_loss(data, config, settings, note),
+        loss=_loss(data, config, settings, takes, note),
         batch_size=settings.batch_size or config.probe.batch_size or 0,
         folds=settings.folds,
         sha256=data.sha256,
+        random=data.random,
     )
 
 
-def _loss(data: Data, config: RunConfig, settings: ScanSettings, note: Note) -> Loss | None:
+def _loss(data: Data, config: RunConfig, settings: ScanSettings, takes: Takes, note: Note) -> Loss | None:
     if settings.loss is not None:
         return _loss_of(settings.loss, Path.cwd(), "--loss")
     if config.probe.loss is not None:
@@ -170,6 +176,9 @@ def _loss(data: Data, config: RunConfig, settings: ScanSettings, note: Note) -> 
             require_trust(config, "probe.loss", settings.trust)
         origin = config.origin("probe.loss")
         return _loss_of(config.probe.loss, origin.folder, f"{origin.source} [probe] loss")
+    if takes.loss is not None:
+        note(f"no --loss given: {takes.loss} taken, which such models are trained with")
+        return named_loss(takes.loss)
     if data.targets is None:
         return None
     name = "mse" if data.targets.is_floating_point() else "cross_entropy"

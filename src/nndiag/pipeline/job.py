@@ -20,6 +20,7 @@ from nndiag.model.optimizer import match_optimizer
 from nndiag.pipeline.document import diagnosis
 from nndiag.pipeline.inputs import Inputs
 from nndiag.pipeline.listener import Listener, Notes
+from nndiag.pipeline.noise import on_noise, weakened
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.pipeline.update_rule import update_rule
 from nndiag.pipeline.weights import choose_tensors, measure_weights
@@ -73,6 +74,8 @@ class Job:
         measured = replace(seen.measured, timing=timing)
         judged = judge(measured, self.selection)
         of_model = judge_model(measured, self.selection)
+        if self.inputs.probe is not None and self.inputs.probe.random:
+            judged, of_model = tuple(map(on_noise, judged)), weakened(of_model)
         goal = self._goal(seen.trained)
         found = diagnosis(
             checkpoint, seen.parameters, self.inputs.probe, measured, judged, of_model, goal,

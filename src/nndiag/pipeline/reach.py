@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from nndiag.errors import UsageError
+from nndiag.config.load import RUN_FILE
+from nndiag.errors import UsageError, printable
 from nndiag.pipeline.inputs import Inputs
+from nndiag.pipeline.survey import Survey, shown
 from nndiag.records.level import Level
 
 _MODEL, _DATA = "--model file.py:callable", "--data FILE"
@@ -65,8 +68,50 @@ def require_certificate(inputs: Inputs, reach: Reach, level: Level) -> None:
         raise UsageError("--certificate", "it needs targets", "add targets y to the data")
 
 
-def hints(reach: Reach, level: Level) -> tuple[str, ...]:
-    """Return a sentence that names the flag that gets more, where there is more to get."""
+def hints(reach: Reach, level: Level, found: Callable[[], Survey | None]) -> tuple[str, ...]:
+    """Return sentences that name the flags that get more, where there is more to get.
+
+    Args:
+        reach: how deep the inputs allow to look.
+        level: how deep was looked.
+        found: what lies with the checkpoints; asked for only where the flags depend on it.
+    """
     if level < reach.level:
         return (f"leave out --level {level.label} to look as deep as {reach.level.label}",)
-    return (f"add {reach.flag} to see {reach.gain}",) if reach.flag else ()
+    if not reach.flag:
+        return ()
+    seen = found() if reach.missing in ("the model", "data") else None
+    if seen is None:
+        return (f"add {reach.flag} to see {reach.gain}",)
+    return tuple(map(printable, _for_these_files(reach, seen)))
+
+
+def _for_these_files(reach: Reach, seen: Survey) -> Iterator[str]:
+    """Yield the flags that get the next level of these very checkpoints."""
+    data = f"--data {shown(seen.data)}" if seen.data is not None else _DATA
+    needs_data = _DATA in reach.flag
+    if reach.missing == "data":
+        yield f"add {data} to see {reach.gain}"
+    elif seen.hugging_face is not None:
+        flags = f"--model hf {data}" if needs_data else "--model hf"
+        yield f"add {flags} to see {reach.gain}; config.json describes a {seen.hugging_face.architecture}"
+    else:
+        yield f"add {_MODEL}{f' and {data}' if needs_data else ''} to see {reach.gain}"
+        if seen.chains and not (seen.folder / RUN_FILE).exists():
+            yield (
+                f"or run nndiag init {shown(seen.path)}: the weights fit Linear layers {seen.chains[0].widths}, "
+                "which it writes into an nndiag.toml, activations guessed"
+            )
+    if needs_data and seen.data is None:
+        yield f"without data, {_noise(seen)} shows what the network does with random numbers"
+
+
+def _noise(seen: Survey) -> str:
+    """Return the random probe that such a network takes."""
+    config = seen.hugging_face
+    if config is not None:
+        size, channels = config.values.get("image_size"), config.values.get("num_channels", 3)
+        if isinstance(size, int) and isinstance(channels, int):
+            return f"--data random:{channels}x{size}x{size}"
+        return "--data random:tokens:16"
+    return f"--data random:{seen.chains[0].inputs}" if seen.chains else "--data random:SHAPE"

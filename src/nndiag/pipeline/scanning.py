@@ -9,12 +9,14 @@ from pathlib import Path
 
 import nndiag
 from nndiag.checkpoint import Permission
+from nndiag.checkpoint.opening import glance
 from nndiag.errors import InputError, ModelError, NndiagError, UsageError
-from nndiag.pipeline.inputs import Inputs, gather
+from nndiag.pipeline.inputs import Inputs, gather, located
 from nndiag.pipeline.job import Job
 from nndiag.pipeline.listener import Listener, Notes, Silence
 from nndiag.pipeline.reach import Reach, chosen_level, hints, reach_of, require_certificate
 from nndiag.pipeline.settings import ScanSettings
+from nndiag.pipeline.survey import Survey
 from nndiag.records.forecast import Forecast
 from nndiag.records.level import Level
 from nndiag.records.report import Diagnosis, Report
@@ -55,7 +57,8 @@ def scan(
         UsageError: options or configuration are wrong.
         InputError, ModelError: the scan could not be completed, for none of the checkpoints.
     """
-    job, reach = _job(paths, settings or ScanSettings(), listener or Silence())
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    job, reach = _job(several, settings or ScanSettings(), listener or Silence())
     inputs, settings, selection = job.inputs, job.settings, job.selection
     diagnoses, refused = _diagnosed(job)
     job.notes.close()
@@ -64,7 +67,7 @@ def scan(
         settings={**settings.described(), "thresholds": dict(selection.thresholds)},
         checkpoints=diagnoses,
     )
-    return Outcome(report, hints(reach, job.level), inputs.files, refused)
+    return Outcome(report, hints(reach, job.level, lambda: _seen(several, inputs.files)), inputs.files, refused)
 
 
 def _diagnosed(job: Job) -> tuple[tuple[Diagnosis, ...], tuple[NndiagError, ...]]:
@@ -107,12 +110,21 @@ def _job(paths: AnyPath | Sequence[AnyPath], settings: ScanSettings, listener: L
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
     notes = Notes(listener)
     inputs = gather([Path(path) for path in several], settings, notes.say)
+    settings = located(settings, inputs.config)
     reach = reach_of(inputs)
     level = chosen_level(reach, settings.level)
     if settings.certificate:
         require_certificate(inputs, reach, level)
     permission = Permission.of(settings.trust, settings.allow_global)
     return Job(inputs, settings, level, _selection(inputs, settings), notes, listener, permission), reach
+
+
+def _seen(paths: Sequence[AnyPath], files: Sequence[Path]) -> Survey | None:
+    """Look at what lies with the checkpoints; it is a help, so that nothing that it meets is an error."""
+    try:
+        return Survey(Path(paths[0]), tuple(files), glance(files[-1]))
+    except NndiagError:
+        return None
 
 
 def _selection(inputs: Inputs, settings: ScanSettings) -> Selection:

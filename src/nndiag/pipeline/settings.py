@@ -11,7 +11,16 @@ from nndiag.errors import UsageError
 from nndiag.records.level import Level
 from nndiag.remedies.actions import Goal
 
-_LEAST = {"limit": 1, "batch_size": 1, "folds": 1, "every": 1, "last": 1, "seed": 0, "memory_budget": 1}
+_LEAST = {
+    "limit": 1,
+    "batch_size": 1,
+    "block_size": 2,
+    "folds": 1,
+    "every": 1,
+    "last": 1,
+    "seed": 0,
+    "memory_budget": 1,
+}
 _CHOICES = {
     "curvature": ("auto", "ggn", "hessian"),
     "solver": ("lanczos", "power", "dense"),
@@ -21,8 +30,8 @@ _CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
 }
 _DESCRIBED = (
-    "curvature", "solver", "granularity", "certificate", "select", "ignore", "goal", "limit", "batch_size", "folds",
-    "seed", "device", "dtype", "every", "last", "all_nodes",
+    "curvature", "solver", "granularity", "certificate", "select", "ignore", "goal", "limit", "batch_size",
+    "block_size", "folds", "seed", "device", "dtype", "every", "last", "all_nodes",
 )  # fmt: skip
 
 
@@ -56,6 +65,7 @@ class ScanSettings:
     goal: Goal | None = None
     limit: int | None = None
     batch_size: int | None = None
+    block_size: int | None = None
     memory_budget: int | None = None
     folds: int = 4
     seed: int = 0

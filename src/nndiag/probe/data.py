@@ -7,7 +7,7 @@ any pass.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,14 @@ from nndiag.config.suggest import suggest
 from nndiag.errors import InputError, UsageError, printable
 from nndiag.probe.from_code import read_callable
 from nndiag.probe.from_file import READERS
+from nndiag.probe.language import from_columns, read_text, with_targets
 from nndiag.probe.named import Named, named_tensors
+from nndiag.probe.random_data import PREFIX, random_samples
+from nndiag.probe.tables import SUFFIXES, read_table
+from nndiag.probe.takes import NOTHING_KNOWN, Takes
+
+TEXTS = (".txt",)
+_NOISE = "probe: inputs are random numbers and no data; nothing that rests on them counts as an error"
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,9 @@ class Data:
     """Probe samples.
 
     ``inputs`` are the model's positional inputs and ``targets`` the loss's, each with samples along its first
-    axis, in the types they were saved in. ``sha256`` is of the file, or for a callable of the tensors
-    themselves. ``notes`` are sentences for stderr.
+    axis, in the types they were saved in. ``names`` are those under which the model takes the inputs, none where it
+    takes them by position. ``sha256`` is of the file, or of the tensors themselves where they are made from it.
+    ``notes`` are sentences for stderr. ``random`` says that they are noise and no data.
     """
 
     inputs: tuple[Tensor, ...] = field(repr=False)
@@ -35,6 +43,8 @@ class Data:
     sha256: str | None
     source: str
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    random: bool = False
 
     @property
     def samples(self) -> int:
@@ -43,19 +53,28 @@ class Data:
 
 
 def load_data(
-    spec: str, folder: Path, limit: int | None = None, seed: int = 0, *, option: str = "--data"
+    spec: str,
+    folder: Path,
+    limit: int | None = None,
+    seed: int = 0,
+    *,
+    option: str = "--data",
+    takes: Takes = NOTHING_KNOWN,
 ) -> Data:
     """Load a probe.
 
     Args:
         spec: a ``.safetensors``, ``.npz`` or ``.pt`` file that holds ``x`` (or ``x0``, ``x1``, …) and
-            optionally ``y``, or ``file.py:callable`` or ``pkg.mod:callable`` that returns tensors ``x`` or
+            optionally ``y``; a ``.parquet``, ``.jsonl`` or ``.arrow`` file, or a folder that the datasets library
+            saved, with such columns; a ``.txt`` file for a language model; ``random:SHAPE``; or
+            ``file.py:callable`` or ``pkg.mod:callable`` that returns tensors ``x`` or
             ``(x, y)``, or an iterable of such batches, such as a DataLoader. Whether a callable may run is
             the caller's to decide.
         folder: what a relative path counts from.
         limit: how many samples to keep, from the first; no more batches than that takes are drawn.
         seed: seeds torch, numpy and ``random`` while a callable runs; their states are put back.
         option: where the spec was given, for messages.
+        takes: what the model takes: names other than ``x`` that inputs may have.
 
     Raises:
         UsageError: the spec is malformed or names no callable, or ``limit`` is below 1.
@@ -64,26 +83,58 @@ def load_data(
     """
     if limit is not None and limit < 1:
         raise UsageError("--limit", f"is {limit}", "give at least 1")
+    arrays, digest, said = _read(spec, folder, limit, seed, option, takes)
+    arrays = _cut(with_targets(arrays, seed, takes), limit)
+    _check(arrays, spec)
+    return Data(
+        arrays.inputs,
+        arrays.targets,
+        digest or _tensor_hash(arrays),
+        spec,
+        tuple(note for note in (*said, *_notes(arrays)) if note),
+        arrays.names,
+        spec.startswith(PREFIX),
+    )
+
+
+def _read(
+    spec: str, folder: Path, limit: int | None, seed: int, option: str, takes: Takes
+) -> tuple[Named, str | None, tuple[str, ...]]:
+    """Return the arrays that a spec means, the hash of the file where it is one, and notes."""
+    if spec.startswith(PREFIX):
+        return random_samples(spec, limit, seed, takes), None, (_NOISE,)
     path = folder / spec
-    reader = READERS.get(path.suffix.lower())
-    if reader is None and names_code(spec):
-        arrays = _cut(read_callable(spec, folder, limit, seed, option), limit)
-        _check(arrays, spec)
-        return Data(arrays.inputs, arrays.targets, _tensor_hash(arrays), spec, _notes(arrays))
-    if reader is None:
-        known = ", ".join(READERS)
-        raise UsageError(
-            f"{option} {spec}", "is no kind of probe that is known", f"give {known} or file.py:callable"
-        )
+    suffix = path.suffix.lower()
+    reader = READERS.get(suffix)
+    if reader is not None:
+        _require(path)
+        arrays = named_tensors(reader(path), spec, takes)
+        with path.open("rb") as stream:
+            return arrays, hashlib.file_digest(stream, "sha256").hexdigest(), ()
+    if suffix in TEXTS:
+        _require(path)
+        arrays, note = read_text(path, limit, seed, takes)
+        return arrays, None, (printable(note),)
+    if suffix in SUFFIXES or path.is_dir():
+        if not path.is_dir():
+            _require(path)
+        columns = read_table(path, limit)
+        found = from_columns(columns, seed, takes)
+        return named_tensors(columns, spec, takes) if found is None else found, None, ()
+    if names_code(spec):
+        return read_callable(spec, folder, limit, seed, option, takes), None, ()
+    known = ", ".join([*READERS, *TEXTS, *SUFFIXES])
+    raise UsageError(
+        f"{option} {spec}", "is no kind of probe that is known", f"give {known}, a folder or file.py:callable"
+    )
+
+
+def _require(path: Path) -> None:
+    """Say which file there is where this one is not."""
     if not path.is_file():
         near = [other.name for other in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
         do = suggest(path.name, near) if near else "check the path; it counts from where the spec stands"
         raise InputError(path, "there is no such file", do)
-    arrays = _cut(named_tensors(reader(path), spec), limit)
-    _check(arrays, spec)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Data(arrays.inputs, arrays.targets, digest, spec, _notes(arrays))
 
 
 def _cut(arrays: Named, limit: int | None) -> Named:
@@ -91,7 +142,7 @@ def _cut(arrays: Named, limit: int | None) -> Named:
     if limit is None:
         return arrays
     cut = {name: tensor[:limit] if tensor.dim() else tensor for name, tensor in arrays.tensors.items()}
-    return Named(cut, arrays.left_out)
+    return replace(arrays, tensors=cut)
 
 
 def _check(arrays: Named, source: str) -> None:

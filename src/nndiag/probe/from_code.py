@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,16 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from nndiag.config.callables import load_callable, running
 from nndiag.errors import InputError
 from nndiag.probe.named import Named, named_tensors
+from nndiag.probe.takes import NOTHING_KNOWN, Takes
 
 ROWS = 256
 """Samples a batch where a map-style dataset is returned without a loader."""
 Array = Tensor | np.ndarray
 
 
-def read_callable(spec: str, folder: Path, limit: int | None, seed: int, option: str) -> Named:
+def read_callable(
+    spec: str, folder: Path, limit: int | None, seed: int, option: str, takes: Takes = NOTHING_KNOWN
+) -> Named:
     """Call what ``spec`` names and return its samples, batches concatenated until there are ``limit``.
 
     Raises:
@@ -34,7 +38,7 @@ def read_callable(spec: str, folder: Path, limit: int | None, seed: int, option:
         with running(what, InputError):
             returned = function()
             if isinstance(returned, Array | Mapping | tuple):
-                return _arrays(returned, what)
+                return _arrays(returned, what, takes)
             if isinstance(returned, Dataset) and not isinstance(returned, IterableDataset):
                 returned = DataLoader(returned, batch_size=ROWS)
             if not isinstance(returned, Iterable):
@@ -43,15 +47,15 @@ def read_callable(spec: str, folder: Path, limit: int | None, seed: int, option:
                     f"returned an object of type {type(returned).__name__}",
                     "return x, (x, y), or an iterable of such batches",
                 )
-            return _joined(returned, limit, what)
+            return _joined(returned, limit, what, takes)
 
 
-def _arrays(batch: object, what: str) -> Named:
+def _arrays(batch: object, what: str, takes: Takes) -> Named:
     """Return the arrays of one batch: ``x``, ``(x,)``, ``(x, y)``, a mapping by name; ``x`` may be a sequence
     of inputs.
     """
     if isinstance(batch, Mapping):
-        return named_tensors({str(name): value for name, value in batch.items()}, what)
+        return named_tensors({str(name): value for name, value in batch.items()}, what, takes)
     parts = [batch] if isinstance(batch, Array) else batch
     if not isinstance(parts, list | tuple) or len(parts) not in (1, 2):
         shape = (
@@ -67,12 +71,12 @@ def _arrays(batch: object, what: str) -> Named:
     return named_tensors(inputs | ({"y": parts[1]} if len(parts) == 2 else {}), what)
 
 
-def _joined(batches: Iterable[object], limit: int | None, what: str) -> Named:
+def _joined(batches: Iterable[object], limit: int | None, what: str, takes: Takes) -> Named:
     """Return the batches one after another; no batch is drawn once there are ``limit`` samples."""
     drawn: list[Named] = []
     samples = 0
     for batch in batches:
-        arrays = _arrays(batch, what)
+        arrays = _arrays(batch, what, takes)
         if drawn and list(arrays.tensors) != list(drawn[0].tensors):
             held, first = ", ".join(arrays.tensors), ", ".join(drawn[0].tensors)
             raise InputError(
@@ -87,7 +91,7 @@ def _joined(batches: Iterable[object], limit: int | None, what: str) -> Named:
     joined = {
         name: _concatenated([part.tensors[name] for part in drawn], name, what) for name in drawn[0].tensors
     }
-    return Named(joined, drawn[0].left_out)
+    return replace(drawn[0], tensors=joined)
 
 
 def _concatenated(parts: list[Tensor], name: str, what: str) -> Tensor:

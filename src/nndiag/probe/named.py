@@ -1,4 +1,6 @@
-"""Arrays by the names of a probe: ``x`` or ``x0, x1, …`` for the inputs, ``y`` for the targets."""
+"""Arrays by the names of a probe: ``x`` or ``x0, x1, …`` for the inputs, ``y`` for the targets; or inputs by the names
+under which the model takes them, such as ``input_ids`` and ``attention_mask``, with ``labels``.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,23 @@ import torch
 from torch import Tensor
 
 from nndiag.errors import InputError
+from nndiag.probe.takes import NOTHING_KNOWN, Takes
 
 INPUT = re.compile(r"x(0|[1-9][0-9]{0,3})")
+TARGETS = ("y", "labels", "label")
+_MEASURED = re.compile(r"values|features|pixel")
+"""Inputs that are quantities; integers under any other name are tokens, masks or positions."""
 
 
 @dataclass(frozen=True)
 class Named:
     """``tensors`` by name, the inputs in order and ``y`` last; ``left_out`` lists the arrays that no name
-    claims.
+    claims. ``names`` are those under which the model takes the inputs, none where it takes them by position.
     """
 
     tensors: Mapping[str, Tensor]
     left_out: str = ""
+    names: tuple[str, ...] = ()
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -35,36 +42,55 @@ class Named:
         return self.tensors.get("y")
 
 
-def wanted_names(names: Iterable[str], source: str) -> list[str]:
-    """Return the names that make up the probe, inputs first.
+def wanted_names(names: Iterable[str], source: str, takes: Takes) -> tuple[list[str], list[str], bool]:
+    """Return the names of the inputs, those of the targets (one or none), and whether the model takes the inputs by
+    these names.
 
     Raises:
-        InputError: there is no ``x``, or the numbered inputs have a gap or stand beside ``x``.
+        InputError: there is no input, or the numbered inputs have a gap or stand beside ``x``.
     """
     names = list(names)
     numbered = sorted(int(match[1]) for name in names if (match := INPUT.fullmatch(name)))
+    targets = [name for name in TARGETS if name in names][:1]
     if "x" in names and numbered:
         raise InputError(source, f"holds both x and x{numbered[0]}", "save the inputs as x, or as x0, x1, …")
     if numbered != list(range(len(numbered))):
         there = ", ".join(f"x{number}" for number in numbered)
         raise InputError(source, f"holds {there}", "number the inputs from x0 without a gap")
     inputs = ["x"] if "x" in names else [f"x{number}" for number in numbered]
-    if not inputs:
+    if inputs:
+        return inputs, targets, False
+    taken = [name for name in takes.names if name in names and name not in targets]
+    if not taken:
+        known = f" (the model takes {listed(takes.names)})" if takes.names else ""
         raise InputError(
             source,
-            f"holds {listed(sorted(names)) or 'no arrays'}",
+            f"holds {listed(sorted(names)) or 'no arrays'}{known}",
             "save the inputs as x, or give file.py:callable",
         )
-    return inputs + (["y"] if "y" in names else [])
+    return taken, targets, True
 
 
-def named_tensors(arrays: Mapping[str, object], source: str) -> Named:
+def named_tensors(arrays: Mapping[str, object], source: str, takes: Takes = NOTHING_KNOWN) -> Named:
     """Return the probe among ``arrays``, each a tensor or numpy array; only those that are wanted are looked
     up.
     """
-    wanted = wanted_names(arrays, source)
-    tensors = {name: as_tensor(arrays[name], name, source) for name in wanted}
-    return Named(tensors, listed([name for name in arrays if name not in tensors]))
+    inputs, targets, by_name = wanted_names(arrays, source, takes)
+    tensors = {name: as_tensor(arrays[name], name, source) for name in inputs}
+    if by_name:
+        tensors = {name: _widened(name, tensor) for name, tensor in tensors.items()}
+    for name in targets:
+        tensors["y"] = as_tensor(arrays[name], name, source)
+    used = {*inputs, *targets}
+    return Named(
+        tensors, listed([name for name in arrays if name not in used]), tuple(inputs) if by_name else ()
+    )
+
+
+def _widened(name: str, tensor: Tensor) -> Tensor:
+    """Return tokens and masks, which are often saved as bytes, as the integers that models take."""
+    kept = tensor.is_floating_point() or tensor.dtype in (torch.bool, torch.int64) or _MEASURED.search(name)
+    return tensor if kept else tensor.long()
 
 
 def as_tensor(value: object, name: str, source: str) -> Tensor:

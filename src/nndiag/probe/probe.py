@@ -41,6 +41,7 @@ class Probe:
 
     Sample ``n`` belongs to fold ``n mod folds``, whatever the batch size. ``loss`` is ``None`` where none was named:
     then nothing that needs one is measured. ``batch_size`` 0 chooses one: ``SAMPLES``, or more of small ones.
+    ``random`` says that the inputs are noise and no data.
     """
 
     inputs: tuple[Tensor, ...]
@@ -49,6 +50,7 @@ class Probe:
     batch_size: int = 0
     folds: int = 4
     sha256: str | None = None
+    random: bool = False
 
     def __post_init__(self) -> None:
         """Choose a batch size, and let the loss count the labels of the whole probe, which no single batch shows."""

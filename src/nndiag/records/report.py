@@ -66,13 +66,14 @@ class CheckpointFacts(Record):
 
 
 class ProbeFacts(Record):
-    """What the numbers rest on."""
+    """What the numbers rest on; ``random`` says that the inputs are noise and no data."""
 
     samples: int
     loss: str | None
     sha256: str | None
     folds: int
     has_targets: bool
+    random: bool = False
 
 
 class CurvatureFacts(Record):

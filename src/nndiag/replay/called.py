@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch._ops import OpOverload
+
 _INPLACE_FLAG = frozenset(
     "relu relu6 leaky_relu elu celu selu silu mish hardtanh hardswish hardsigmoid threshold rrelu dropout".split()
 )
@@ -23,6 +25,10 @@ def plain_name(
         kwargs: keyword arguments of the call.
     """
     name = getattr(func, "__name__", "")
+    if isinstance(
+        func, OpOverload
+    ):  # of an exported graph: aten.relu.default, aten.mean.dim, aten.add_.Tensor
+        name = func.overloadpacket.__name__
     if name == "__get__":
         return _PROPERTIES.get(getattr(getattr(func, "__self__", None), "__name__", ""), name), False
     if name.startswith("__"):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from nndiag.records.report import DEGENERATE, Diagnosis, NodeDiagnosis, Report
 from nndiag.report.course import Course, LayerCourse, course, trailing
+from nndiag.report.facts import on_what
 from nndiag.report.groups import SEVERITIES, Group, gather
 from nndiag.report.numbers import counted, number
 from nndiag.report.phrases import called, hence, predicate, share
@@ -191,7 +192,7 @@ def _all_is_well(report: Report, run: Course) -> Event:
     unused = sum(layer.unobserved for layer in last.layers)
     healthy, unknown = verdicts["healthy"], verdicts["unknown"] - unused
     where = "" if len(run.labels) == 1 else f" at {run.at(len(run.labels) - 1)}, the last checkpoint,"
-    basis = f"on {counted(last.probe.samples, 'sample')}" if last.probe else "from the weights alone"
+    basis = on_what(last.probe) if last.probe else "from the weights alone"
     level = f"(level: {last.level})"
     if healthy == nodes:
         whole = f"all {counted(nodes, 'node')} of {counted(len(last.layers), 'layer')} are healthy"

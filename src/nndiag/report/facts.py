@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from nndiag.records.report import Diagnosis
+from nndiag.records.report import Diagnosis, ProbeFacts
 from nndiag.report.course import loss_of
 from nndiag.report.numbers import counted, duration, number, percent, plain_number
 
@@ -31,9 +31,14 @@ def numbers_line(diagnosis: Diagnosis) -> Iterator[str]:
     if probe is None:
         yield "no probe: judged from the weights alone"
         return
-    yield f"on {counted(probe.samples, 'sample')}"
+    yield on_what(probe)
     if not probe.has_targets:
         yield "without targets"
+
+
+def on_what(probe: ProbeFacts) -> str:
+    """Return on what numbers rest, e.g. ``"on 400 samples"``; noise is called so."""
+    return f"on {counted(probe.samples, 'sample')}{' of random numbers' if probe.random else ''}"
 
 
 def method_line(diagnosis: Diagnosis) -> Iterator[str]:

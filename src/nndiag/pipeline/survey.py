@@ -1,0 +1,124 @@
+"""What lies in a run directory or beside a checkpoint, looked at without being asked: the weights, a ``config.json``,
+data, an optimiser. Nothing is measured and no code runs.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from nndiag.checkpoint import Checkpoint, find_checkpoints
+from nndiag.checkpoint.lazy import specs_of
+from nndiag.checkpoint.opening import glance
+from nndiag.config.load import RUN_FILE
+from nndiag.errors import InputError
+from nndiag.model.chain import Chain, find_chains
+from nndiag.model.hf import loss_of
+from nndiag.model.hf_config import HfConfig, find_config, read_config
+from nndiag.model.optimizer_facts import facts_of
+from nndiag.probe.tokens import TOKENIZER
+from nndiag.records.measured import OptimizerFacts
+
+_DATA = re.compile(r"probe|valid|val|test|dev|data|eval|held", re.IGNORECASE)
+_DATA_SUFFIXES = (".npz", ".safetensors", ".parquet", ".jsonl", ".arrow", ".txt")
+MOST_FILES = 10_000
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The checkpoints under a path, the last of them glanced at, and what lies beside it."""
+
+    path: Path
+    files: tuple[Path, ...]
+    checkpoint: Checkpoint
+
+    @property
+    def folder(self) -> Path:
+        """The directory that an ``nndiag.toml`` belongs in."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @cached_property
+    def chains(self) -> tuple[Chain, ...]:
+        """The chains of linear layers that the weights suggest."""
+        return tuple(chain for place in self.checkpoint.places for chain in find_chains(place))
+
+    @cached_property
+    def hugging_face(self) -> HfConfig | None:
+        """The ``config.json`` of a Hugging Face model, where it is usable."""
+        file = find_config(self.files[-1])
+        try:
+            return None if file is None else read_config(file)
+        except InputError:
+            return None
+
+    @property
+    def hugging_face_loss(self) -> str | None:
+        """The loss that such a model is trained with."""
+        return None if self.hugging_face is None else loss_of(self.hugging_face)
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be given as data."""
+        last = self.files[-1]
+        return ((last if last.is_dir() else last.parent) / TOKENIZER).is_file()
+
+    @cached_property
+    def data(self) -> Path | None:
+        """A file beside the checkpoints that is called as data are."""
+        taken = {file.resolve() for file in self.files}
+        for folder in dict.fromkeys((self.folder, self.folder.absolute().parent)):
+            for file in _entries(folder):
+                named = file.suffix.lower() in _DATA_SUFFIXES and _DATA.search(file.stem)
+                if named and file.is_file() and file.resolve() not in taken:
+                    return file
+        return None
+
+    @cached_property
+    def optimizer(self) -> OptimizerFacts | None:
+        """What the saved optimiser says, where there is one."""
+        saved = self.checkpoint.optimizers
+        if not saved:
+            return None
+        states: list[Mapping[str, object]] = list(saved[0].state.values())
+        return facts_of(saved[0].groups, states)[0]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the weights of the first place, by name."""
+        return {name: tuple(t.shape) for name, t in specs_of(self.checkpoint.places[0].tensors).items()}
+
+
+def survey(path: Path) -> Survey:
+    """Look at a run directory, or at a checkpoint.
+
+    Raises:
+        InputError: there is no checkpoint, or the last one cannot be read.
+    """
+    files = find_checkpoints(path, exclude=called_probe(path))
+    return Survey(path, files, glance(files[-1]))
+
+
+def shown(path: Path) -> str:
+    """Return a path as a shell takes it, from the working directory where it lies in there."""
+    absolute, here = path.absolute(), Path.cwd()
+    return shlex.quote(str(absolute.relative_to(here) if absolute.is_relative_to(here) else path))
+
+
+def called_probe(path: Path) -> list[Path]:
+    """Return the files of a directory that are called a probe, which are no checkpoints."""
+    if not path.is_dir():
+        return []
+    return [
+        file for file in _entries(path) if file.stem.lower().startswith("probe") and file.name != RUN_FILE
+    ]
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())[:MOST_FILES]
+    except OSError:
+        return []

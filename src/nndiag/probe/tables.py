@@ -1,0 +1,172 @@
+"""Columns of Arrow, Parquet and JSON-lines files, and of folders that the datasets library saved, through pyarrow.
+
+Only columns that are asked for become arrays. Sequences of tokens that differ in length are padded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nndiag.config.callables import reason
+from nndiag.errors import InputError, NndiagError, UsageError
+from nndiag.probe.labels import IGNORED
+from nndiag.probe.npz import Lazy
+
+SUFFIXES = (".parquet", ".jsonl", ".arrow")
+PADDING: Mapping[str, int] = {
+    "input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "decoder_input_ids": 0, "labels": IGNORED, "y": IGNORED,
+}  # fmt: skip
+"""What sequences that are shorter than the longest are filled up with, by the name of the column."""
+_SPLITS = "dataset_dict.json"
+_STATE = "state.json"
+
+
+def read_table(path: Path, limit: int | None) -> Mapping[str, object]:
+    """Return the columns of a file, or of a folder: saved by ``datasets``, or holding files of one kind.
+
+    A column becomes an array when it is looked up; text becomes a list of strings.
+
+    Args:
+        path: a ``.parquet``, ``.jsonl`` or ``.arrow`` file, or a folder.
+        limit: how many rows to keep, from the first.
+
+    Raises:
+        UsageError: pyarrow is not installed, or a folder of several splits does not say which.
+        InputError: it is missing, damaged, or no table.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise UsageError(f"--data {path}", "pyarrow is not installed", 'pip install "nndiag[hf]"') from error
+    with _reading(path):
+        tables = [_file(pa, file, limit) for file in _files(path)]
+        table = pa.concat_tables(tables)
+        table = table if limit is None else table.slice(0, limit)
+        table.validate(full=True)
+    if not table.num_rows:
+        raise InputError(path, "holds no samples", "give at least one")
+    return Lazy(tuple(table.column_names), lambda name: _column(pa, path, name, table.column(name)))
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the files of a table, in order."""
+    if not path.is_dir():
+        return [path]
+    if (path / _STATE).is_file():
+        return _listed_in(path / _STATE)
+    if (path / _SPLITS).is_file():
+        splits = sorted(inner.name for inner in path.iterdir() if (inner / _STATE).is_file())
+        named = " or ".join(f"--data {path / split}" for split in splits[:4])
+        raise UsageError(f"--data {path}", "holds several splits", f"name one: {named}")
+    found = {suffix: sorted(path.glob(f"*{suffix}")) for suffix in SUFFIXES}
+    kinds = [files for files in found.values() if files]
+    if len(kinds) != 1:
+        what = "files of several kinds" if kinds else "no dataset that is known"
+        raise InputError(
+            path,
+            f"holds {what}",
+            "give a folder that save_to_disk wrote, or .parquet, .jsonl or .arrow files",
+        )
+    return kinds[0]
+
+
+def _listed_in(state: Path) -> list[Path]:
+    """Return the files that ``save_to_disk`` listed; none may lie elsewhere."""
+    content = json.loads(state.read_bytes())
+    names = [entry["filename"] for entry in content["_data_files"]]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(
+                state, f"is refused: it names {str(name)[:80]}, outside its folder", "save it again"
+            )
+    return [state.parent / name for name in names]
+
+
+def _file(pa: Any, file: Path, limit: int | None) -> Any:
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        from pyarrow import parquet
+
+        return parquet.read_table(file)
+    if suffix == ".jsonl":
+        from pyarrow import json as lines
+
+        return lines.read_json(file)
+    with pa.memory_map(str(file)) as source:
+        try:
+            reader = pa.ipc.open_stream(source)
+        except pa.ArrowInvalid:
+            source.seek(0)
+            return pa.ipc.open_file(source).read_all()
+        return pa.Table.from_batches(_enough(reader, limit), schema=reader.schema)
+
+
+def _enough(batches: Any, limit: int | None) -> Iterator[Any]:
+    """Yield batches until there are ``limit`` rows."""
+    rows = 0
+    for batch in batches:
+        yield batch
+        rows += batch.num_rows
+        if limit is not None and rows >= limit:
+            return
+
+
+def _column(pa: Any, path: Path, name: str, column: Any) -> object:
+    """Return a column as an array, padded where it holds sequences of tokens, or as a list of strings."""
+    with _reading(path):
+        values = column.combine_chunks()
+        values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            return [text or "" for text in values.to_pylist()]
+        return _array(pa, path, name, values)
+
+
+def _array(pa: Any, path: Path, name: str, values: Any) -> np.ndarray[Any, Any]:
+    if isinstance(values, pa.ExtensionArray):
+        values = values.storage
+    kind = values.type
+    if values.null_count:
+        raise InputError(path, f"{name} has empty entries", "fill them in, or leave the rows out")
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list:
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+            why = f"{name} holds {str(kind)[:80]}, not numbers"
+            raise InputError(path, why, "give images and the like through file.py:callable")
+        return np.array(values.to_numpy(zero_copy_only=False))
+    lengths = np.asarray(values.value_lengths().to_numpy(zero_copy_only=False))
+    inner = _array(pa, path, name, values.flatten())
+    if len(set(lengths.tolist())) == 1:
+        return inner.reshape(len(lengths), int(lengths[0]), *inner.shape[1:])
+    if name not in PADDING or inner.ndim > 1:
+        why = f"the samples of {name} differ in length, from {lengths.min()} to {lengths.max()}"
+        raise InputError(path, why, "pad them to one length")
+    return padded(np.split(inner, np.cumsum(lengths)[:-1]), PADDING[name])
+
+
+def padded(rows: list[np.ndarray[Any, Any]], filling: int) -> np.ndarray[Any, Any]:
+    """Return rows of different lengths as one array, filled up at their ends."""
+    found = np.full((len(rows), max(map(len, rows))), filling, dtype=np.int64)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = row
+    return found
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file does to its reader into one line."""
+    try:
+        yield
+    except (NndiagError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise InputError(path, "there is no such file", "check the path") from error
+    except Exception as error:
+        raise InputError(
+            path, f"is truncated or damaged ({reason(error)[:120]})", "save the probe again"
+        ) from error
