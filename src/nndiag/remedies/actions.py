@@ -26,6 +26,8 @@ _BY_FINDING: tuple[tuple[str, Remedy, Remedy], ...] = (
     ("ND204", ("reinitialise", "dormant"), ("prune", "dormant: try its removal on data first")),
     ("ND401", ("raise_lr", "flat in every direction"), ("prune", "flat: the output hardly depends on it")),
     ("ND103", ("lower_lr", "its weights have exploded"), ("none", "it carries the function")),
+    ("ND404", ("lower_lr", "the next step takes back this one"), ("none", "training is over")),
+    ("ND303", ("lower_lr", "its gradients have exploded"), ("none", "training is over")),
     ("ND302", ("angular_noise", "its gradient cannot turn it"), ("none", "it carries the function")),
     ("ND403", ("none", "at a saddle: descent leaves it by itself"), ("none", "it carries the function")),
     ("ND301", ("none", "this loss does not reach it"), ("none", "this loss does not reach it")),

@@ -160,8 +160,8 @@ RULES = (
         meaning="The unit never activates on the probe: for a ReLU, its pre-activation is at or below zero for every "
         "sample and position. It puts out one constant, receives no gradient and cannot recover by gradient steps.",
         measured="active_fraction, the share of samples and positions at which the activation is not flat, is exactly "
-        "zero. With N samples and none active, the unit's true firing rate is below 1 − 0.05^(1/N) at 95 % confidence "
-        "(about 3/N).",
+        "zero, and its output is one number. For N samples and none active the unit's true firing rate is below "
+        "1 − 0.05^(1/N) at 95 % confidence (about 3/N).",
         why="A step that pushed the bias far down (learning rate too large), weight decay, an input layer that died "
         "before it, an unlucky initialisation.",
         do="While the network still trains: reinitialise it (incoming weights new, outgoing zero: the function does "
@@ -170,6 +170,9 @@ RULES = (
         harmless="When the probe does not cover the data: a unit may be alive on inputs that the probe lacks. A few "
         "per cent of dead units are common in networks that trained well.",
         source="Lu et al. 2019, Dying ReLU and Initialization; the rule of three for the confidence bound.",
+        sure="As sure as the samples are many: 400 without a spark rule out a firing rate above 0.75 %, 8 samples only "
+        "one above 31 %; the message says the bound for this probe, and what would be enough. `--jitter` tells a unit "
+        "far below its threshold from one at its edge.",
     ), dead),
     Rule("ND202", "saturated", "node", "warning", "the unit's smooth activation is flat on every sample", Doc(
         meaning="The slope of the unit's activation (tanh, sigmoid, GELU, …) is nearly zero wherever the probe takes "

@@ -87,13 +87,14 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
 def judge_model(measured: Measured, selection: Selection) -> tuple[Finding, ...]:
     """Return the findings about the whole network."""
     context = Context(measured, thresholds(selection.thresholds), Scales({}, model_scales(measured)))
-    return tuple(
-        _finding(rule, hit, set(), True, ())
+    hits = [
+        (rule, hit)
         for rule in RULES
         if rule.on == "model" and rule.level is not None and rule.level <= measured.level
-        if selection.wants(rule.code)
         for hit in rule.find(measured, context)
-    )
+    ]
+    present = {rule.code for rule, hit in hits if not hit.note}
+    return tuple(_finding(rule, hit, present, True, ()) for rule, hit in hits if selection.wants(rule.code))
 
 
 def _judge_layer(

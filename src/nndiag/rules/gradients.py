@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
 
 if TYPE_CHECKING:
-    from nndiag.records.measured import LayerMeasures, Mask
+    from nndiag.records.measured import Floats, LayerMeasures, Mask
 
 
 def no_gradient(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -63,6 +63,32 @@ def no_torque(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     for i in where(judged & (torque < edge) & (norm > gamma)):
         evidence = {"torque_ratio": float(torque[i]), "threshold": edge, "gradient_norm": float(norm[i])}
         yield Hit(i, message, evidence)
+
+
+def exploding_gradient(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``√E‖∂ℓ_n/∂z_i‖² > ratio · median_j``, and the same of its product with ``std(z_i)`` over all layers."""
+    reach, moves = layer.per_node.get("gradient_reach"), loss_moved(layer)
+    scale, ratio = context.scales.layer.get("gradient_reach", 0.0), context.threshold("explode_gradient")
+    usual = context.scales.model.get("loss_moved", 0.0)
+    if reach is None or moves is None or layer.nodes < 3 or scale <= 0 or usual <= 0:
+        return
+    message = f"its gradients have exploded: they are over {short(ratio)} times what is usual in its layer"
+    for i in where((reach > ratio * scale) & (moves > ratio * usual)):
+        evidence = {
+            "gradient_reach": float(reach[i]),
+            "threshold": ratio * scale,
+            "loss_moved": float(moves[i]),
+        }
+        yield Hit(i, message, evidence)
+
+
+def loss_moved(layer: LayerMeasures) -> Floats | None:
+    """Return ``√E‖∂ℓ_n/∂z_i‖² · std(z_i)`` per node, which rescaling layers does not change; ``None`` if not taken."""
+    reach, spread = layer.per_node.get("gradient_reach"), layer.per_node.get("preactivation_std")
+    if reach is None or spread is None:
+        return None
+    moved: Floats = reach * spread
+    return moved
 
 
 def no_influence(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -121,6 +147,20 @@ RULES = (
         harmless="When the direction is already right: check whether the loss is at its floor.",
         source="Torque of prototype surfaces: the decomposition of a gradient in polar coordinates.",
     ), no_torque, ("no_torque", "torque_gradient", "torque_signal")),
+    Rule("ND303", "exploding-gradient", "node", "warning", "the node's gradients are far larger than all others", Doc(
+        meaning="The gradients that reach the node are larger than those of its layer and of the network by "
+        "orders of magnitude: one step moves this node and hardly anything else, and gradient clipping scales all "
+        "others to nothing.",
+        measured="Root mean square over the samples of the loss's derivative at the node's output, √E‖∂ℓ_n/∂z‖², above "
+        "explode_gradient times its layer's median; and so is its product with the standard deviation of z beside the "
+        "median over all layers, which no rescaling of layers changes.",
+        why="Outgoing weights of the node that are huge, a layer after it that divides by nearly nothing, a loss that "
+        "is not bounded on some samples.",
+        do="Look for exploded weights before and after it (ND103), normalise its inputs, clip gradients, look at the "
+        "samples of the largest loss.",
+        harmless="At the very first steps, and where Adam divides the size out again.",
+        source="Pascanu et al. 2013 on exploding gradients.",
+    ), exploding_gradient, ("explode_gradient",)),
     Rule("ND304", "no-influence", "node", "warning", "the unit is active, yet nothing downstream depends on it", Doc(
         meaning="The unit's output varies over the probe but the network's output does not depend on it: ∂f/∂z is "
         "zero for every sample. It costs computation and does nothing.",
