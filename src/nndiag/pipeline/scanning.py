@@ -98,5 +98,8 @@ def _job(paths: AnyPath | Sequence[AnyPath], settings: ScanSettings, listener: L
 def _selection(inputs: Inputs, settings: ScanSettings) -> Selection:
     rules = inputs.config.rules
     return Selection(
-        settings.select or rules.select or (), settings.ignore or rules.ignore or (), rules.thresholds
+        settings.select or rules.select or (),
+        settings.ignore or rules.ignore or (),
+        rules.thresholds,
+        settings.profile,
     )

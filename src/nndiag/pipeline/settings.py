@@ -16,13 +16,14 @@ _CHOICES = {
     "curvature": ("auto", "ggn", "hessian"),
     "solver": ("lanczos", "power", "dense"),
     "granularity": ("node", "head"),
+    "profile": ("default", "literal"),
     "dtype": ("float32", "float64"),
     "goal": ("train", "deploy"),
     "optimizer": ("sgd", "adam", "adamw"),
 }
 _DESCRIBED = (
-    "curvature", "solver", "granularity", "certificate", "select", "ignore", "goal", "limit", "batch_size", "folds",
-    "seed", "device", "dtype", "every", "last", "all_nodes",
+    "curvature", "solver", "granularity", "profile", "certificate", "select", "ignore", "goal", "limit", "batch_size",
+    "folds", "seed", "device", "dtype", "every", "last", "all_nodes",
 )  # fmt: skip
 
 
@@ -50,6 +51,7 @@ class ScanSettings:
     curvature: Literal["auto", "ggn", "hessian"] = "auto"
     solver: str = "lanczos"
     granularity: str = "node"
+    profile: Literal["default", "literal"] = "default"
     certificate: bool = False
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()

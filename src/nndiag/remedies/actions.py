@@ -97,6 +97,11 @@ def _mended_elsewhere(findings: Sequence[Finding], goal: Goal, stays: bool) -> A
 
 def _special(finding: Finding, goal: Goal, is_output: bool) -> Remedy | None:
     """Return what a finding calls for where its evidence says that the usual remedy would do harm."""
+    if finding.evidence.get("profile") == "literal":
+        return (
+            "none",
+            "degenerate by the literal rule, which flags healthy nodes too: judge by the default profile",
+        )
     if finding.code == "ND202" and finding.evidence.get("switches"):
         if goal == "train":
             return "none", "saturated, yet it switches: scale its weights down or normalise its inputs"

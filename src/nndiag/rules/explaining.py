@@ -82,7 +82,8 @@ def page(rules: tuple[Rule, ...]) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| [{r.code}](#{r.code.lower()}-{r.name}) | {r.name} | {r.on} | {r.severity} | {level_word(r)} | {_cell(r.summary)} |"
+        f"| [{r.code}](#{r.code.lower()}-{r.name}) | {r.name} | {r.on} | {r.severity} | {level_word(r)} "
+        f"| {_cell(r.summary)} |"
         for r in rules
     ]
     for rule in rules:

@@ -15,8 +15,9 @@ from nndiag.rules.nodes import starts_at_zero
 if TYPE_CHECKING:
     from nndiag.records.measured import Floats, Measured
 
-ESCAPE_CONSTANT = 0.49
-"""``C`` of ``t₀ = C/(Δ·π(a*))``: the smallest over simulated single-state softmax bandits, rounded down."""
+ESCAPE_CONSTANT = 0.5
+"""``C`` of ``t₀ = C/(Δ·π(a*))``: the smallest over simulated single-state softmax bandits (0.5003),
+and what ``π' = 2ηΔπ²`` near a corner gives for ``η = 1``."""
 
 CORNER = 0.9
 """A policy is at a corner where one probability is at least this; with it the best action's is at most 0.1, and the
@@ -160,7 +161,7 @@ RULES = (
         "training looks converged for a very long time.",
         measured="Samples whose right class has at most well_probability while another has 0.9 or more, above "
         "well_share of all. With π(a*) their median probability and the reward gap Δ = 1, the escape takes at least "
-        "t₀ = C/(Δ·π(a*)) steps of full-gradient ascent with a learning rate of at most one on the logits; C = 0.49 "
+        "t₀ = C/(Δ·π(a*)) steps of full-gradient ascent with a learning rate of at most one on the logits; C = 0.5 "
         "is the smallest over simulated single-state bandits (benchmarks/gravity_well.py).",
         why="An initial policy with logits that are too large, rewards that favoured a wrong action early, a learning "
         "rate that drove the softmax into a corner; labels in another order than the network learnt.",
