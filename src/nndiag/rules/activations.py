@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
+from nndiag.rules.weights import exploding_norm
 
 if TYPE_CHECKING:
     from nndiag.records.measured import LayerMeasures, Mask
@@ -80,12 +81,15 @@ def constant_output(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
 
 
 def dormant(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
-    """``E|y_i| / mean_j E|y_j| ≤ τ``."""
+    """``E|y_i| / mean_j E|y_j| ≤ τ``, the mean over the nodes whose weights have not exploded."""
     score = layer.per_node.get("dormancy")
     if score is None or layer.activation is None:
         return
-    edge = context.threshold("dormancy")
-    message = f"nearly silent: at most {short(100 * edge)} % of its layer's mean activation"
+    loud = {hit.index for hit in exploding_norm(layer, context)}
+    quiet = [i not in loud for i in range(layer.nodes)]
+    usual = float(score[quiet].mean()) if loud and any(quiet) else 1.0
+    edge = context.threshold("dormancy") * usual
+    message = f"nearly silent: at most {short(100 * context.threshold('dormancy'))} % of its layer's mean activation"
     for i in where(score <= edge):
         yield Hit(i, message, {"dormancy": float(score[i]), "threshold": edge})
 
@@ -202,7 +206,8 @@ RULES = (
     Rule("ND204", "dormant", "node", "warning", "the unit is nearly silent beside its layer", Doc(
         meaning="The unit's mean absolute activation is a tiny share of its layer's. Networks that keep training on "
         "changing targets lose plasticity as such units pile up.",
-        measured="E|y_i| divided by the layer's mean of it, at most the threshold dormancy, τ = 0.025.",
+        measured="E|y_i| divided by the layer's mean of it, at most the threshold dormancy, τ = 0.025; the mean over "
+        "the nodes whose weights have not exploded (ND103).",
         why="As for dead units, before the end; small incoming weights; a feature that is rare in the probe.",
         do="While training: reinitialise (ReDo). For a finished network it is a candidate for pruning, to be verified "
         "on data: a rare feature may matter.",
