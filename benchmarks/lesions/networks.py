@@ -20,7 +20,8 @@ class Site:
 
     ``layer`` is its name in a report, ``weights`` and ``biases`` name its parameters, of which a unit has ``gates``
     rows each, ``units`` apart. ``outgoing`` names the parameters whose columns listen to the unit, ``norm`` the norm
-    between it and its activation. ``constant`` names a norm before it, along which weights can see one constant.
+    between it and its activation. ``constant`` names a norm before it, along which weights can see one constant;
+    ``listener`` is the module whose input are the units' outputs, last axis.
     """
 
     layer: str
@@ -32,23 +33,30 @@ class Site:
     gates: int = 1
     norm: str | None = None
     constant: str | None = None
+    listener: str | None = None
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """How to build a network, its sites, and how long it trains."""
+    """How to build a network, its sites, and how long it trains; ``fresh`` that no rule was adjusted on its kind."""
 
     name: str
     build: Callable[[], nn.Module]
     sites: tuple[Site, ...]
     epochs: int
     rate: float = 3e-3
+    fresh: bool = False
 
 
 def _linear(layer: str, units: int, activation: str, outgoing: str, **more: str) -> Site:
     return Site(
         layer, units, activation, (f"{layer}.weight",), (f"{layer}.bias",), (f"{outgoing}.weight",), **more
     )
+
+
+def _recurrent(kind: str, gates: int) -> Site:
+    weights, biases = ("core.weight_ih_l0", "core.weight_hh_l0"), ("core.bias_ih_l0", "core.bias_hh_l0")
+    return Site("core", 32, kind, weights, biases, ("head.weight", weights[1]), gates=gates)
 
 
 class Cnn(nn.Module):
@@ -105,14 +113,31 @@ class Transformer(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An LSTM over the eight rows of a digit."""
+    """An LSTM or a GRU over the eight rows of a digit."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.core, self.head = kind(8, 32, batch_first=True), nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.core(x.view(-1, 8, 8))[0][:, -1])
+
+
+class Residual(nn.Module):
+    """Three residual blocks with LayerNorm and ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.lstm, self.head = nn.LSTM(8, 32, batch_first=True), nn.Linear(32, 10)
+        self.stem, self.head = nn.Linear(64, 32), nn.Linear(32, 10)
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
+        self.ups = nn.ModuleList(nn.Linear(32, 48) for _ in range(3))
+        self.downs = nn.ModuleList(nn.Linear(48, 32) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(x.view(-1, 8, 8))[0][:, -1])
+        h = self.stem(x)
+        for norm, up, down in zip(self.norms, self.ups, self.downs, strict=True):
+            h = h + down(F.relu(up(norm(h))))
+        return self.head(h)
 
 
 def _mlp(activation: type[nn.Module], wide: int, narrow: int) -> Callable[[], nn.Module]:
@@ -122,14 +147,18 @@ def _mlp(activation: type[nn.Module], wide: int, narrow: int) -> Callable[[], nn
 
 
 ARCHITECTURES = (
-    Architecture("ReLU MLP", _mlp(nn.ReLU, 64, 32), (_linear("0", 64, "relu", "2"), _linear("2", 32, "relu", "4")), 30),
-    Architecture("tanh MLP", _mlp(nn.Tanh, 48, 24), (_linear("0", 48, "tanh", "2"), _linear("2", 24, "tanh", "4")), 30),
+    Architecture(
+        "ReLU MLP", _mlp(nn.ReLU, 64, 32), (_linear("0", 64, "relu", "2"), _linear("2", 32, "relu", "4")), 30
+    ),
+    Architecture(
+        "tanh MLP", _mlp(nn.Tanh, 48, 24), (_linear("0", 48, "tanh", "2"), _linear("2", 24, "tanh", "4")), 30
+    ),
     Architecture(
         "CNN with BatchNorm",
         Cnn,
         (
             Site("conv1", 16, "relu", ("conv1.weight",), (), ("conv2.weight",), norm="bn1"),
-            Site("conv2", 32, "relu", ("conv2.weight",), (), ("fc.weight",), norm="bn2"),
+            Site("conv2", 32, "relu", ("conv2.weight",), (), ("fc.weight",), norm="bn2", listener="fc"),
         ),
         15,
     ),
@@ -137,22 +166,26 @@ ARCHITECTURES = (
         "GELU transformer",
         Transformer,
         tuple(
-            _linear(f"blocks.{i}.up", 64, "gelu", f"blocks.{i}.down", constant=f"blocks.{i}.norm2") for i in (0, 1)
+            _linear(f"blocks.{i}.up", 64, "gelu", f"blocks.{i}.down", constant=f"blocks.{i}.norm2")
+            for i in (0, 1)
         ),
-        40,
+        25,
     ),
     Architecture(
         "LSTM",
-        Recurrent,
-        (
-            Site(
-                "lstm", 32, "lstm", ("lstm.weight_ih_l0", "lstm.weight_hh_l0"),
-                ("lstm.bias_ih_l0", "lstm.bias_hh_l0"), ("head.weight", "lstm.weight_hh_l0"), gates=4,
-            ),
-        ),
+        lambda: Recurrent(nn.LSTM),
+        (_recurrent("lstm", 4),),
         30,
     ),
-)  # fmt: skip
+    Architecture("GRU", lambda: Recurrent(nn.GRU), (_recurrent("gru", 3),), 30, fresh=True),
+    Architecture(
+        "residual ReLU network",
+        Residual,
+        tuple(_linear(f"ups.{i}", 48, "relu", f"downs.{i}", constant=f"norms.{i}") for i in (0, 2)),
+        20,
+        fresh=True,
+    ),
+)
 
 
 def trained(architecture: Architecture, seed: int) -> nn.Module:

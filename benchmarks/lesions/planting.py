@@ -13,6 +13,8 @@ from benchmarks.lesions.networks import Site
 Node = tuple[str, int]
 Plant = Callable[[nn.Module, Site, int, float], None]
 
+NOT_FINITE, EXPLODED = "not finite", "exploded"
+
 OF_BIAS = {"relu": "ND201", "gelu": "ND202", "tanh": "ND202", "lstm": "ND203"}
 """What a unit is whose bias is far below, by its activation."""
 
@@ -22,15 +24,17 @@ class Lesion:
     """One way to wound a unit.
 
     ``code`` is the finding that names it, by activation where that differs; ``activations`` are those of the sites
-    where it can be planted. ``needs`` names what a site must have beside.
+    where it can be planted. ``needs`` names what a site must have beside; ``also`` findings that are true of the
+    wounded unit too.
     """
 
     name: str
     plant: Plant
     strengths: tuple[float, ...]
     code: str | dict[str, str]
-    activations: frozenset[str] = frozenset({"relu", "tanh", "gelu", "lstm"})
+    activations: frozenset[str] = frozenset({"relu", "tanh", "gelu", "lstm", "gru"})
     needs: str = ""
+    also: frozenset[str] = frozenset()
 
     def fits(self, site: Site) -> bool:
         """Whether it can be planted there."""
@@ -120,14 +124,15 @@ def _not_finite(model: nn.Module, site: Site, unit: int, strength: float) -> Non
 
 
 LESIONS: Sequence[Lesion] = (
-    Lesion("bias driven down", _low_bias, (50.0, 100.0, 1000.0), OF_BIAS),
+    Lesion("bias driven down", _low_bias, (50.0, 100.0, 1000.0), OF_BIAS, frozenset(OF_BIAS)),
     Lesion("incoming weights zeroed or tiny", _incoming, (0.0, 1e-6, 1e-4), "ND102"),
     Lesion("outgoing weights zeroed", _outgoing, (0.0, 1e-14), "ND304"),
     Lesion("saturated", _high_bias, (30.0, 100.0, 1000.0), "ND202", frozenset({"tanh"})),
     Lesion("BatchNorm scale zero", _norm_scale, (0.0, 1e-8), "ND102", needs="norm"),
     Lesion("duplicated", _copied, (0.0, 1e-8), "ND104"),
-    Lesion("duplicated, signs turned", _copied, (-1.0,), "ND104", frozenset({"relu", "tanh", "gelu"})),
-    Lesion("exploded", _incoming, (1e3, 1e4, 1e6), "ND103"),
+    Lesion("duplicated, signs turned", _copied, (-1.0,), "ND104", frozenset({"relu", "tanh", "gelu"}),
+           also=frozenset({"ND204"})),  # the mirror image of a unit that fires nearly always is nearly silent
+    Lesion(EXPLODED, _incoming, (1e3, 1e4, 1e6), "ND103"),
     Lesion("constant", _constant, (0.5, 1.0), "ND203", frozenset({"relu", "tanh", "gelu"}), "constant"),
-    Lesion("not finite", _not_finite, (float("nan"), float("inf")), "ND101"),
-)
+    Lesion(NOT_FINITE, _not_finite, (float("nan"), float("inf")), "ND101"),
+)  # fmt: skip

@@ -12,6 +12,7 @@ from torch import nn
 
 from nndiag.measures.budget import budget_of
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature
+from nndiag.measures.detached import with_forward_effect
 from nndiag.measures.exact import ExactSettings, Refinement, merged, refine
 from nndiag.measures.look import Look, look_at
 from nndiag.measures.plan import Plan, Progress, Update
@@ -78,7 +79,7 @@ def measure(
         exact = _take_in(curvatures, refinement, replay)
         ended = time.perf_counter()
         layers = _with_influence(list(_layers(replay, curvatures, exact, refinement)))
-        layers = with_returns(replay, layers, update)
+        layers = with_returns(replay, with_forward_effect(replay, layers), update)
         left_out = unmeasured(model, replay.layers)
     curved = plan.level >= Level.CURVATURE
     return Measured(

@@ -66,6 +66,11 @@ def action_for(
     own = {f.code: f for f in serious if f.code not in elsewhere and f.cause not in elsewhere}
     if not own:
         return _mended_elsewhere(serious, goal, is_output or tied is not None)
+    if "ND301" in own and own["ND301"].evidence.get("detached"):
+        return Action(
+            kind="none",
+            reason="the code detaches it: the output depends on it, and it does not learn (ND301)",
+        )
     for code, train, deploy in _BY_FINDING:
         if code in own:
             kind, reason = _special(own[code], goal, is_output) or (train if goal == "train" else deploy)

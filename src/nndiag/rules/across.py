@@ -28,7 +28,7 @@ _FOLLOWING = {
     ),
 }
 _DROWNED = frozenset(
-    ["ND203", "ND204", "ND250", "ND251", "ND302", "ND303", "ND350", "ND402", "ND404", "ND450"]
+    "ND201 ND202 ND203 ND204 ND206 ND250 ND251 ND252 ND301 ND302 ND303 ND304 ND350 ND401 ND402 ND404 ND450".split()
 )
 """What layers show whose inputs are drowned by one unit that has exploded before them."""
 _BEHIND = frozenset(["ND203", "ND204", "ND206", "ND251"])

@@ -32,7 +32,7 @@ FOLLOWS: tuple[tuple[str, frozenset[str]], ...] = (
     ("ND102", frozenset(["ND201", "ND202", "ND203", "ND204", "ND301", "ND304", "ND401"])),
     (
         "ND103",
-        frozenset(["ND202", "ND203", "ND204", "ND302", "ND303", "ND304", "ND401", "ND402", "ND404"]),
+        frozenset(["ND202", "ND203", "ND204", "ND301", "ND302", "ND303", "ND304", "ND401", "ND402", "ND404"]),
     ),
     ("ND201", frozenset(["ND203", "ND204", "ND301", "ND304", "ND401"])),
     ("ND202", frozenset(["ND203", "ND301", "ND304", "ND401"])),

@@ -24,6 +24,7 @@ _STATES = (
     ("ND201", "is dead"),
     ("ND202", "is saturated"),
     ("ND304", "has no influence"),
+    ("ND301", "gets no gradient"),
 )
 SHUT = 1e-5
 """Share of its layer's largest reach up to which a unit counts as shut: one whose scale has collapsed to a rest."""

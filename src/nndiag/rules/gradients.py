@@ -23,8 +23,21 @@ def no_gradient(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     elif "output_reach" in layer.per_node:
         none &= _without_reach(layer, context)  # a loss at its floor sends nothing back to nodes that work
     message = f"the loss gradient of none of {count(context.samples, 'sample')} reaches it"
+    acts = acts_detached(layer)
     for i in where(none):
-        yield Hit(i, message, {"gradient_reach": float(reach[i]), "threshold": edge})
+        evidence = {"gradient_reach": float(reach[i]), "threshold": edge}
+        if acts[i]:
+            evidence |= {"detached": True, "forward_effect": float(layer.per_node["forward_effect"][i])}
+            yield Hit(i, f"{message}, yet the output depends on it: the code detaches it", evidence)
+        else:
+            yield Hit(i, message, evidence)
+
+
+def acts_detached(layer: LayerMeasures) -> Mask:
+    """Return the mask of nodes that no gradient leads to though the outputs change without them."""
+    effect = layer.per_node.get("forward_effect", layer.per_node["weight_norm"] * 0)
+    mask: Mask = effect > 0
+    return mask
 
 
 def _without_reach(layer: LayerMeasures, context: Context) -> Mask:
@@ -98,7 +111,7 @@ def no_influence(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         return
     edge = context.threshold("zero_ratio") * context.scales.layer["output_reach_max"]
     message = "its output varies, yet the network's output does not depend on it"
-    for i in where(_without_reach(layer, context) & (spread > 0) & ~_shut(layer)):
+    for i in where(_without_reach(layer, context) & (spread > 0) & ~_shut(layer) & ~acts_detached(layer)):
         yield Hit(i, message, {"output_reach": float(reach[i]), "threshold": edge})
 
 
@@ -129,7 +142,8 @@ RULES = (
         measured="√E‖∂ℓ_n/∂z_i‖² at most zero_ratio of the largest in the layer, and the same of the network's output, "
         "unless the node is an output itself. Zero everywhere is death; a mean of zero with a large spread over "
         "samples is convergence, and a node that moves the output under a loss at its floor has nothing left to "
-        "learn: neither is this finding.",
+        "learn: neither is this finding. Where the outputs change once the node's parameters are set to zero, its "
+        "output is used but detached, and the message says so.",
         why="A dead unit, outgoing weights of zero, a detached or unused branch, dead layers after it.",
         do="Look at the cause. Reinitialise while training; prune from a finished network.",
         harmless="For heads and branches that this loss does not use.",
@@ -165,7 +179,8 @@ RULES = (
         meaning="The unit's output varies over the probe but the network's output does not depend on it: ∂f/∂z is "
         "zero for every sample. It costs computation and does nothing.",
         measured="√E‖∂f_n/∂z_i‖² at most zero_ratio of the largest in the layer, for a unit whose output is not "
-        "constant and whose activation is not flat everywhere.",
+        "constant and whose activation is not flat everywhere; and the outputs stay the same with its parameters set "
+        "to zero, which tells it from one that the code detaches (ND301).",
         why="Outgoing weights of zero (pruning, weight decay, a zero-initialised next layer), dead units after it, an "
         "unused branch; of queries and keys, values of zero in their head; of a unit that is active in some positions "
         "only, that the output reads others.",
