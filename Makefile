@@ -7,7 +7,7 @@ BENCH_STAMP := $(VENV)/.installed-bench
 # Threads that wait for each other actively make tests on busy cores many times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check bench samples schema clean
+.PHONY: demo test check bench samples schema rules lesions clean
 
 demo: $(STAMP)
 	@$(BIN)/nndiag scan sample_checkpoints/dying_mlp
@@ -26,6 +26,9 @@ samples: $(STAMP)
 
 schema: $(STAMP)
 	$(BIN)/python -m nndiag.report.schema src/nndiag/nndiag.schema.json
+
+rules: $(STAMP)
+	$(BIN)/python -m nndiag.rules.explaining docs/rules.md
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks --output benchmarks/RESULTS.md

@@ -140,6 +140,13 @@ Device = Annotated[str, _option(_DEPTH, "--device", "NAME", "cpu, cuda, cuda:1, 
 Dtype = Annotated[Literal["float32", "float64"], _option(_DEPTH, "--dtype", "TYPE", "float32 or float64.")]
 Threads = Annotated[int | None, _option(_DEPTH, "--threads", "N", "Threads to compute with.")]
 
+Profile = Annotated[
+    Literal["default", "literal"],
+    _option(
+        _FINDINGS, "--profile", "NAME",
+        "default, or literal: a node is degenerate where any eigenvalue of its block is flat.",
+    ),
+]  # fmt: skip
 Select = Annotated[
     Many | None,
     _option(_FINDINGS, "--select", "CODES", "Only these findings, such as ND201,ND4. Repeatable."),

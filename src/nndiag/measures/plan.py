@@ -56,7 +56,13 @@ class Update:
         """Return Adam's ``P = √(v/(1−β₂ᵗ)) + ε`` as ``(nodes, size)``; ``None`` where it is not known."""
         if not self.facts.is_adam or not set(layer.names) <= self.second_moments.keys():
             return None
-        moments = layer.rows(self.second_moments).double().clamp_min(0)
+        return self._divisor(layer.rows(self.second_moments))
+
+    def divisor(self, name: str) -> Tensor:
+        """Return the same for one parameter, in its own shape."""
+        return self._divisor(self.second_moments[name])
+
+    def _divisor(self, moments: Tensor) -> Tensor:
         beta2 = self.facts.betas[1] if self.facts.betas else 0.999
         correction = 1 - beta2**self.step if self.step else 1.0
-        return (moments / correction).sqrt() + (self.facts.eps or 1e-8)
+        return (moments.double().clamp_min(0) / correction).sqrt() + (self.facts.eps or 1e-8)

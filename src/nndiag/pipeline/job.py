@@ -169,8 +169,10 @@ class Job:
         settings = self.settings
         # what is called the Hessian must not rest on a sample of the columns
         noise = 0.0 if settings.curvature == "hessian" else None
+        # the literal rule asks for every eigenvalue
+        solver = "dense" if settings.profile == "literal" else settings.solver
         return Plan(
-            self.level, settings.solver, noise=noise, seed=settings.seed, curvature=settings.curvature,
+            self.level, solver, noise=noise, seed=settings.seed, curvature=settings.curvature,
             granularity=settings.granularity, memory_budget=settings.memory_budget,
         )  # fmt: skip
 

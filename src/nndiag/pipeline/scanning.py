@@ -130,5 +130,8 @@ def _seen(paths: Sequence[AnyPath], files: Sequence[Path]) -> Survey | None:
 def _selection(inputs: Inputs, settings: ScanSettings) -> Selection:
     rules = inputs.config.rules
     return Selection(
-        settings.select or rules.select or (), settings.ignore or rules.ignore or (), rules.thresholds
+        settings.select or rules.select or (),
+        settings.ignore or rules.ignore or (),
+        rules.thresholds,
+        settings.profile,
     )

@@ -25,12 +25,13 @@ _CHOICES = {
     "curvature": ("auto", "ggn", "hessian"),
     "solver": ("lanczos", "power", "dense"),
     "granularity": ("node", "head"),
+    "profile": ("default", "literal"),
     "dtype": ("float32", "float64"),
     "goal": ("train", "deploy"),
     "optimizer": ("sgd", "adam", "adamw"),
 }
 _DESCRIBED = (
-    "curvature", "solver", "granularity", "certificate", "select", "ignore", "goal", "limit", "batch_size",
+    "curvature", "solver", "granularity", "profile", "certificate", "select", "ignore", "goal", "limit", "batch_size",
     "block_size", "folds", "seed", "device", "dtype", "every", "last", "all_nodes",
 )  # fmt: skip
 
@@ -59,6 +60,7 @@ class ScanSettings:
     curvature: Literal["auto", "ggn", "hessian"] = "auto"
     solver: str = "lanczos"
     granularity: str = "node"
+    profile: Literal["default", "literal"] = "default"
     certificate: bool = False
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()

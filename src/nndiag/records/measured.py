@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nndiag.records.level import Level
+from nndiag.records.predictions import Predictions
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -204,6 +205,7 @@ class Measured:
     optimizer: OptimizerFacts | None = None
     curvature: CurvatureFacts | None = None
     certificate: Certificate | None = None
+    predictions: Predictions | None = None
     timing: Timing = field(default_factory=Timing)
     unmeasured: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()

@@ -1,0 +1,114 @@
+"""Whether the output depends on nodes that no gradient leads to: code may detach, round or index what it uses.
+
+Derivatives cannot tell a node that nothing listens to from one whose output is detached. Here the node's parameters are
+set to zero and the outputs compared, all suspects together first, then by halves while something changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from nndiag.measures.replaying import Replay
+from nndiag.records.level import Level
+from nndiag.records.measured import LayerMeasures
+from nndiag.replay.kinds import Layer
+from nndiag.replay.passes import main_output
+
+NO_REACH = 1e-9
+"""Share of its layer's largest reach up to which a node is a suspect."""
+CHANGED = 1e-6
+"""Share of the outputs' root mean square by which they differ where a node matters."""
+MOST_PASSES = 64
+"""Forward passes of one batch that are spent at most."""
+
+Node = tuple[str, int]
+
+
+def with_forward_effect(replay: Replay, layers: Sequence[LayerMeasures]) -> tuple[LayerMeasures, ...]:
+    """Add ``forward_effect``: ``max |f − f₀| / √E f²`` on the first batch, ``f₀`` without the node.
+
+    NaN for nodes that gradients lead to, and where the passes ran out; 0 where the outputs do not change. Suspects are
+    units whose own output varies. Two forward passes of one batch where none of them matters.
+    """
+    suspects = [(record.name, i) for record in layers for i in _suspects(record)]
+    if replay.plan.level < Level.GRADIENTS or not suspects:
+        return tuple(layers)
+    effects = _Without(replay).effects(suspects)
+    return tuple(
+        replace(record, per_node={**record.per_node, "forward_effect": _column(record, effects)})
+        if any(name == record.name for name, _ in suspects)
+        else record
+        for record in layers
+    )
+
+
+def _suspects(record: LayerMeasures) -> list[int]:
+    reach, spread = record.per_node.get("output_reach"), record.per_node.get("output_std")
+    if reach is None or spread is None or record.is_output:
+        return []
+    mask = (reach <= NO_REACH * np.nanmax(reach, initial=0.0)) & (spread > 0)
+    return [int(i) for i in mask.nonzero()[0]]
+
+
+def _column(record: LayerMeasures, effects: Mapping[Node, float]) -> np.ndarray:
+    return np.array([effects.get((record.name, i), np.nan) for i in range(record.nodes)])
+
+
+class _Without:
+    """Runs the model with the parameters of some nodes set to zero."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._model, self._inputs = replay.model, next(replay.probe.batches()).inputs
+        self._layers: Mapping[str, Layer] = {layer.name: layer for layer in replay.layers}
+        self._parameters = {name: p.detach() for name, p in replay.model.named_parameters()}
+        self._passes = MOST_PASSES
+        self._full = self._output({})
+        self._scale = float(self._full.double().square().mean().sqrt()) or 1.0
+
+    def effects(self, nodes: Sequence[Node]) -> dict[Node, float]:
+        """Return how much the outputs change without each of the nodes."""
+        if self._passes <= 0:
+            return {}
+        self._passes -= 1
+        change = self._change(nodes)
+        if change <= CHANGED:
+            return dict.fromkeys(nodes, 0.0)
+        if len(nodes) == 1:
+            return {nodes[0]: change}
+        middle = len(nodes) // 2
+        return self.effects(nodes[:middle]) | self.effects(nodes[middle:])
+
+    def _change(self, nodes: Sequence[Node]) -> float:
+        changed: dict[str, Tensor] = {}
+        for name in {layer for layer, _ in nodes}:
+            indices = [i for layer, i in nodes if layer == name]
+            changed |= self._zeroed(self._layers[name], indices, changed)
+        found = float((self._output(changed) - self._full).abs().max()) / self._scale
+        return found if found == found else float("inf")
+
+    def _zeroed(self, layer: Layer, nodes: Sequence[int], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the layer's parameters with the rows of these nodes set to zero."""
+        leaves = {
+            name: before.get(name, self._parameters[name]).clone().requires_grad_(True)
+            for name in layer.names
+            if name in self._parameters
+        }
+        if len(leaves) < len(layer.names):
+            return {}
+        rows = layer.rows(leaves)
+        grads = torch.autograd.grad(rows[list(nodes)].sum(), list(leaves.values()), allow_unused=True)
+        return {
+            name: leaf.detach() if grad is None else torch.where(grad != 0, 0, leaf.detach())
+            for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+        }
+
+    def _output(self, changed: Mapping[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            held = {**self._parameters, **changed}
+            return main_output(functional_call(self._model, held, self._inputs)).detach()
