@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from nndiag.cli.catalogue import explain, rules
 from nndiag.cli.endings import COULD_NOT, USAGE, as_line, print_error, silence_stdout
+from nndiag.cli.gate import gate
 from nndiag.cli.help import EXIT_CODES, GroupedCommand
 from nndiag.cli.scan import scan
 
@@ -46,6 +47,9 @@ def root(
 app.command(
     cls=GroupedCommand, short_help="Measure and judge a checkpoint, or a run of them.", epilog=EXIT_CODES
 )(scan)
+app.command(cls=GroupedCommand, short_help="Pass or fail: a report against a policy.", epilog=EXIT_CODES)(
+    gate
+)
 app.command(cls=GroupedCommand)(explain)
 app.command()(rules)
 

@@ -1,0 +1,1 @@
+"""How nodes move along a run."""
