@@ -98,7 +98,7 @@ def scan(
         )
     with Screen(quiet=quiet, no_progress=no_progress) as screen:
         screen.progress("loading torch", 0.0)
-        _prepare_torch(threads)
+        prepare_torch(threads)
         from nndiag.model.factory import parse_arguments
         from nndiag.pipeline.scanning import plan_scan
         from nndiag.pipeline.scanning import scan as run_scan
@@ -117,7 +117,7 @@ def scan(
         raise typer.Exit(1)
 
 
-def _prepare_torch(threads: int | None) -> None:
+def prepare_torch(threads: int | None) -> None:
     """Import torch, and set how it uses the processor.
 
     Its threads spin while they wait for work, unless told otherwise before they start: beside any other load
