@@ -31,7 +31,9 @@ class Trained:
             max_position_embeddings=32, num_labels=3,
         )  # fmt: skip
         self.run, self.model = run, transformers.BertForSequenceClassification(config)
-        samples = [{"input_ids": torch.randint(0, 50, (8,)), "labels": torch.tensor(i % 3)} for i in range(64)]
+        samples = [
+            {"input_ids": torch.randint(0, 50, (8,)), "labels": torch.tensor(i % 3)} for i in range(64)
+        ]
         arguments = transformers.TrainingArguments(
             str(run), per_device_train_batch_size=8, max_steps=12, save_steps=4, logging_steps=2, learning_rate=1e-3,
             weight_decay=0.01, report_to=[], use_cpu=True, disable_tqdm=True, lr_scheduler_type="constant",

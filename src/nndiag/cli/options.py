@@ -165,8 +165,12 @@ FailOn = Annotated[
 ]  # fmt: skip
 
 Format = Annotated[
-    str | None, _option(_REPORT, "--format", "FORMAT", "On stdout: rich (default), json, jsonl or markdown.")
-]
+    str | None,
+    _option(
+        _REPORT, "--format", "FORMAT",
+        "On stdout: rich (default), json, jsonl, markdown, junit, sarif or github.",
+    ),
+]  # fmt: skip
 Output = Annotated[
     Many | None, _option(_REPORT, "--output", "FORMAT=FILE", "The same into a file. Repeatable.")
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,21 +65,29 @@ def refuse_overwriting(targets: Iterable[Target], inputs: Iterable[Path]) -> Non
             raise UsageError(what, "is one of the scan's own inputs", "choose another file")
 
 
-def write_reports(report: Report, targets: Iterable[Target]) -> None:
+def write_reports(
+    report: Report, targets: Iterable[Target], formats: Mapping[str, Callable[[Report], str]]
+) -> None:
     """Write a report to files.
 
     Raises:
         InputError: a file cannot be written.
     """
-    from nndiag.report import FORMATS
-
     for target in targets:
-        text = FORMATS[target.format](report)
-        try:
-            write_whole(target.path, text)
-        except OSError as error:
-            why = f"cannot be written ({error.strerror or type(error).__name__})"
-            raise InputError(target.path, why, "choose another file") from error
+        write_text(target.path, formats[target.format](report))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        why = f"cannot be written ({error.strerror or type(error).__name__})"
+        raise InputError(path, why, "choose another file") from error
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -14,9 +14,10 @@ from torch import nn
 
 from nndiag.checkpoint import find_checkpoints
 from nndiag.config.callables import load_callable, names_code
-from nndiag.config.load import RUN_FILE, load_run_config, load_user_config
+from nndiag.config.load import load_run_config, load_user_config
 from nndiag.config.record import RunConfig, merge
 from nndiag.config.suggest import nearest
+from nndiag.config.toml_file import RUN_FILE
 from nndiag.config.trust import require_trust
 from nndiag.errors import InputError, UsageError
 from nndiag.pipeline.network import give_by_name, network, takes_of, with_decoder_inputs

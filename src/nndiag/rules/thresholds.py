@@ -81,6 +81,23 @@ THRESHOLDS = (
               "above it the model is not stationary (ND505)"),
     Threshold("flat_direction", 1e-3, "× the largest |λ| of the full Hessian",
               "up to it a direction is flat, below minus it the model is at a saddle (ND506)"),
+    Threshold("absorbed_share", 0.5, "share of the run",
+              "a node that is degenerate for so long at its end has been absorbed (ND702)"),
+    Threshold("shrink_ratio", 0.5, "× the weight norm half a run earlier",
+              "at or below it a node shrinks to zero (ND703)"),
+    Threshold("growth_ratio", 3.0, "× the norm half a run earlier", "at or above it a node diverges (ND704, ND705)"),
+    Threshold("turned_back", 1.0, "distance of unit weight vectors",
+              "above it in the median a diverging node turns back from checkpoint to checkpoint (ND705)"),
+    Threshold("frozen_bias", 1e-6, "× the largest |bias| of the layer, over the last half of the run",
+              "up to it a bias stands still (ND706)"),
+    Threshold("moving_weights", 0.02, "× the weight norm, over the last half of the run",
+              "above it the weights beside a frozen bias move (ND706)"),
+    Threshold("settled_loss", 1e-3, "× the range of the loss over the run",
+              "up to it the loss of the last two quarters is the same (ND707)"),
+    Threshold("growing_norm", 2e-3, "× the parameter norm, over the last half of the run",
+              "from it on the parameters still grow (ND707)"),
+    Threshold("recovered_share", 0.25, "share of the run",
+              "a node that was degenerate for so long and is not at the end has recovered (ND708)"),
 )  # fmt: skip
 
 
