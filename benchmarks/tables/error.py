@@ -35,8 +35,8 @@ def table(setting: Setting) -> list[str]:
             "Error against dense float64 blocks",
             "λ_max and λ_min relative to the node's own dense λ_max, the trace relative to itself. The dense blocks "
             "are the benchmark's own: float64, every column, all eigenvalues (`benchmarks/dense.py`). "
-            "Of wide layers a random sample of nodes is formed, 96 for the MLPs and 32 for the ResNet; nodes with λ_max "
-            f"below {ALIVE:g} of their layer's largest are left out.",
+            "Of wide layers a random sample of nodes is formed, 96 for the MLPs and 32 for the ResNet; nodes with "
+            f"λ_max below {ALIVE:g} of their layer's largest are left out.",
         ),
         *rows(head, body),
     ]
