@@ -59,7 +59,10 @@ def test_shard_without_a_tensor_that_the_index_names(tmp_path: Path) -> None:
 )
 def test_index_does_not_leave_its_directory(tmp_path: Path, name: str) -> None:
     save_file(FIRST, tmp_path / "secret.safetensors")
-    refusal(sharded(tmp_path / "model", (name, "model-00002-of-00002.safetensors")), "lies outside of it")
+    refusal(
+        sharded(tmp_path / "model", (name, "model-00002-of-00002.safetensors")),
+        "lies outside of its directory",
+    )
 
 
 @pytest.mark.parametrize("name", [None, 3, ["x"], ""])
@@ -68,7 +71,7 @@ def test_index_names_files(tmp_path: Path, name: object) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["a.weight"] = name
     index.write_text(json.dumps(content))
-    refusal(index, "")
+    refusal(index, "no file")
 
 
 def test_shard_that_is_a_link_to_elsewhere(tmp_path: Path) -> None:
@@ -76,8 +79,7 @@ def test_shard_that_is_a_link_to_elsewhere(tmp_path: Path) -> None:
     shard = tmp_path / "model" / "model-00001-of-00002.safetensors"
     shard.rename(tmp_path / "secret.safetensors")
     shard.symlink_to(tmp_path / "secret.safetensors")
-    refusal(index, "")
-    assert "leaves its directory" in str(refusal(tmp_path / "model", "").why)
+    refusal(index.parent, "leaves its directory")
 
 
 def test_links_inside_the_cache_of_the_hub_are_followed(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_links_inside_the_cache_of_the_hub_are_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes((blobs / "0").read_bytes())
     (snapshot / "model-00001-of-00002.safetensors").unlink()
     (snapshot / "model-00001-of-00002.safetensors").symlink_to(Path("..", "..", "..", "elsewhere"))
-    assert "leaves its directory" in str(refusal(snapshot, "").why)
+    refusal(snapshot, "leaves its directory")
 
 
 def test_shards_of_torch_save(tmp_path: Path) -> None:
