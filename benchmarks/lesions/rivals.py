@@ -17,7 +17,7 @@ from benchmarks.lesions.counting import units_of
 from benchmarks.lesions.digits import digits
 from benchmarks.lesions.networks import ARCHITECTURES, Architecture, Site, trained
 from benchmarks.lesions.planting import LESIONS, Lesion
-from benchmarks.lesions.scanning import Said, said_of
+from benchmarks.lesions.scanning import said_of
 from benchmarks.markdown import rows, section
 
 NETWORKS = ("ReLU MLP", "tanh MLP", "CNN with BatchNorm", "LSTM")
@@ -42,7 +42,7 @@ def rivals(seed: int) -> list[str]:
         model = trained(architecture, seed)
         before = {tool: _said(tool, model) for tool in TOOLS if versions[tool]}
         clean.update({tool: len(found) for tool, found in before.items()})
-        for lesion, site, wounded, unit, base in _wounded(architecture, seed):
+        for lesion, site, wounded, unit in _wounded(architecture, seed):
             count = counts.setdefault(lesion.name, Counter())
             count["planted"] += 1
             node, code = lesion.expected(site, unit)
@@ -70,7 +70,7 @@ def _version(tool: str) -> str | None:
         return None
 
 
-def _wounded(architecture: Architecture, seed: int) -> Iterator[tuple[Lesion, Site, nn.Module, int, Said]]:
+def _wounded(architecture: Architecture, seed: int) -> Iterator[tuple[Lesion, Site, nn.Module, int]]:
     base = said_of(trained(architecture, seed), digits().reporting)
     draw = random.Random(seed)
     for site in architecture.sites:
@@ -80,7 +80,7 @@ def _wounded(architecture: Architecture, seed: int) -> Iterator[tuple[Lesion, Si
                     model = trained(architecture, seed)
                     with torch.no_grad():
                         lesion.plant(model, site, unit, strength)
-                    yield lesion, site, model, unit, base
+                    yield lesion, site, model, unit
 
 
 Place = tuple[str, int]

@@ -41,7 +41,7 @@ def dead(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         return
     bound = 1 - 0.05 ** (1 / max(context.samples, 1))
     message = (
-        f"never active on {count(context.samples, 'sample')} "
+        f"never active on {count(context.samples, 'sample')}{', which proves little' if context.few else ''} "
         f"(it fires on less than {100 * bound:.2g} % of such data, with 95 % confidence)"
     )
     if context.few:
