@@ -60,7 +60,7 @@ def test_the_effect_is_what_a_plain_comparison_gives() -> None:
         with torch.no_grad():
             other.net[0].weight[unit] = 0
             other.net[0].bias[unit] = bias
-        changes.append(float((other(first) - full).abs().max() / full.square().mean().sqrt()))
+        changes.append(((other(first) - full).abs().max() / full.square().mean().sqrt()).item())
     assert effect[unit] == pytest.approx(max(changes), rel=1e-4)
     assert np.isnan(np.delete(effect, unit)).all()
 
@@ -79,7 +79,7 @@ def test_units_that_wait_behind_others_that_are_off_are_not_called_without_influ
     model = trained()
     (unit,) = alive(1)
     with torch.no_grad():
-        high = float(model[0](X)[:, unit].max())
+        high = model[0](X)[:, unit].max().item()
         model[2].weight[:, unit] = 0
         model[2].weight[3] = 0
         model[2].weight[3, unit] = -1.0  # off while the unit fires, on where its mean is subtracted
