@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 
 from benchmarks.lesions.digits import digits
 from benchmarks.lesions.networks import Architecture, Site, trained
-from benchmarks.lesions.odd import detach, make_sparse, rates_above
+from benchmarks.lesions.odd import confirmed, detach, make_sparse, rates_above
 from benchmarks.lesions.planting import EXPLODED, LESIONS, NOT_FINITE, Lesion, Node
 from benchmarks.lesions.scanning import Roots, Said, said_of
 
@@ -23,14 +24,24 @@ ALSO = "also "
 """Marks a code that may stand at a node and was not planted there."""
 
 
+Check = Callable[[Node, str], bool]
+
+
+def _never(node: Node, code: str) -> bool:
+    return False
+
+
 @dataclass
 class Count:
-    """By finding: wounds planted and found, findings that stand on their own, and those of them that are right."""
+    """By finding: wounds planted and found, findings that stand on their own, and those of them that are right;
+    ``followed`` of these stand at units that bear no wound, and plain hooks confirm them.
+    """
 
     planted: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
     own: Counter[str] = field(default_factory=Counter)
     right: Counter[str] = field(default_factory=Counter)
+    followed: Counter[str] = field(default_factory=Counter)
     missed: list[str] = field(default_factory=list)
     false: list[str] = field(default_factory=list)
     sparse: int = 0
@@ -40,7 +51,7 @@ class Count:
 
     def add(self, other: Count) -> None:
         """Add the counts of other plants."""
-        for name in ("planted", "found", "own", "right", "untouched_flagged"):
+        for name in ("planted", "found", "own", "right", "followed", "untouched_flagged"):
             getattr(self, name).update(getattr(other, name))
         self.missed += other.missed
         self.false += other.false
@@ -48,8 +59,18 @@ class Count:
         self.sparse_called_dead += other.sparse_called_dead
         self.untouched += other.untouched
 
-    def score(self, expected: Mapping[Node, set[str]], said: Said, before: Roots, label: str) -> None:
-        """Count one scan: ``expected`` codes by wounded node, ``before`` what stood there without wounds."""
+    def score(
+        self, expected: Mapping[Node, set[str]], said: Said, before: Roots, label: str, true: Check = _never
+    ) -> None:
+        """Count one scan.
+
+        Args:
+            expected: codes by wounded node.
+            said: what the scan said.
+            before: what it said of the network without wounds, which is not counted.
+            label: for the list of what went wrong.
+            true: whether a finding at another node is right all the same.
+        """
         for node, codes in expected.items():
             for code in (one for one in codes if not one.startswith(ALSO)):
                 self.planted[code] += 1
@@ -63,6 +84,9 @@ class Count:
                 self.own[code] += 1
                 if code in wanted:
                     self.right[code] += 1
+                elif true(node, code):
+                    self.right[code] += 1
+                    self.followed[code] += 1
                 else:
                     self.false.append(f"{label}: {code} at {node}")
 
@@ -79,10 +103,10 @@ def counted(architecture: Architecture, seed: int, per_site: int, mixes: int) ->
     for site in architecture.sites:
         for lesion in (one for one in LESIONS if one.fits(site)):
             for strength in lesion.strengths:
-                for unit in _units(site, base, draw, per_site):
+                for unit in units_of(site, base, draw, per_site):
                     label = f"{architecture.name} {seed}, {lesion.name} {strength:g}"
                     count.add(_planted(architecture, seed, [(lesion, site, unit, strength)], base, label))
-        for unit in _units(site, base, draw, 2 * per_site):
+        for unit in units_of(site, base, draw, 2 * per_site):
             if site.listener:
                 model = trained(architecture, seed)
                 detach(model, site, unit)
@@ -102,7 +126,7 @@ def counted(architecture: Architecture, seed: int, per_site: int, mixes: int) ->
     return count
 
 
-def _units(site: Site, base: Said, draw: random.Random, number: int) -> list[int]:
+def units_of(site: Site, base: Said, draw: random.Random, number: int) -> list[int]:
     """Choose units that are well, and whose neighbour before is."""
     layers = [layer for layer in (site.layer, site.norm) if layer]
     well = [
@@ -125,7 +149,8 @@ def _planted(architecture: Architecture, seed: int, wounds: Sequence[Wound], bas
             node, code = lesion.expected(site, unit)
             expected.setdefault(node, set()).update({code, *(ALSO + one for one in lesion.also)})
     count = Count()
-    count.score(expected, said_of(model, digits().reporting), base.roots, label)
+    check = partial(confirmed, model, architecture.sites)
+    count.score(expected, said_of(model, digits().reporting), base.roots, label, check)
     return count
 
 
@@ -141,7 +166,7 @@ def _mix(architecture: Architecture, base: Said, draw: random.Random) -> Iterato
         draw.shuffle(lesions)
         taken: set[int] = set()
         for lesion in lesions:
-            free = [u for u in _units(site, base, draw, site.units) if not taken & {u - 1, u, u + 1}]
+            free = [u for u in units_of(site, base, draw, site.units) if not taken & {u - 1, u, u + 1}]
             if free and len(taken) < site.units // 4:
                 taken |= {free[0] - 1, free[0]}
                 yield lesion, site, free[0], draw.choice(lesion.strengths)

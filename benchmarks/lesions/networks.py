@@ -167,9 +167,9 @@ ARCHITECTURES = (
         Transformer,
         tuple(
             _linear(f"blocks.{i}.up", 64, "gelu", f"blocks.{i}.down", constant=f"blocks.{i}.norm2")
-            for i in (0, 1)
+            for i in (1,)
         ),
-        25,
+        20,
     ),
     Architecture(
         "LSTM",

@@ -18,6 +18,8 @@ from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 from nndiag.records.measured import OptimizerFacts
 
+DORMANT = 0.025
+"""Share of the layer's mean activation up to which a unit is dormant (Sokar et al. 2023)."""
 RATE = 0.005
 """Share of the samples on which a sparse unit fires."""
 
@@ -76,3 +78,30 @@ def rates_above(
         edge = math.sqrt(sharp[count - 1][0] * sharp[count][0])
         if sharp[count - 1][0] > 1.002 * sharp[count][0]:  # else the two cannot be told apart
             yield replace(base, lr=2 / edge), frozenset(node for _, node in sharp[:count])
+
+
+def confirmed(model: nn.Module, sites: tuple[Site, ...], node: Node, code: str) -> bool:
+    """Whether plain hooks see what a finding says of a unit without a wound: dead (ND201) or dormant (ND204).
+
+    A wound changes what other units do; those that stop firing because of it are dead all the same.
+    """
+    site = next((one for one in sites if one.layer == node[0] and one.listener), None)
+    if site is None or site.activation != "relu" or code not in ("ND201", "ND204"):
+        return False
+    seen: list[Tensor] = []
+    assert site.listener
+    hook = model.get_submodule(site.listener).register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0])
+    )
+    with torch.no_grad():
+        model(digits().reporting[0])
+    hook.remove()
+    y = seen[0].flatten(0, -2)
+    if code == "ND201":
+        return bool((y[:, node[1]] == 0).all())
+    mean = y.abs().mean(dim=0)
+    weights = parameter(model, f"{site.layer}.weight").flatten(1).norm(dim=1)
+    usual = mean[
+        weights <= 100 * weights.median()
+    ].mean()  # a unit that exploded is no measure for the others
+    return bool(mean[node[1]] <= DORMANT * usual)

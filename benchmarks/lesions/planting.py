@@ -131,7 +131,7 @@ LESIONS: Sequence[Lesion] = (
     Lesion("BatchNorm scale zero", _norm_scale, (0.0, 1e-8), "ND102", needs="norm"),
     Lesion("duplicated", _copied, (0.0, 1e-8), "ND104"),
     Lesion("duplicated, signs turned", _copied, (-1.0,), "ND104", frozenset({"relu", "tanh", "gelu"}),
-           also=frozenset({"ND204"})),  # the mirror image of a unit that fires nearly always is nearly silent
+           also=frozenset({"ND201", "ND204"})),  # the mirror image of a unit that nearly always fires hardly ever does
     Lesion(EXPLODED, _incoming, (1e3, 1e4, 1e6), "ND103"),
     Lesion("constant", _constant, (0.5, 1.0), "ND203", frozenset({"relu", "tanh", "gelu"}), "constant"),
     Lesion(NOT_FINITE, _not_finite, (float("nan"), float("inf")), "ND101"),

@@ -29,14 +29,19 @@ class Said:
     nodes: frozenset[Node]
 
 
-def said_of(model: nn.Module, data: tuple[Tensor, Tensor], facts: OptimizerFacts | None = None) -> Said:
+def said_of(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor],
+    facts: OptimizerFacts | None = None,
+    loss: str = "cross_entropy",
+) -> Said:
     """Scan a network as the command line does: by its weights alone where those are not finite."""
     parameters = dict(model.named_parameters())
     if all_finite(parameters):
         x, y = data
         update = None if facts is None else Update(facts, {})
         plan = Plan(Level.CURVATURE, curvature="ggn")
-        measured = measure(model, Probe((x,), y, named_loss("cross_entropy")), plan, update)
+        measured = measure(model, Probe((x,), y, named_loss(loss)), plan, update)
     else:
         measured = weights_only(find_layers(model), parameters)
     roots: dict[Node, frozenset[str]] = {}

@@ -117,6 +117,10 @@ Granularity = Annotated[
     Literal["node", "head"],
     _option(_DEPTH, "--granularity", "UNIT", "node, or head: take the rows of an attention head together."),
 ]
+Jitter = Annotated[
+    float | None,
+    _option(_DEPTH, "--jitter", "S", "Noise on the inputs, in their deviations: which masks are at an edge."),
+]
 BatchSize = Annotated[
     int | None,
     _option(_DEPTH, "--batch-size", "N", "Samples a pass; 256 to 1024 by default."),

@@ -14,6 +14,7 @@ from nndiag.measures.budget import budget_of
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature
 from nndiag.measures.detached import with_forward_effect
 from nndiag.measures.exact import ExactSettings, Refinement, merged, refine
+from nndiag.measures.jitter import with_jitter
 from nndiag.measures.look import Look, look_at
 from nndiag.measures.plan import Plan, Progress, Update
 from nndiag.measures.record import layer_record, only_observed
@@ -80,6 +81,7 @@ def measure(
         ended = time.perf_counter()
         layers = _with_influence(list(_layers(replay, curvatures, exact, refinement)))
         layers = with_returns(replay, with_forward_effect(replay, layers), update)
+        layers = with_jitter(replay, layers)
         left_out = unmeasured(model, replay.layers)
     curved = plan.level >= Level.CURVATURE
     return Measured(

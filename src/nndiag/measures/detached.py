@@ -1,11 +1,13 @@
-"""Whether the output depends on nodes that no gradient leads to: code may detach, round or index what it uses.
+"""Whether the output depends on nodes that no gradient leads to: by code that detaches, or units that are off.
 
-Derivatives cannot tell a node that nothing listens to from one whose output is detached. Here the node's parameters are
-set to zero and the outputs compared, all suspects together first, then by halves while something changes.
+Derivatives cannot tell a node that nothing listens to from one whose output is detached, or that only units listen to
+which are off just now. Here the node's weights are set to zero, its bias to zero and to the node's mean output, and the
+outputs of the network compared, all suspects together first, then by halves while something changes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -16,7 +18,7 @@ from torch.func import functional_call
 
 from nndiag.measures.replaying import Replay
 from nndiag.records.level import Level
-from nndiag.records.measured import LayerMeasures
+from nndiag.records.measured import Floats, LayerMeasures
 from nndiag.replay.kinds import Layer
 from nndiag.replay.passes import main_output
 
@@ -25,7 +27,7 @@ NO_REACH = 1e-9
 CHANGED = 1e-6
 """Share of the outputs' root mean square by which they differ where a node matters."""
 MOST_PASSES = 64
-"""Forward passes of one batch that are spent at most."""
+"""Groups of nodes that are tried at most, by two forward passes of one batch each."""
 
 Node = tuple[str, int]
 
@@ -33,13 +35,15 @@ Node = tuple[str, int]
 def with_forward_effect(replay: Replay, layers: Sequence[LayerMeasures]) -> tuple[LayerMeasures, ...]:
     """Add ``forward_effect``: ``max |f − f₀| / √E f²`` on the first batch, ``f₀`` without the node.
 
-    NaN for nodes that gradients lead to, and where the passes ran out; 0 where the outputs do not change. Suspects are
-    units whose own output varies. Two forward passes of one batch where none of them matters.
+    NaN for nodes that gradients lead to; 0 where the outputs do not change; where the passes ran out, of several nodes
+    together. Suspects are units whose own output varies. Three forward passes of one batch where none of them matters.
     """
     suspects = [(record.name, i) for record in layers for i in _suspects(record)]
     if replay.plan.level < Level.GRADIENTS or not suspects:
         return tuple(layers)
-    effects = _Without(replay).effects(suspects)
+    biased = (record for record in layers if {"bias", "output_mean"} <= record.per_node.keys())
+    means = {record.name: record.per_node["output_mean"] for record in biased}
+    effects = _Without(replay, means).effects(suspects)
     return tuple(
         replace(record, per_node={**record.per_node, "forward_effect": _column(record, effects)})
         if any(name == record.name for name, _ in suspects)
@@ -56,14 +60,15 @@ def _suspects(record: LayerMeasures) -> list[int]:
     return [int(i) for i in mask.nonzero()[0]]
 
 
-def _column(record: LayerMeasures, effects: Mapping[Node, float]) -> np.ndarray:
+def _column(record: LayerMeasures, effects: Mapping[Node, float]) -> Floats:
     return np.array([effects.get((record.name, i), np.nan) for i in range(record.nodes)])
 
 
 class _Without:
-    """Runs the model with the parameters of some nodes set to zero."""
+    """Runs the model with some nodes set to zero, and to their mean where they have a bias."""
 
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, replay: Replay, means: Mapping[str, Floats]) -> None:
+        self._means = means
         self._model, self._inputs = replay.model, next(replay.probe.batches()).inputs
         self._layers: Mapping[str, Layer] = {layer.name: layer for layer in replay.layers}
         self._parameters = {name: p.detach() for name, p in replay.model.named_parameters()}
@@ -71,10 +76,10 @@ class _Without:
         self._full = self._output({})
         self._scale = float(self._full.double().square().mean().sqrt()) or 1.0
 
-    def effects(self, nodes: Sequence[Node]) -> dict[Node, float]:
-        """Return how much the outputs change without each of the nodes."""
+    def effects(self, nodes: Sequence[Node], together: float = math.inf) -> dict[Node, float]:
+        """Return how much the outputs change without each of the nodes; without all of them by ``together``."""
         if self._passes <= 0:
-            return {}
+            return dict.fromkeys(nodes, together)
         self._passes -= 1
         change = self._change(nodes)
         if change <= CHANGED:
@@ -82,18 +87,24 @@ class _Without:
         if len(nodes) == 1:
             return {nodes[0]: change}
         middle = len(nodes) // 2
-        return self.effects(nodes[:middle]) | self.effects(nodes[middle:])
+        return self.effects(nodes[:middle], change) | self.effects(nodes[middle:], change)
 
     def _change(self, nodes: Sequence[Node]) -> float:
+        found = [self._change_to(nodes, to_mean) for to_mean in (False, True)]
+        return max(found)
+
+    def _change_to(self, nodes: Sequence[Node], to_mean: bool) -> float:
         changed: dict[str, Tensor] = {}
         for name in {layer for layer, _ in nodes}:
             indices = [i for layer, i in nodes if layer == name]
-            changed |= self._zeroed(self._layers[name], indices, changed)
+            changed |= self._without(self._layers[name], indices, changed, to_mean and name in self._means)
         found = float((self._output(changed) - self._full).abs().max()) / self._scale
         return found if found == found else float("inf")
 
-    def _zeroed(self, layer: Layer, nodes: Sequence[int], before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the layer's parameters with the rows of these nodes set to zero."""
+    def _without(
+        self, layer: Layer, nodes: Sequence[int], before: Mapping[str, Tensor], to_mean: bool
+    ) -> dict[str, Tensor]:
+        """Return the layer's parameters with the rows of these nodes zero, or their biases the nodes' means."""
         leaves = {
             name: before.get(name, self._parameters[name]).clone().requires_grad_(True)
             for name in layer.names
@@ -101,12 +112,18 @@ class _Without:
         }
         if len(leaves) < len(layer.names):
             return {}
-        rows = layer.rows(leaves)
-        grads = torch.autograd.grad(rows[list(nodes)].sum(), list(leaves.values()), allow_unused=True)
-        return {
-            name: leaf.detach() if grad is None else torch.where(grad != 0, 0, leaf.detach())
-            for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+        # rows are a view of parameters that only the layer knows: derivatives tell which entries theirs are
+        own, every = layer.rows(leaves)[list(nodes)], list(leaves.values())
+        inside = torch.autograd.grad(own.sum(), every, retain_graph=True, materialize_grads=True)
+        found = {
+            name: torch.where(g != 0, 0, leaf.detach())
+            for (name, leaf), g in zip(leaves.items(), inside, strict=True)
         }
+        if to_mean:
+            means = torch.as_tensor(self._means[layer.name][list(nodes)]).to(own)
+            biases = torch.autograd.grad((own[:, -1] * means).sum(), every, materialize_grads=True)
+            found = {name: value + bias for (name, value), bias in zip(found.items(), biases, strict=True)}
+        return found
 
     def _output(self, changed: Mapping[str, Tensor]) -> Tensor:
         with torch.no_grad():

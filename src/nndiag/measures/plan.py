@@ -29,7 +29,8 @@ class Plan:
     exact ones where they are affordable or matter. ``granularity`` is ``"node"``, or ``"head"`` to take the rows of an
     attention head together.
     ``memory_budget`` is what a measurement may take beside model and probe, in bytes; ``None`` is half of what is
-    free.
+    free. ``jitter`` is noise on the inputs under which masks are looked at again, in standard deviations of each; 0 is
+    none.
     """
 
     level: Level
@@ -42,6 +43,7 @@ class Plan:
     granularity: str = "node"
     curvature: Literal["auto", "ggn", "hessian"] = "ggn"
     memory_budget: int | None = None
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,7 @@ class Job:
         return Plan(
             self.level, solver, noise=noise, seed=settings.seed, curvature=settings.curvature,
             granularity=settings.granularity, memory_budget=settings.memory_budget,
+            jitter=settings.jitter or 0.0,
         )  # fmt: skip
 
     def _goal(self, trained: bool) -> Goal:

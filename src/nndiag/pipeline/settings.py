@@ -31,8 +31,8 @@ _CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
 }
 _DESCRIBED = (
-    "curvature", "solver", "granularity", "profile", "certificate", "select", "ignore", "goal", "limit", "batch_size",
-    "block_size", "folds", "seed", "device", "dtype", "every", "last", "all_nodes",
+    "curvature", "solver", "granularity", "profile", "jitter", "certificate", "select", "ignore", "goal", "limit",
+    "batch_size", "block_size", "folds", "seed", "device", "dtype", "every", "last", "all_nodes",
 )  # fmt: skip
 
 
@@ -61,6 +61,7 @@ class ScanSettings:
     solver: str = "lanczos"
     granularity: str = "node"
     profile: Literal["default", "literal"] = "default"
+    jitter: float | None = None
     certificate: bool = False
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -90,6 +91,11 @@ class ScanSettings:
                 raise UsageError(
                     f"{_option(name)} {value}", "is not a usable number", "give a finite number, 0 or more"
                 )
+        if self.jitter is not None and not 0 < self.jitter <= 1:
+            why = "is not above 0 and at most 1"
+            raise UsageError(
+                f"--jitter {self.jitter}", why, "give e.g. 0.01: a hundredth of each input's deviation"
+            )
         for decay in self.betas or ():
             if not 0 <= decay < 1:
                 raise UsageError(f"--betas {decay}", "is not from 0 up to 1", "give e.g. 0.9,0.999")

@@ -41,15 +41,24 @@ def dead(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         return
     bound = 1 - 0.05 ** (1 / max(context.samples, 1))
     message = (
-        f"never active on {count(context.samples, 'sample')} "
+        f"never active on {count(context.samples, 'sample')}{', which proves little' if context.few else ''} "
         f"(it fires on less than {100 * bound:.2g} % of such data, with 95 % confidence)"
     )
     if context.few:
         enough = math.ceil(math.log(0.05) / math.log(1 - ENOUGH_RATE))
         message += f"; {enough} samples would rule out {100 * ENOUGH_RATE:g} %"
+    noisy = layer.per_node.get("jitter_active")
     for i in where((active == 0) & ~_switches(layer)):
         evidence = {"active_fraction": 0.0, "threshold": 0.0, "samples": context.samples, "rate_below": bound}
-        yield Hit(i, message, evidence)
+        if noisy is None:
+            yield Hit(i, message, evidence)
+        else:
+            said = (
+                "under noise on the inputs it fires: it is at its edge"
+                if noisy[i]
+                else "nor under noise on the inputs"
+            )
+            yield Hit(i, f"{message}; {said}", evidence | {"jitter_active": float(noisy[i])})
 
 
 def saturated(layer: LayerMeasures, context: Context) -> Iterator[Hit]:

@@ -28,9 +28,12 @@ def no_gradient(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         evidence = {"gradient_reach": float(reach[i]), "threshold": edge}
         if acts[i]:
             evidence |= {"detached": True, "forward_effect": float(layer.per_node["forward_effect"][i])}
-            yield Hit(i, f"{message}, yet the output depends on it: the code detaches it", evidence)
+            yield Hit(i, f"{message}, yet the output changes without it: {_HELD_BACK}", evidence)
         else:
             yield Hit(i, message, evidence)
+
+
+_HELD_BACK = "the code detaches it, or the units that listen to it are off"
 
 
 def acts_detached(layer: LayerMeasures) -> Mask:
@@ -142,8 +145,9 @@ RULES = (
         measured="√E‖∂ℓ_n/∂z_i‖² at most zero_ratio of the largest in the layer, and the same of the network's output, "
         "unless the node is an output itself. Zero everywhere is death; a mean of zero with a large spread over "
         "samples is convergence, and a node that moves the output under a loss at its floor has nothing left to "
-        "learn: neither is this finding. Where the outputs change once the node's parameters are set to zero, its "
-        "output is used but detached, and the message says so.",
+        "learn: neither is this finding. Where the outputs change once the node is set to zero or to its mean, its "
+        "output is used: it is detached in the code, or the units that listen to it are off on this probe, and the "
+        "message says so.",
         why="A dead unit, outgoing weights of zero, a detached or unused branch, dead layers after it.",
         do="Look at the cause. Reinitialise while training; prune from a finished network.",
         harmless="For heads and branches that this loss does not use.",
@@ -179,8 +183,8 @@ RULES = (
         meaning="The unit's output varies over the probe but the network's output does not depend on it: ∂f/∂z is "
         "zero for every sample. It costs computation and does nothing.",
         measured="√E‖∂f_n/∂z_i‖² at most zero_ratio of the largest in the layer, for a unit whose output is not "
-        "constant and whose activation is not flat everywhere; and the outputs stay the same with its parameters set "
-        "to zero, which tells it from one that the code detaches (ND301).",
+        "constant and whose activation is not flat everywhere; and the outputs stay the same with the node set "
+        "to zero and to its mean, which tells it from one that is detached or waits behind units that are off (ND301).",
         why="Outgoing weights of zero (pruning, weight decay, a zero-initialised next layer), dead units after it, an "
         "unused branch; of queries and keys, values of zero in their head; of a unit that is active in some positions "
         "only, that the output reads others.",
