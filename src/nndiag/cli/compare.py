@@ -40,6 +40,7 @@ def compare(
     level: options.LevelChoice = None,
     every: options.Every = None,
     last: options.Last = None,
+    cache: options.CacheFolder = "user",
     trust: options.Trust = False,
     fail_on: options.FailOn = "never",
     format_: Annotated[
@@ -68,7 +69,7 @@ def compare(
     refuse_overwriting(targets, paths)
     settings = ScanSettings(
         model=model, data=data, loss=loss, level=None if level is None else Level.parse(level), every=every,
-        last=last, trust=trust,
+        last=last, trust=trust, cache=None if cache == "off" else cache,
     )  # fmt: skip
     with Screen(quiet=quiet, no_progress=no_progress) as screen:
         if not all(is_report(path) for path in paths):

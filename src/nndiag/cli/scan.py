@@ -36,6 +36,7 @@ def scan(
     strip_prefix: options.StripPrefix = None,
     every: options.Every = None,
     last: options.Last = None,
+    cache: options.CacheFolder = "user",
     trust: options.Trust = False,
     allow_global: options.AllowGlobal = None,
     level: options.LevelChoice = None,
@@ -93,6 +94,7 @@ def scan(
         folds=folds, seed=seed,
         device=device, dtype=dtype, every=every, last=last, all_nodes=all_nodes, trust=trust,
         allow_global=tuple(allow_global or ()),
+        cache=None if cache == "off" else cache,
         memory_budget=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
     )  # fmt: skip
     if threads is not None and threads < 1:
