@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nndiag.compare.catalogue import RULES as ALONG_RUNS
+from nndiag.comparing.catalogue import RULES as ALONG_RUNS
 from nndiag.errors import UsageError
 from nndiag.records.level import Level
 from nndiag.records.measured import OptimizerFacts

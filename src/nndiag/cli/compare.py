@@ -121,7 +121,7 @@ def _print(found: Comparison, format_: str, verbose: bool) -> None:
 
 
 def _fails(found: Comparison, fail_on: str) -> bool:
-    from nndiag.gate.severity import AT_LEAST
+    from nndiag.gating.severity import AT_LEAST
 
     parts = (found.model.findings, *(node.findings for node in found.nodes))
     return any(finding.severity in AT_LEAST[fail_on] for part in parts for finding in part)

@@ -169,7 +169,7 @@ def _formats(fail_on: FailWord) -> dict[str, Callable[[Report], str]]:
 
 
 def _by_severity(report: Report, fail_on: FailWord) -> Verdict:
-    from nndiag.gate.severity import by_severity
+    from nndiag.gating.severity import by_severity
 
     return by_severity(report.model_dump(), fail_on)
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from nndiag.compare.judging import compare_run
-from nndiag.compare.reading import run_of
+from nndiag.comparing.judging import compare_run
+from nndiag.comparing.reading import run_of
 from nndiag.config.policy import parse_policy
-from nndiag.gate.checking import gate
+from nndiag.gating.checking import gate
 from nndiag.pipeline import ScanSettings, scan
 from nndiag.records.comparison import Comparison
 from nndiag.report.compare_course import compared_course
 from nndiag.report.compare_events import compared_advice, compared_events
-from tests.compare.runs import having
+from tests.comparing.runs import having
 
 ROOT = Path(__file__).parents[2] / "sample_checkpoints"
 RUNS = (

@@ -13,7 +13,7 @@ def _later(name: str) -> Callable[[Any, Any], Iterator[Hit]]:
     """Return a rule's function by name, imported (with numpy) when it is first called."""
 
     def find(subject: Any, context: Any) -> Iterator[Hit]:
-        found: Iterator[Hit] = getattr(import_module("nndiag.compare.rules"), name)(subject, context)
+        found: Iterator[Hit] = getattr(import_module("nndiag.comparing.rules"), name)(subject, context)
         return found
 
     return find

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from nndiag.compare.run import Floats, LayerRun, Run, at, mean_between
+from nndiag.comparing.run import Floats, LayerRun, Run, at, mean_between
 
 Word = Literal["converged", "norm-growing", "oscillating", "diverging", "not-finite", "moving", "unknown"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nndiag.compare.run import Floats, LayerRun, Run
+from nndiag.comparing.run import Floats, LayerRun, Run
 
 SMOOTHING = 0.1
 """Time constant of the smoothed curvature, as a share of the run: it does not depend on the number of checkpoints."""
