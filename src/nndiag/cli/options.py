@@ -179,7 +179,8 @@ Format = Annotated[
     ),
 ]  # fmt: skip
 Output = Annotated[
-    Many | None, _option(_REPORT, "--output", "FORMAT=FILE", "The same into a file. Repeatable.")
+    Many | None,
+    _option(_REPORT, "--output", "FORMAT=FILE", "The same into a file, or parquet=FILE. Repeatable."),
 ]
 AllNodes = Annotated[bool, _option(_REPORT, "--all-nodes", None, "List healthy nodes too.")]
 Quiet = Annotated[bool, _option(_REPORT, "--quiet", None, "No notes and no progress on stderr.")]

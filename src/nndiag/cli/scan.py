@@ -84,7 +84,8 @@ def scan(
     formats = _formats(fail_on)
     if format_ is not None and format_ not in formats:
         raise UsageError(f"--format {format_}", "there is no such format", f"use one of {', '.join(formats)}")
-    targets = parse_targets(output or (), formats)
+    files = formats | {"parquet": _parquet}
+    targets = parse_targets(output or (), files)
     settings = ScanSettings(
         model=model, weights_key=weights_key, strip_prefix=strip_prefix, data=data, loss=loss,
         optimizer=optimizer, lr=lr, momentum=momentum, betas=_betas(betas), weight_decay=weight_decay,
@@ -115,7 +116,7 @@ def scan(
         if forecast is None:
             outcome = run_scan(paths, settings, screen)
             refuse_overwriting(targets, [*outcome.files, *([Path(data)] if data else [])])
-            write_reports(outcome.report, targets, formats)
+            write_reports(outcome.report, targets, files)
     if forecast is not None:
         _print_plan(forecast, format_ or "rich")
         return
@@ -166,6 +167,12 @@ def _formats(fail_on: FailWord) -> dict[str, Callable[[Report], str]]:
         return lambda report: render_checks(_by_severity(report, failing), name, nndiag.__version__)
 
     return FORMATS | {name: checks(name) for name in CHECK_FORMATS}
+
+
+def _parquet(report: Report) -> bytes:
+    from nndiag.records.table import parquet_bytes, report_columns
+
+    return parquet_bytes(report_columns(report))
 
 
 def _by_severity(report: Report, fail_on: FailWord) -> Verdict:
