@@ -49,7 +49,9 @@ def gate(
     elif isinstance(report, Mapping):
         document = checked(dict(report), "report")
     else:
-        document = _document(getattr(report, "report", report))  # an Outcome holds one
+        from nndiag.records.report import Report
+
+        document = _document(report if isinstance(report, Report) else report.report)
     chosen = _policy(policy, document, path)
     known = None if baseline is None else load_baseline(Path(baseline), chosen)
     return decide(document, chosen, known)
