@@ -23,7 +23,7 @@ def failing(count: int, gravity: str = "error", layer: str | None = None) -> lis
     return [
         Check(
             "max_dead_fraction",
-            f"l{i}" if layer is None else layer,
+            f"{gravity} {i}" if layer is None else layer,
             0.5,
             0.1,
             False,

@@ -36,6 +36,8 @@ from nndiag.records.report import Diagnosis
 _NOT_OF_A_DIAGNOSIS = ("every", "last", "trust", "cache")
 """Settings that choose checkpoints or allow things, and change no diagnosis."""
 
+_TABLES = ("model", "checkpoints", "probe", "optimizer", "actions", "rules")
+
 _PART = ".part"
 _STALE = 3600.0
 """Seconds after which an unfinished entry is one that nobody will finish."""
@@ -91,8 +93,9 @@ class Cache:
     def _place(self, checkpoint: Checkpoint) -> Path:
         sibling = sibling_of(checkpoint.path)
         beside = _file_digest(sibling) if sibling.is_file() else ""
-        # the name may say epoch and step
-        key = _digest(json.dumps([self.basis, checkpoint.sha256, beside, checkpoint.path.name]))
+        groups = [(one.key, one.groups) for one in checkpoint.optimizers]  # a directory may hold them elsewhere
+        read = [checkpoint.path.name, checkpoint.step, checkpoint.epoch, groups]
+        key = _digest(json.dumps([self.basis, checkpoint.sha256, beside, read], default=str))
         return self.folder / key[:2] / f"{key}.json"
 
 
@@ -128,8 +131,7 @@ def open_cache(inputs: Inputs, settings: ScanSettings, more: Mapping[str, object
         "nndiag": [nndiag.__version__, _own_code()],
         "torch": torch.__version__,
         "settings": {**asked, "several": len(inputs.files) > 1},
-        "optimizer": inputs.config.optimizer.model_dump(mode="json"),
-        "goal": inputs.config.actions.goal,
+        "config": {table: getattr(inputs.config, table).model_dump(mode="json") for table in _TABLES},
         "model": None if inputs.model is None else _of_model(inputs.model),
         "probe": _of_probe(inputs),
         "code": [_spec_digest(spec, folder) for spec, folder in _specs(inputs, settings)],

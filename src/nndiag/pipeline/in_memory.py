@@ -37,7 +37,7 @@ def diagnose_model(
     measured = _measured(model, probe, lr)
     measured = replace(measured, timing=replace(measured.timing, total_s=time.perf_counter() - begun))
     judged, of_model = judge(measured, Selection()), judge_model(measured, Selection())
-    named = Checkpoint(path=Path(type(model).__name__), format="memory", sha256="", places=())
+    named = Checkpoint(path=Path(type(model).__name__), format="memory", places=())
     count = sum(p.numel() for p in model.parameters())
     found = diagnosis(named, count, probe, measured, judged, of_model, "train", False)
     return Report(nndiag_version=nndiag.__version__, settings={}, checkpoints=(found,))
