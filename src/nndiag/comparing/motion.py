@@ -35,8 +35,9 @@ class Motion:
         found = {}
         for name in self.__dataclass_fields__:
             column = getattr(self, name)[:, node]
-            if np.isfinite(column).any():
-                found[name] = [float(v) if np.isfinite(v) else None for v in column]
+            if (finite := np.isfinite(column)).any():
+                pairs = zip(column.tolist(), finite.tolist(), strict=True)
+                found[name] = [value if there else None for value, there in pairs]
         return found
 
 
