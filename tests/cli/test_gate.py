@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 from tests.cli.support import run_process
-from tests.gate.documents import checkpoint, document, source
+from tests.gating.documents import checkpoint, document, source
 
 
 def written(folder: Path, found: object, name: str = "report.json") -> str:

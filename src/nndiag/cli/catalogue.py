@@ -72,7 +72,7 @@ def _rule(word: str) -> Rule:
 
 def _catalogue() -> tuple[Rule, ...]:
     """Return every finding there is, in order of code."""
-    from nndiag.compare.catalogue import RULES as ALONG_RUNS
+    from nndiag.comparing.catalogue import RULES as ALONG_RUNS
     from nndiag.rules import RULES
 
     return tuple(sorted((*RULES, *ALONG_RUNS), key=lambda rule: rule.code))

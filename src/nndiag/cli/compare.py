@@ -40,6 +40,7 @@ def compare(
     level: options.LevelChoice = None,
     every: options.Every = None,
     last: options.Last = None,
+    cache: options.CacheFolder = "user",
     trust: options.Trust = False,
     fail_on: options.FailOn = "never",
     format_: Annotated[
@@ -68,7 +69,7 @@ def compare(
     refuse_overwriting(targets, paths)
     settings = ScanSettings(
         model=model, data=data, loss=loss, level=None if level is None else Level.parse(level), every=every,
-        last=last, trust=trust,
+        last=last, trust=trust, cache=None if cache == "off" else cache,
     )  # fmt: skip
     with Screen(quiet=quiet, no_progress=no_progress) as screen:
         if not all(is_report(path) for path in paths):
@@ -120,7 +121,7 @@ def _print(found: Comparison, format_: str, verbose: bool) -> None:
 
 
 def _fails(found: Comparison, fail_on: str) -> bool:
-    from nndiag.gate.severity import AT_LEAST
+    from nndiag.gating.severity import AT_LEAST
 
     parts = (found.model.findings, *(node.findings for node in found.nodes))
     return any(finding.severity in AT_LEAST[fail_on] for part in parts for finding in part)

@@ -14,7 +14,7 @@ from nndiag.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from nndiag.config.policy import Policy
-    from nndiag.gate.baseline import Baseline
+    from nndiag.gating.baseline import Baseline
     from nndiag.records.gate import Verdict
 
 FormatName = Literal["rich", "json", "junit", "sarif", "github", "markdown"]
@@ -58,8 +58,8 @@ def gate(
     """
     import nndiag
     from nndiag.cli.output import parse_targets, refuse_overwriting, write_text
-    from nndiag.gate.document import load_document
-    from nndiag.gate.policies import find_policy
+    from nndiag.gating.document import load_document
+    from nndiag.gating.policies import find_policy
     from nndiag.report.checks import FORMATS, render_checks
 
     if update_baseline and baseline is None:
@@ -83,8 +83,8 @@ def gate(
 
 
 def _decide(document: dict[str, object], policy: Policy, file: Path | None) -> Verdict:
-    from nndiag.gate.baseline import load_baseline
-    from nndiag.gate.checking import gate as decide
+    from nndiag.gating.baseline import load_baseline
+    from nndiag.gating.checking import gate as decide
 
     known: Baseline | None = None if file is None else load_baseline(file, policy)
     return decide(document, policy, known)
@@ -94,9 +94,9 @@ def _update(document: dict[str, object], policy: Policy, file: Path, report: Pat
     """Write what is found now as the baseline, in one step."""
     import nndiag
     from nndiag.cli.output import write_text
-    from nndiag.gate.baseline import baseline_text, entries_of
-    from nndiag.gate.checking import limits_of
-    from nndiag.gate.facts import facts_of
+    from nndiag.gating.baseline import baseline_text, entries_of
+    from nndiag.gating.checking import limits_of
+    from nndiag.gating.facts import facts_of
 
     if file.resolve() == report.resolve():
         raise UsageError(f"--baseline {file}", "is the report itself", "name another file")

@@ -67,6 +67,13 @@ Every = Annotated[
     _option(_INPUTS, "--every", "K", "Every K-th checkpoint of a run, counted from the last."),
 ]
 Last = Annotated[int | None, _option(_INPUTS, "--last", "K", "Only the last K checkpoints.")]
+CacheFolder = Annotated[
+    str,
+    _option(
+        _INPUTS, "--cache", "DIR",
+        "Where finished checkpoints of a run are kept; off for nowhere; the user's own cache by default.",
+    ),
+]  # fmt: skip
 Trust = Annotated[
     bool,
     _option(
@@ -176,7 +183,8 @@ Format = Annotated[
     ),
 ]  # fmt: skip
 Output = Annotated[
-    Many | None, _option(_REPORT, "--output", "FORMAT=FILE", "The same into a file. Repeatable.")
+    Many | None,
+    _option(_REPORT, "--output", "FORMAT=FILE", "The same into a file, or parquet=FILE. Repeatable."),
 ]
 AllNodes = Annotated[bool, _option(_REPORT, "--all-nodes", None, "List healthy nodes too.")]
 Quiet = Annotated[bool, _option(_REPORT, "--quiet", None, "No notes and no progress on stderr.")]

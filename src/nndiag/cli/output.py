@@ -66,7 +66,7 @@ def refuse_overwriting(targets: Iterable[Target], inputs: Iterable[Path]) -> Non
 
 
 def write_reports(
-    report: Report, targets: Iterable[Target], formats: Mapping[str, Callable[[Report], str]]
+    report: Report, targets: Iterable[Target], formats: Mapping[str, Callable[[Report], str | bytes]]
 ) -> None:
     """Write a report to files.
 
@@ -77,7 +77,7 @@ def write_reports(
         write_text(target.path, formats[target.format](report))
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str | bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
@@ -90,20 +90,21 @@ def write_text(path: Path, text: str) -> None:
         raise InputError(path, why, "choose another file") from error
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str | bytes) -> None:
     """Write a file whole or not at all: to a temporary file beside it, then renamed.
 
     Links are followed; what is no regular file, such as ``/dev/stderr``, is written to and not replaced.
     """
+    content = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        path.write_text(text, encoding="utf-8", newline="\n")
+        path.write_bytes(content)
         return
     path = path.resolve()
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
         Path(name).chmod(mode)
         Path(name).replace(path)
     except BaseException:

@@ -36,6 +36,7 @@ def scan(
     strip_prefix: options.StripPrefix = None,
     every: options.Every = None,
     last: options.Last = None,
+    cache: options.CacheFolder = "user",
     trust: options.Trust = False,
     allow_global: options.AllowGlobal = None,
     level: options.LevelChoice = None,
@@ -84,7 +85,8 @@ def scan(
     formats = _formats(fail_on)
     if format_ is not None and format_ not in formats:
         raise UsageError(f"--format {format_}", "there is no such format", f"use one of {', '.join(formats)}")
-    targets = parse_targets(output or (), formats)
+    files = formats | {"parquet": _parquet}
+    targets = parse_targets(output or (), files)
     settings = ScanSettings(
         model=model, weights_key=weights_key, strip_prefix=strip_prefix, data=data, loss=loss,
         optimizer=optimizer, lr=lr, momentum=momentum, betas=_betas(betas), weight_decay=weight_decay,
@@ -94,6 +96,7 @@ def scan(
         block_size=block_size, folds=folds, seed=seed,
         device=device, dtype=dtype, every=every, last=last, all_nodes=all_nodes, trust=trust,
         allow_global=tuple(allow_global or ()),
+        cache=None if cache == "off" else cache,
         memory_budget=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
     )  # fmt: skip
     if threads is not None and threads < 1:
@@ -114,7 +117,7 @@ def scan(
         if forecast is None:
             outcome = run_scan(paths, settings, screen)
             refuse_overwriting(targets, [*outcome.files, *([Path(data)] if data else [])])
-            write_reports(outcome.report, targets, formats)
+            write_reports(outcome.report, targets, files)
     if forecast is not None:
         _print_plan(forecast, format_ or "rich")
         return
@@ -167,8 +170,14 @@ def _formats(fail_on: FailWord) -> dict[str, Callable[[Report], str]]:
     return FORMATS | {name: checks(name) for name in CHECK_FORMATS}
 
 
+def _parquet(report: Report) -> bytes:
+    from nndiag.records.table import parquet_bytes, report_columns
+
+    return parquet_bytes(report_columns(report))
+
+
 def _by_severity(report: Report, fail_on: FailWord) -> Verdict:
-    from nndiag.gate.severity import by_severity
+    from nndiag.gating.severity import by_severity
 
     return by_severity(report.model_dump(), fail_on)
 

@@ -52,9 +52,9 @@ def compare(
         InputError, ModelError: something is missing, refused, or does not fit.
     """
     import nndiag
-    from nndiag.compare.judging import compare_run
-    from nndiag.compare.matching import matched
-    from nndiag.compare.reading import run_of
+    from nndiag.comparing.judging import compare_run
+    from nndiag.comparing.matching import matched
+    from nndiag.comparing.reading import run_of
 
     chosen = settings or CompareSettings()
     several = [Path(p) for p in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
@@ -87,7 +87,7 @@ def is_report(path: Path) -> bool:
 
 def _runs(paths: Sequence[Path], settings: CompareSettings, listener: Listener | None) -> list[list[Json]]:
     """Return the checkpoints of each path; single checkpoints, and single reports, are together one run."""
-    from nndiag.compare.reading import read_reports
+    from nndiag.comparing.reading import read_reports
 
     if not paths:
         raise UsageError("compare", "no run is given", "name a run directory, checkpoints or JSON reports")
@@ -119,6 +119,6 @@ def _scanned(
 
 
 def _policy(diagnoses: Sequence[Json]) -> Policy | None:
-    from nndiag.gate.policies import find_policy
+    from nndiag.gating.policies import find_policy
 
     return find_policy({"checkpoints": [diagnoses[-1]]}, None, None, Path.cwd())

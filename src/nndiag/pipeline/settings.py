@@ -1,5 +1,6 @@
 """What a scan was asked to do, as the user said it; defaults are ``None`` where the run's file may say
-more."""
+more. ``cache`` names a folder in which finished diagnoses are kept, or is ``USER_CACHE``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ from typing import Literal
 from nndiag.errors import UsageError
 from nndiag.records.level import Level
 from nndiag.remedies.actions import Goal
+
+USER_CACHE = "user"
+"""The cache in the user's own folder, for runs of several checkpoints; left alone where it cannot be written."""
 
 _LEAST = {
     "limit": 1,
@@ -79,6 +83,7 @@ class ScanSettings:
     all_nodes: bool = False
     trust: bool = False
     allow_global: tuple[str, ...] = ()
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():

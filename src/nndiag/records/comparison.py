@@ -134,3 +134,13 @@ class Comparison(Record):
     model: ModelComparison
     layers: tuple[LayerComparison, ...]
     nodes: tuple[NodeComparison, ...]
+
+    def to_dataframe(self) -> Any:
+        """Return the listed nodes at every checkpoint as a ``pandas.DataFrame``, a column a measure.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        from nndiag.records.table import comparison_columns, dataframe
+
+        return dataframe(comparison_columns(self))

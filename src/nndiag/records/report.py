@@ -245,3 +245,13 @@ class Report(Record):
     nndiag_version: str
     settings: dict[str, Any]
     checkpoints: tuple[Diagnosis, ...] = Field(min_length=1)
+
+    def to_dataframe(self) -> Any:
+        """Return the listed nodes of all checkpoints as a ``pandas.DataFrame``, a column a measure.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        from nndiag.records.table import dataframe, report_columns
+
+        return dataframe(report_columns(self))

@@ -54,7 +54,8 @@ def _of_layer(
     still = [n for n in members.get("ND702", {}).get(layer.name, []) if n.degenerate_since == 0]
     if still:
         words = f"{_start(layer)}: {share(len(still), layer.nodes)} {_was(len(still))} degenerate all along."
-        yield Event((5, place), "info" if 2 * len(still) < layer.nodes else "warning", words)
+        grave = 2 * len(still) >= layer.nodes
+        yield Event((2 if grave else 8, place), "warning" if grave else "info", words)
     back = members.get("ND708", {}).get(layer.name, [])
     if back:
         words = f"{_start(layer)}: {share(len(back), layer.nodes)} recovered from a degenerate state."

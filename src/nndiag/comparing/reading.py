@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nndiag.compare.run import ABSENT, Bytes, Floats, LayerRun, Mark, Run, clock_of
+from nndiag.comparing.run import ABSENT, Bytes, Floats, LayerRun, Mark, Run, clock_of
 from nndiag.errors import InputError
 from nndiag.records.packed import unpack
 

@@ -13,7 +13,7 @@ def _later(name: str) -> Callable[[Any, Any], Iterator[Hit]]:
     """Return a rule's function by name, imported (with numpy) when it is first called."""
 
     def find(subject: Any, context: Any) -> Iterator[Hit]:
-        found: Iterator[Hit] = getattr(import_module("nndiag.compare.rules"), name)(subject, context)
+        found: Iterator[Hit] = getattr(import_module("nndiag.comparing.rules"), name)(subject, context)
         return found
 
     return find
@@ -70,7 +70,8 @@ RULES: tuple[Rule, ...] = (
     Rule("ND705", "oscillating-divergence", "node", "error", "its weights grow and turn back from step to step", Doc(
         meaning="Every step overshoots by more than the one before: the learning rate is above what the curvature "
         "allows, and the run is exploding.",
-        measured="The growth of ND704, while the direction turns back (median distance of successive unit weight "
+        measured="The growth of ND704 (growth_ratio), while the direction turns back (median distance of successive "
+        "unit weight "
         "vectors above turned_back) or the node is a source, above its stability threshold, at most checkpoints of "
         "the last half.",
         why="The learning rate exceeds 2/λ_max of the node (2(1+β)/λ_max with momentum β).",

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from nndiag.compare.catalogue import RULES
-from nndiag.compare.changes import changes
-from nndiag.compare.decline import decline_of
-from nndiag.compare.motion import Motion, motion_of
-from nndiag.compare.rules import RunContext, since_when
-from nndiag.compare.run import STATES, Bytes, Floats, LayerRun, Run
-from nndiag.compare.settling import Settling, settling
+from nndiag.comparing.catalogue import RULES
+from nndiag.comparing.changes import changes
+from nndiag.comparing.decline import decline_of
+from nndiag.comparing.motion import Motion, motion_of
+from nndiag.comparing.rules import RunContext, since_when
+from nndiag.comparing.run import STATES, Bytes, Floats, LayerRun, Run
+from nndiag.comparing.settling import Settling, settling
 from nndiag.config.policy import Policy
 from nndiag.records import comparison as record
 from nndiag.records.report import VERDICTS, Finding, Verdict

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nndiag.compare.run import Floats, LayerRun, Run
+from nndiag.comparing.run import Floats, LayerRun, Run
 
 SMOOTHING = 0.1
 """Time constant of the smoothed curvature, as a share of the run: it does not depend on the number of checkpoints."""
@@ -35,8 +35,9 @@ class Motion:
         found = {}
         for name in self.__dataclass_fields__:
             column = getattr(self, name)[:, node]
-            if np.isfinite(column).any():
-                found[name] = [float(v) if np.isfinite(v) else None for v in column]
+            if (finite := np.isfinite(column)).any():
+                pairs = zip(column.tolist(), finite.tolist(), strict=True)
+                found[name] = [value if there else None for value, there in pairs]
         return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nndiag.compare.run import LayerRun, Run
+from nndiag.comparing.run import LayerRun, Run
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
-from nndiag.compare.run import LayerRun
+from nndiag.comparing.run import LayerRun
 
 Trend = Literal["better", "worse", "same"]
 

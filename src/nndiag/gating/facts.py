@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nndiag.gate.document import Json, found_in, subject_of
+from nndiag.gating.document import Json, found_in, subject_of
 from nndiag.records.gate import Gravity
 
 LEVELS = ("weights", "activations", "gradients", "curvature")

@@ -10,8 +10,8 @@ from typing import Any
 
 from nndiag.config.policy import Policy
 from nndiag.errors import UsageError
-from nndiag.gate.document import checked
-from nndiag.gate.facts import Facts, Place, facts_of
+from nndiag.gating.document import checked
+from nndiag.gating.facts import Facts, Place, facts_of
 from nndiag.records.gate import Check
 
 Baseline = Mapping[Place, float | None]
@@ -75,7 +75,7 @@ def load_baseline(path: Path, policy: Policy) -> Baseline:
     except (ValueError, RecursionError) as error:
         raise UsageError(what, "is not JSON", f"{_WRITE} anew") from error
     if isinstance(content, dict) and "checkpoints" in content:
-        from nndiag.gate.checking import limits_of
+        from nndiag.gating.checking import limits_of
 
         facts = facts_of(checked(content, path))
         return entries_of(facts, limits_of(facts, policy))

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nndiag.compare.judging import compare_run
-from nndiag.compare.reading import run_of
+from nndiag.comparing.judging import compare_run
+from nndiag.comparing.reading import run_of
 from nndiag.records.comparison import Comparison
 from nndiag.records.packed import pack
 

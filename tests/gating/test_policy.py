@@ -11,8 +11,8 @@ from nndiag.config.load import load_run_config
 from nndiag.config.policy import KEYS, Limits, Policy, parse_policy
 from nndiag.config.tables import LayerLimits, PolicyTable
 from nndiag.errors import UsageError
-from nndiag.gate.policies import find_policy
-from tests.gate.documents import checkpoint, document
+from nndiag.gating.policies import find_policy
+from tests.gating.documents import checkpoint, document
 
 
 def test_both_readers_know_the_same_keys() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nndiag.compare.run import Floats, LayerRun, Run
+from nndiag.comparing.run import Floats, LayerRun, Run
 from nndiag.errors import UsageError
 
 MOST = 2048

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from nndiag.config.policy import ALWAYS_FORBIDDEN, Policy
 from nndiag.errors import UsageError
-from nndiag.gate.baseline import DEGENERATE, LOSS, Baseline, signed, worse
-from nndiag.gate.document import Json
-from nndiag.gate.facts import LEVELS, Facts, Place, facts_of
+from nndiag.gating.baseline import DEGENERATE, LOSS, Baseline, signed, worse
+from nndiag.gating.document import Json
+from nndiag.gating.facts import LEVELS, Facts, Place, facts_of
 from nndiag.records.gate import Check, Gravity, Verdict
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}

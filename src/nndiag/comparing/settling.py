@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nndiag.compare.run import Floats, LayerRun, Run, at, mean_between
+from nndiag.comparing.run import Floats, LayerRun, Run, at, mean_between
 
 Word = Literal["converged", "norm-growing", "oscillating", "diverging", "not-finite", "moving", "unknown"]
 
@@ -108,21 +109,26 @@ def oscillates(run: Run) -> bool:
     first = min(int(np.searchsorted(run.times, run.when(0.5))), len(run.times) - 4)
     one, two, size = (np.zeros(len(run.times) - first - lag) for lag in (1, 2, 1))
     for layer in run.layers:
-        vectors = _vectors(layer)[first:]
+        vectors = _vectors(layer, first)
         if np.isnan(vectors).any():
             continue
-        one += np.square(vectors[1:] - vectors[:-1]).sum(axis=(1, 2))
-        two += np.square(vectors[2:] - vectors[:-2]).sum(axis=(1, 2))
-        size += np.square(vectors[1:]).sum(axis=(1, 2))
+        one += _squares(vectors[1:] - vectors[:-1])
+        two += _squares(vectors[2:] - vectors[:-2])
+        size += _squares(vectors[1:])
     if not size.all():
         return False
     far = np.median(np.sqrt(one / size))
     return bool(far > OSCILLATION and np.median(np.sqrt(two)) < _BACK * np.median(np.sqrt(one)))
 
 
-def _vectors(layer: LayerRun) -> Floats:
-    """Return sketches of the weight vectors themselves, ``(checkpoints, nodes, k)``."""
+def _squares(vectors: NDArray[np.float32]) -> Floats:
+    found: Floats = np.einsum("tnk,tnk->t", vectors, vectors).astype(float)
+    return found
+
+
+def _vectors(layer: LayerRun, first: int) -> NDArray[np.float32]:
+    """Return sketches of the weight vectors themselves from a checkpoint on, ``(checkpoints, nodes, k)``."""
     if layer.directions is None:
-        return np.full((len(layer.states), 1, 1), np.nan)
-    found: Floats = layer.directions * layer.weights[:, :, None]
+        return np.full((len(layer.states) - first, 1, 1), np.nan, np.float32)
+    found: NDArray[np.float32] = layer.directions[first:] * layer.weights[first:, :, None].astype(np.float32)
     return found

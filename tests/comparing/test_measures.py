@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from nndiag.compare.matching import assignment, matched
-from nndiag.compare.motion import smoothed
-from nndiag.compare.reading import run_of
-from nndiag.compare.run import mean_between
+from nndiag.comparing.matching import assignment, matched
+from nndiag.comparing.motion import smoothed
+from nndiag.comparing.reading import run_of
+from nndiag.comparing.run import mean_between
 from nndiag.config.policy import Limits, Policy
 from nndiag.errors import InputError
 from nndiag.measures.directions import direction_sketch
 from nndiag.records.packed import pack, unpack
-from tests.compare.runs import along, compared, diagnosis, layer
+from tests.comparing.runs import along, compared, diagnosis, layer
 
 
 def test_motion_is_what_its_definition_says() -> None:

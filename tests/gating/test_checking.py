@@ -10,11 +10,11 @@ import pytest
 
 from nndiag.config.policy import parse_policy
 from nndiag.errors import UsageError
-from nndiag.gate.baseline import baseline_text, entries_of, load_baseline
-from nndiag.gate.checking import gate, limits_of
-from nndiag.gate.facts import facts_of
+from nndiag.gating.baseline import baseline_text, entries_of, load_baseline
+from nndiag.gating.checking import gate, limits_of
+from nndiag.gating.facts import facts_of
 from nndiag.records.gate import Check
-from tests.gate.documents import checkpoint, document, source
+from tests.gating.documents import checkpoint, document, source
 from tests.report.builder import finding, node
 
 

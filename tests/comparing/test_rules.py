@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from nndiag.compare.catalogue import RULES
+from nndiag.comparing.catalogue import RULES
 from nndiag.rules.thresholds import THRESHOLDS
-from tests.compare.runs import along, compared, diagnosis, having, layer, of_model
+from tests.comparing.runs import along, compared, diagnosis, having, layer, of_model
 
 COUNTS = pytest.mark.parametrize("count", [5, 9, 17, 65])
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nndiag.compare.motion import turn_between
-from nndiag.compare.run import Floats, LayerRun, Mask, Run, at
+from nndiag.comparing.motion import turn_between
+from nndiag.comparing.run import Floats, LayerRun, Mask, Run, at
 from nndiag.rules.base import Hit, where
 
 if TYPE_CHECKING:
-    from nndiag.compare.settling import Settling
+    from nndiag.comparing.settling import Settling
 
 _STILL_GROWING = 0.3
 """At the end of the run a norm must grow by at least this share of its mean pace over the last half: it goes on."""
