@@ -52,7 +52,7 @@ def without_the_second(ended: Ended) -> str:
     report = ended.document(3)
     assert [Path(found["checkpoint"]["path"]).stem for found in report["checkpoints"]] == [
         "epoch_1",
-        "epoch_3",
+        "epoch_10",
     ]
     (line,) = [line for line in ended.err.splitlines() if not line.startswith("note: ")]
     assert re.fullmatch(r"error: [^\n]+?: [^\n]+; [^\n]+", line)

@@ -155,8 +155,8 @@ def test_all_nodes(cli: Cli, work: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        ((), "add --model file.py:callable and --data FILE"),
-        (WITH_MODEL, "add --data FILE"),
+        ((), "add --model file.py:callable and --data probe.safetensors"),
+        (WITH_MODEL, "add --data probe.safetensors"),
         ((*WITH_MODEL, "--data", "x.safetensors"), "add --loss cross_entropy"),
         ((*FULL, "--level", "gradients"), "leave out --level gradients"),
     ],

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import median
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from nndiag.records.level import Level
 from nndiag.rules.base import Context, Doc, Hit, Rule, count, short
@@ -71,12 +70,12 @@ def gravity_well(measured: Measured, context: Context) -> Iterator[Hit]:
     choices = None if measured.predictions is None else measured.predictions.choices
     if choices is None or choices.right is None:
         return
-    known = np.isfinite(choices.right)
+    known = choices.right == choices.right  # NaN where a sample has no label
     edge, share = context.threshold("well_probability"), context.threshold("well_share")
     inside = known & (choices.right <= edge) & (choices.highest >= CORNER)
     if not known.any() or inside.sum() <= share * known.sum():
         return
-    typical = float(np.median(choices.right[inside]))
+    typical = median(choices.right[inside].tolist())
     steps = escape_steps(typical)
     message = (
         f"{count(int(inside.sum()), 'sample')} of {int(known.sum()):,} sit in a wrong corner of the softmax: "
@@ -115,7 +114,7 @@ def entropy_collapse(measured: Measured, context: Context) -> Iterator[Hit]:
         yield Hit(None, message, evidence, note=True)
         return
     wrong = 1 - sum(choices.found) / sum(choices.present)
-    said = 1 - float(np.mean(_of_labelled(choices.highest, choices.right)))
+    said = 1 - float(_of_labelled(choices.highest, choices.right).mean())
     evidence |= {"wrong": wrong, "wrong_as_it_says": said}
     if wrong - said > context.threshold("entropy_error"):
         message = (
@@ -126,7 +125,7 @@ def entropy_collapse(measured: Measured, context: Context) -> Iterator[Hit]:
 
 
 def _of_labelled(highest: Floats, right: Floats | None) -> Floats:
-    return highest if right is None else highest[np.isfinite(right)]
+    return highest if right is None else highest[right == right]
 
 
 RULES = (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from statistics import median
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from nndiag.rules.base import Context, Doc, Hit, Rule, short, where
+from nndiag.rules.base import Context, Doc, Hit, Rule, short
 
 if TYPE_CHECKING:
     from nndiag.records.measured import Floats, LayerMeasures
@@ -18,15 +18,16 @@ def flip(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     margin, left = layer.per_node.get("stability_margin"), layer.per_node.get("step_residual")
     if margin is None and left is None:
         return
-    nowhere = np.full(layer.nodes, np.nan)
-    margin, left = nowhere if margin is None else margin, nowhere if left is None else left
     band, residual = context.threshold("flip_band"), context.threshold("flip_residual")
-    at_edge, undone = np.abs(margin - 1) <= band, left <= residual
-    for i in where(at_edge | undone):
-        evidence: dict[str, float | None] = {"threshold": residual if undone[i] else band}
-        if margin[i] == margin[i]:
+    for i in range(layer.nodes):
+        at_edge = margin is not None and abs(margin[i] - 1) <= band
+        undone = left is not None and left[i] <= residual
+        if not at_edge and not undone:
+            continue
+        evidence: dict[str, float | None] = {"threshold": residual if undone else band}
+        if margin is not None and margin[i] == margin[i]:
             evidence["stability_margin"] = float(margin[i])
-        if undone[i]:
+        if left is not None and undone:
             evidence["step_residual"] = float(left[i])
             message = "it flips: the next step of the optimiser takes back this one"
         else:
@@ -42,11 +43,11 @@ def sharp_layer(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     edge = context.threshold("sharp_margin")
     if margin is None or margin < edge or facts is None or not facts.lr:
         return
-    if known and margin < context.threshold("sharp_ratio") * float(np.median(known)):
+    if known and margin < context.threshold("sharp_ratio") * median(known):
         return
     evidence: dict[str, float] = {"stability_margin_max": margin, "threshold": edge}
     if known:
-        evidence["other_layers"] = float(np.median(known))
+        evidence["other_layers"] = median(known)
     message = (
         f"it limits the learning rate: its sharpest node is at {short(margin)} of the stability threshold"
     )
@@ -55,7 +56,7 @@ def sharp_layer(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
 
 def _sharpest(layer: LayerMeasures) -> float | None:
     margin: Floats | None = layer.per_node.get("stability_margin")
-    known = None if margin is None else margin[np.isfinite(margin)]
+    known = None if margin is None else margin[abs(margin) < math.inf]
     return None if known is None or not known.size else float(known.max())
 
 
