@@ -142,6 +142,8 @@ def _nonfinite(rows: NodeRows, squares: Tensor) -> Tensor:
     """Return how many numbers of every row are not finite; only rows of which the sum is not are looked at again."""
     found = torch.zeros(rows.nodes, dtype=torch.int64)
     suspicious = torch.nonzero(~torch.isfinite(squares)).flatten()
+    if not len(suspicious):
+        return found
     for some in suspicious.split(max(TILE // max(rows.size, 1), 1)):
         found[some] = (~torch.isfinite(rows.take(some))).sum(dim=1)
     return found
