@@ -49,7 +49,7 @@ def table(setting: Setting) -> list[str]:
         *section(
             "Reading",
             f"A safetensors file of {size / GIB:.1f} GiB: {layers} matrices of {SIDE} x {SIDE} float32, "
-            f"{mib(4 * SIDE**2)} each. Every row is a fresh process; the time is without starting it. A scan also computes "
+            f"{mib(4 * SIDE**2)} each. Every row is a fresh process; its start is not counted. A scan also computes "
             "the SHA-256 of the file, on one core: from the cache that, and not the reading, is what takes the time.",
         ),
         *rows(("file in", "what", "time", "against the sum", "peak resident", "above an idle process"), body),
