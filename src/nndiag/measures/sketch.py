@@ -142,9 +142,9 @@ def _nonfinite(rows: NodeRows, squares: Tensor) -> Tensor:
     """Return how many numbers of every row are not finite; only rows of which the sum is not are looked at again."""
     found = torch.zeros(rows.nodes, dtype=torch.int64)
     suspicious = torch.nonzero(~torch.isfinite(squares)).flatten()
-    if not len(suspicious):
-        return found
-    for some in suspicious.split(max(TILE // max(rows.size, 1), 1)):
+    step = max(TILE // max(rows.size, 1), 1)
+    for first in range(0, len(suspicious), step):
+        some = suspicious[first : first + step]
         found[some] = (~torch.isfinite(rows.take(some))).sum(dim=1)
     return found
 
