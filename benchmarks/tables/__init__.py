@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.setting import Table
-from benchmarks.tables import cost, edge, error, growth, memory, peers, reports, solvers
+from benchmarks.tables import cost, edge, error, growth, memory, peers, reading, reports, solvers
 
 TABLES: dict[str, Table] = {
     "cost": cost.table,
@@ -11,6 +11,7 @@ TABLES: dict[str, Table] = {
     "peers": peers.table,
     "growth": growth.table,
     "memory": memory.table,
+    "reading": reading.table,
     "solvers": solvers.table,
     "edge": edge.table,
     "reports": reports.table,

@@ -17,7 +17,7 @@ from .files import same_tensors
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # the library's own, and those of what it imports
-    lightning = pytest.importorskip("lightning", reason="the extra formats is not installed")
+    lightning = pytest.importorskip("lightning", reason="the extra frameworks is not installed")
 
 
 class Classifier(lightning.LightningModule):  # type: ignore[misc, name-defined]

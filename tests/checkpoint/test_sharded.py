@@ -125,7 +125,7 @@ def test_damaged_index(tmp_path: Path, content: str) -> None:
 
 
 def test_shards_of_transformers(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="the extra formats is not installed")
+    transformers = pytest.importorskip("transformers", reason="the extra frameworks is not installed")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0

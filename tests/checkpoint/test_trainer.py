@@ -17,8 +17,8 @@ from nndiag.model.optimizer import match_optimizer
 
 from .files import Payload, same_tensors, save
 
-transformers = pytest.importorskip("transformers", reason="the extra formats is not installed")
-pytest.importorskip("accelerate", reason="the extra formats is not installed")
+transformers = pytest.importorskip("transformers", reason="the extra frameworks is not installed")
+pytest.importorskip("accelerate", reason="the extra frameworks is not installed")
 
 
 class Trained:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from nndiag.checkpoint import open_checkpoint
+from nndiag.checkpoint.lazy import LazyTensors
 from nndiag.measures.duplicates import Pairs, duplicate_rows
 from nndiag.measures.sketch import NodeRows
 from nndiag.measures.weights import weight_measures
+from nndiag.pipeline.weights import measure_weights
 
 
 def rows() -> torch.Tensor:
@@ -106,3 +112,29 @@ def test_wide_rows_and_many_rows_are_summed_tile_by_tile() -> None:
     tall = torch.randn(1 << 15, 17, generator=torch.Generator().manual_seed(0))
     found = weight_measures(NodeRows.split(tall, 17))
     np.testing.assert_allclose(found["weight_norm"], tall.double().norm(dim=1), rtol=1e-14)
+
+
+def test_rows_in_a_file_are_those_in_memory(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(5, (1 << 14) + 9, generator=generator)
+    wide[4] = wide[1]
+    state = {"a.weight": wide.bfloat16(), "a.bias": torch.ones(5), "b.weight": torch.randn(40, 3, 2, 2)}
+    save_file(state, tmp_path / "w.safetensors")
+    stored = open_checkpoint(tmp_path / "w.safetensors").places[0].tensors
+    read: list[str] = []
+
+    class Watching(LazyTensors):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            read.append(name)
+            return super().__getitem__(name)
+
+    assert isinstance(stored, LazyTensors)
+    watching = Watching(stored.specs, stored.__getitem__, stored.read_part)
+    found, expected = measure_weights(watching), measure_weights(LazyTensors(state, state.__getitem__))
+    assert read == []
+    in_order = sorted(expected.layers, key=lambda layer: list(stored).index(f"{layer.name}.weight"))
+    for layer, same in zip(found.layers, in_order, strict=True):
+        assert layer.duplicates == same.duplicates
+        for name, values in same.per_node.items():
+            np.testing.assert_array_equal(layer.per_node[name], values)
+    assert {layer.name: layer.duplicates["weights"] for layer in found.layers} == {"a": ((4, 1),), "b": ()}

@@ -69,7 +69,11 @@ def open_safetensors(path: Path) -> SafetensorsFile:
         described = specs[name]
         return file.tensor(places[name], described.dtype, tuple(described.shape))
 
-    return SafetensorsFile(LazyTensors(specs, read), metadata, file)
+    def read_part(name: str, first: int, count: int) -> Tensor:
+        dtype = specs[name].dtype
+        return file.tensor(places[name] + first * dtype.itemsize, dtype, (count,))
+
+    return SafetensorsFile(LazyTensors(specs, read, read_part), metadata, file)
 
 
 def load_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:

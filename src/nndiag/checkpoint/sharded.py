@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -54,8 +54,24 @@ def read_sharded(index: Path, permission: Permission = NOTHING) -> Contents:
         if name not in shards[shard]:
             raise damaged(index, f"{shard} does not hold {name[:100]}")
     specs: dict[str, Tensor] = {name: specs_of(shards[shard])[name] for name, shard in weight_map.items()}
-    tensors = LazyTensors(specs, lambda name: shards[weight_map[name]][name])
+    tensors = LazyTensors(specs, lambda name: shards[weight_map[name]][name], _parts(shards, weight_map))
     return Contents("sharded", (Place("", tensors),), files=watched)
+
+
+def _parts(
+    shards: Mapping[str, Mapping[str, Tensor]], weight_map: Mapping[str, str]
+) -> Callable[[str, int, int], Tensor] | None:
+    """Return what reads a part of a tensor, where every shard can do that."""
+    known = {name: shard.read_part for name, shard in shards.items() if isinstance(shard, LazyTensors)}
+    if any(known.get(name) is None for name in shards):
+        return None
+
+    def read(name: str, first: int, count: int) -> Tensor:
+        part = known[weight_map[name]]
+        assert part is not None
+        return part(name, first, count)
+
+    return read
 
 
 def open_weights(path: Path, permission: Permission = NOTHING, lazily: bool = False) -> Mapping[str, Tensor]:

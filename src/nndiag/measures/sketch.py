@@ -9,12 +9,53 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nndiag.replay.kinds import Layer
+from nndiag.checkpoint.lazy import LazyTensors
+from nndiag.replay.kinds import Layer, Slot
 
 TILE = 1 << 17
 """Numbers taken at a time: as doubles they stay in the processor's cache."""
 DIRECTIONS = 2
 _WIDEST = 1 << 14
+
+
+class StoredRows:
+    """The rows of one matrix or kernel in a file, ``(nodes, width)``, read in the parts that are asked for.
+
+    The file holds row after row, and no more of it than a tile is in memory.
+    """
+
+    def __init__(self, tensors: LazyTensors, name: str, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self._tensors, self._name = tensors, name
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, place: Tensor | tuple[slice, slice]) -> Tensor:
+        """Return some rows whole, by their numbers, or a rectangle of neighbouring rows and columns."""
+        width = self.shape[1]
+        if isinstance(place, Tensor):
+            return torch.stack([self._read(row * width, width) for row in place.tolist()])
+        first, last, _ = place[0].indices(len(self))
+        left, right, _ = place[1].indices(width)
+        if right - left == width:
+            return self._read(first * width, (last - first) * width).view(last - first, width)
+        return torch.stack([self._read(row * width + left, right - left) for row in range(first, last)])
+
+    def _read(self, first: int, count: int) -> Tensor:
+        part = self._tensors.read_part
+        assert part is not None
+        return part(self._name, first, count)
+
+
+Table = Tensor | StoredRows
+
+
+def _table(slot: Slot, tensors: Mapping[str, Tensor]) -> Table:
+    rows_lie_in_order = slot.along_first and slot.outer == 1 and slot.inner == 1 and slot.rest is None
+    if isinstance(tensors, LazyTensors) and tensors.read_part is not None and rows_lie_in_order:
+        return StoredRows(tensors, slot.parameter, (slot.nodes, slot.width))
+    return slot.rows(tensors[slot.parameter].detach())
 
 
 @dataclass(frozen=True)
@@ -24,15 +65,15 @@ class NodeRows:
     Every part is ``(nodes, width)``; a node's row is all of them side by side, weights first.
     """
 
-    weights: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...] = ()
+    weights: tuple[Table, ...]
+    biases: tuple[Table, ...] = ()
 
     @classmethod
     def of(cls, layer: Layer, tensors: Mapping[str, Tensor]) -> NodeRows:
         """Return the rows of a layer, from tensors by parameter name."""
         return cls(
-            tuple(slot.rows(tensors[slot.parameter].detach()) for slot in layer.weights),
-            tuple(slot.rows(tensors[slot.parameter].detach()) for slot in layer.biases),
+            tuple(_table(slot, tensors) for slot in layer.weights),
+            tuple(_table(slot, tensors) for slot in layer.biases),
         )
 
     @classmethod
@@ -42,7 +83,7 @@ class NodeRows:
         return cls((rows[:, :weights],), (rows[:, weights:],) if rows.shape[1] > weights else ())
 
     @property
-    def parts(self) -> tuple[Tensor, ...]:
+    def parts(self) -> tuple[Table, ...]:
         """Weights and biases."""
         return self.weights + self.biases
 
@@ -60,11 +101,11 @@ class NodeRows:
     def bias(self) -> Tensor | None:
         """The one bias of every node, where it has just one."""
         single = len(self.biases) == 1 and self.biases[0].shape[1] == 1
-        return self.biases[0][:, 0] if single else None
+        return self.biases[0][:, 0:1].flatten() if single else None
 
     def take(self, nodes: Tensor) -> Tensor:
         """Return some rows whole, as float64 on the CPU."""
-        return torch.cat([part[nodes.to(part.device)].cpu().double() for part in self.parts], dim=1)
+        return torch.cat([part[nodes].cpu().double() for part in self.parts], dim=1)
 
 
 @dataclass(frozen=True)
@@ -92,9 +133,20 @@ def sketch(rows: NodeRows) -> Sketch:
     return Sketch(
         weight_norm=of_weights.squares.sqrt(),
         parameter_norm=(of_weights.squares + of_biases.squares).sqrt(),
-        nonfinite=of_weights.nonfinite + of_biases.nonfinite,
+        nonfinite=_nonfinite(rows, of_weights.squares + of_biases.squares),
         projections=(of_weights.projections + of_biases.projections) / math.sqrt(rows.size),
     )
+
+
+def _nonfinite(rows: NodeRows, squares: Tensor) -> Tensor:
+    """Return how many numbers of every row are not finite; only rows of which the sum is not are looked at again."""
+    found = torch.zeros(rows.nodes, dtype=torch.int64)
+    suspicious = torch.nonzero(~torch.isfinite(squares)).flatten()
+    step = max(TILE // max(rows.size, 1), 1)
+    for first in range(0, len(suspicious), step):
+        some = suspicious[first : first + step]
+        found[some] = (~torch.isfinite(rows.take(some))).sum(dim=1)
+    return found
 
 
 class _Sums:
@@ -102,17 +154,13 @@ class _Sums:
 
     def __init__(self, nodes: int) -> None:
         self.squares = torch.zeros(nodes, dtype=torch.float64)
-        self.nonfinite = torch.zeros(nodes, dtype=torch.int64)
         self.projections = torch.zeros(nodes, DIRECTIONS, dtype=torch.float64)
         self._exact = torch.empty(0, dtype=torch.float64)
 
     def add(self, nodes: slice, tile: Tensor, directions: Tensor) -> None:
         """Add one tile, ``(rows, columns)`` as it is stored."""
         exact = self._copied(tile)
-        squares = torch.linalg.vector_norm(exact, dim=1).square()
-        self.squares[nodes] += squares
-        if not bool(squares.isfinite().all()):
-            self.nonfinite[nodes] += (~torch.isfinite(exact)).sum(dim=1)
+        self.squares[nodes] += torch.linalg.vector_norm(exact, dim=1).square()
         self.projections[nodes] += exact @ directions
 
     def _copied(self, tile: Tensor) -> Tensor:
@@ -122,7 +170,7 @@ class _Sums:
         return self._exact.copy_(tile)
 
 
-def _tiles(part: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _tiles(part: Table) -> Iterator[tuple[slice, Tensor]]:
     columns = max(min(part.shape[1], _WIDEST), 1)
     rows = max(TILE // columns, 1)
     for first in range(0, len(part), rows):

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import numpy as np
 
 from nndiag.records.measured import Floats, LayerMeasures, Measured
 from nndiag.rules.base import Scales
 from nndiag.rules.gradients import loss_moved
+from nndiag.rules.nodes import multiplies
 
 _MEDIANS = ("weight_norm", "output_std", "gradient_norm", "gradient_reach", "lambda_max", "tangent_kernel")
 _LARGEST = ("gradient_reach", "output_reach")
 
 
 def model_scales(measured: Measured) -> dict[str, float]:
-    """Return the medians over layers of their medians, and the largest of each reach as ``<name>_max``."""
+    """Return the medians over layers of their medians, the largest of each reach as ``<name>_max``, and the largest
+    median norm of the layers that multiply their inputs.
+    """
     found = {}
     for name in _MEDIANS:
         values = [_median(layer.per_node[name]) for layer in measured.layers if name in layer.per_node]
         found[name] = _median(np.array(values))
     moved = [_median(moves) for layer in measured.layers if (moves := loss_moved(layer)) is not None]
     found["loss_moved"] = _median(np.array(moved))
+    norms = (median(layer.per_node["weight_norm"].tolist()) for layer in measured.layers if multiplies(layer))
+    found["weight_norm_of_largest"] = max(norms, default=0.0)
     for name in _LARGEST:
         found[f"{name}_max"] = max((_largest(layer, name) for layer in measured.layers), default=0.0)
     return found

@@ -47,8 +47,7 @@ def _usual_norm(layer: LayerMeasures, context: Context) -> float:
     usual = context.scales.layer.get("weight_norm", 0.0)
     if single(layer) and "bias" not in layer.per_node:
         return usual
-    others = (other for other in context.measured.layers if multiplies(other))
-    largest = max(median(other.per_node["weight_norm"].tolist()) for other in others)
+    largest = context.scales.model["weight_norm_of_largest"]
     if usual > 0 and usual * largest / INITIAL_SCALE**2 > COMPENSATED:
         return usual
     return max(usual, INITIAL_SCALE)

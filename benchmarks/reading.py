@@ -1,0 +1,46 @@
+"""One reading of a file in a process of its own, for its time and memory: started by the reading table, prints JSON.
+
+``python -m benchmarks.reading sum|scan FILE`` sums every tensor of a safetensors file, or scans it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+from safetensors import safe_open
+
+import nndiag
+from benchmarks.peak import most_in_use
+from nndiag.records.level import Level
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Seconds, and bytes resident at most: before the file was opened, and in all."""
+
+    seconds: float
+    before: int
+    most: int
+
+
+def main() -> None:
+    what, file = sys.argv[1:]
+    scan = nndiag.scan  # loads all that it needs
+    before = most_in_use(torch.device("cpu"))
+    begun = time.perf_counter()
+    if what == "sum":
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.offset_keys():
+                float(opened.get_tensor(name).sum())
+    else:
+        scan(file, nndiag.ScanSettings(level=Level.WEIGHTS))
+    seconds = time.perf_counter() - begun
+    print(json.dumps(asdict(Reading(seconds, before, most_in_use(torch.device("cpu"))))))
+
+
+if __name__ == "__main__":
+    main()
