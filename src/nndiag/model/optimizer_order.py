@@ -147,7 +147,10 @@ def _orders(model: nn.Module, sizes: Sequence[int]) -> Iterator[list[str]]:
     yield trained
     if len(sizes) < 2:
         return
-    for decaying in ([name for name in trained if parameters[name].dim() >= 2], _trainer_decays(model, trained)):
+    for decaying in (
+        [name for name in trained if parameters[name].dim() >= 2],
+        _trainer_decays(model, trained),
+    ):
         # groups without a member are left away by some scripts and kept by others
         if sizes[0] in (len(decaying), len(trained) - len(decaying)):
             others = [name for name in trained if name not in set(decaying)]

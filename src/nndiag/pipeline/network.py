@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from nndiag.checkpoint import Checkpoint
 from nndiag.checkpoint.opening import glance
 from nndiag.checkpoint.pt2 import is_pt2
 from nndiag.config.record import RunConfig
@@ -64,10 +65,10 @@ def network(
     last = files[-1]
     folder = last if last.is_dir() else last.parent
     spec = settings.model if settings.model is not None else config.model.factory
-    if spec is None and config.model.sequential is None and settings.trust and is_pt2(last):
+    if spec is None and config.model.sequential is None and settings.trust and _is_exported(last):
         return Network(load_exported(last), folder)
     if spec == HF or (spec is None and config.model.sequential is None and measured and find_config(last)):
-        found = _from_config_json(last, settings)
+        found = _from_config_json(files, settings)
     elif spec is not None and spec.startswith(TIMM):
         found = Network(build_timm(spec, _with_arguments(config, settings).model.kwargs), folder)
     elif settings.model is not None:
@@ -134,17 +135,26 @@ def with_decoder_inputs(module: nn.Module, data: Data) -> Data:
     return replace(data, inputs=(*data.inputs, shift(labels=data.targets)), names=(*data.names, name))
 
 
-def _from_config_json(last: Path, settings: ScanSettings) -> Network:
-    file = find_config(last)
+def _is_exported(last: Path) -> bool:
+    """Whether a checkpoint is an exported program; one that cannot be read is said to be none until it is opened."""
+    try:
+        return is_pt2(last)
+    except InputError:
+        return False
+
+
+def _from_config_json(files: Sequence[Path], settings: ScanSettings) -> Network:
+    file = find_config(files[-1])
     if file is None:
-        why = f"there is no config.json of a Hugging Face model with {last}"
+        why = f"there is no config.json of a Hugging Face model with {files[-1]}"
         raise UsageError("--model hf", why, "give --model file.py:callable")
     if settings.model_args:
         raise UsageError("--model-arg", "config.json says everything about the model", "leave it out")
-    places = glance(last).places
+    seen = next(filter(None, map(_glanced, reversed(files))), None)
 
     def check(empty: nn.Module) -> None:
-        fit(empty, places, settings.weights_key, settings.strip_prefix)
+        if seen is not None:
+            fit(empty, seen.places, settings.weights_key, settings.strip_prefix)
 
     built = build_hf(file, check)
     return Network(built.module, file.parent, built.loss)
@@ -152,10 +162,16 @@ def _from_config_json(last: Path, settings: ScanSettings) -> Network:
 
 def _offered(last: Path) -> Mapping[str, object]:
     """Return the hyper-parameters that a checkpoint holds, plain values all; none where it cannot be read yet."""
+    seen = _glanced(last)
+    return {} if seen is None else seen.hyper_parameters
+
+
+def _glanced(path: Path) -> Checkpoint | None:
+    """Return what a checkpoint holds, ``None`` where it cannot be read: that is for its opening to say."""
     try:
-        return glance(last).hyper_parameters
+        return glance(path)
     except InputError:
-        return {}
+        return None
 
 
 def _with_arguments(config: RunConfig, settings: ScanSettings) -> RunConfig:

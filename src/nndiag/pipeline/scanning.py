@@ -67,7 +67,9 @@ def scan(
         settings={**settings.described(), "thresholds": dict(selection.thresholds)},
         checkpoints=diagnoses,
     )
-    return Outcome(report, hints(reach, job.level, lambda: _seen(several, inputs.files)), inputs.files, refused)
+    return Outcome(
+        report, hints(reach, job.level, lambda: _seen(several, inputs.files)), inputs.files, refused
+    )
 
 
 def _diagnosed(job: Job) -> tuple[tuple[Diagnosis, ...], tuple[NndiagError, ...]]:
