@@ -15,6 +15,7 @@ from nndiag.checkpoint.source import damaged, summary
 from nndiag.errors import InputError
 
 MAX_PICKLE = 256 << 20  # a million tensors fit
+MAX_NAME = 1 << 12
 
 
 def walk_pickle(file: BinaryIO, inventory: Inventory) -> object:
@@ -34,7 +35,7 @@ def walk_pickle(file: BinaryIO, inventory: Inventory) -> object:
     walk = _Walk(inventory)
     start = file.tell()
     try:
-        for opcode, argument, position in pickletools.genops(file):
+        for opcode, argument, position in pickletools.genops(_Bounded(file)):  # type: ignore[arg-type]
             if (position or 0) - start > MAX_PICKLE:
                 raise InputError(
                     inventory.path, f"has a pickle of more than {MAX_PICKLE} bytes", "save the weights alone"
@@ -46,6 +47,27 @@ def walk_pickle(file: BinaryIO, inventory: Inventory) -> object:
     # Damaged bytes end in any exception: an empty stack, a missing memo, a bad length, a bad character.
     except Exception as error:
         raise damaged(inventory.path, f"its pickle breaks off: {summary(error)}") from error
+
+
+class _Bounded:
+    """A file that is asked for no more bytes at once than it has: a length in a pickle may say anything, and
+    Python sets as much memory aside before it reads.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.tell = file.tell
+        at = file.tell()
+        self.end = file.seek(0, 2)
+        file.seek(at)
+
+    def read(self, count: int) -> bytes:
+        """Return that many bytes, or as many as there are."""
+        return self.file.read(max(0, min(count, self.end - self.file.tell(), MAX_PICKLE)))
+
+    def readline(self) -> bytes:
+        """Return a line, or the beginning of one that is too long for a name."""
+        return self.file.readline(MAX_NAME)
 
 
 class _Walk:
