@@ -83,7 +83,7 @@ def _text(value: str) -> bytes:
 STEPS = st.one_of(
     st.sampled_from(
         [
-    
+
             b"N", b"\x88", b"\x89", b"K\x00", b"K\x05", b"J\xff\xff\xff\xff",
             b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"G" + bytes(8), b")", b"]", b"}", b"(", b"t", b"\x85",
             b"\x86", b"\x87", b"a", b"e", b"s", b"u", b"R", b"b", b"Q", b"q\x00", b"q\x01", b"h\x00",
