@@ -17,7 +17,7 @@ from nndiag.config.callables import load_callable, names_code
 from nndiag.config.load import RUN_FILE, load_run_config, load_user_config
 from nndiag.config.record import RunConfig, merge
 from nndiag.config.suggest import nearest
-from nndiag.config.trust import require_trust
+from nndiag.config.trust import require_inside, require_trust
 from nndiag.errors import InputError, UsageError
 from nndiag.pipeline.network import give_by_name, network, takes_of, with_decoder_inputs
 from nndiag.pipeline.settings import ScanSettings
@@ -148,6 +148,7 @@ def _data(config: RunConfig, settings: ScanSettings, takes: Takes) -> Data | Non
     origin = config.origin("probe.data")
     if names_code(config.probe.data):
         require_trust(config, "probe.data", settings.trust)
+    require_inside(config, "probe.data", settings.trust)
     option = f"{origin.source} [probe] data"
     return load_data(config.probe.data, origin.folder, limit, settings.seed, option=option, takes=takes)
 

@@ -17,6 +17,10 @@ from nndiag.errors import InputError, NndiagError
 
 LARGEST = 64 * 2**30
 """Bytes that an archive may claim to unpack to."""
+DENSEST = 100
+"""How many times its own size; zeros alone unpack to a thousand times theirs."""
+FREE = 64 * 2**20
+"""Bytes to unpack to whatever the size."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ def read_npz(path: Path) -> Mapping[str, object]:
     unpickled.
 
     Raises:
-        InputError: the file is damaged, holds a name twice, or claims more than ``LARGEST`` bytes.
+        InputError: the file is damaged, holds a name twice, or claims to unpack to more than ``LARGEST``
+            bytes, or to more than ``DENSEST`` times its own size.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -52,6 +57,10 @@ def read_npz(path: Path) -> Mapping[str, object]:
     if claimed > LARGEST:
         sizes = f"{claimed / 2**30:,.0f} GiB, more than {LARGEST // 2**30}"
         raise InputError(path, f"is refused: it unpacks to {sizes}", "save fewer samples")
+    packed = path.stat().st_size
+    if claimed > FREE + DENSEST * packed:
+        sizes = f"{claimed:,} bytes, {claimed // packed:,} times its size"
+        raise InputError(path, f"is refused: it unpacks to {sizes}", "save it uncompressed (numpy.savez)")
     names = tuple(entry.filename.removesuffix(".npy") for entry in entries)
     files = dict(zip(names, (entry.filename for entry in entries), strict=True))
     if len(files) < len(names):
