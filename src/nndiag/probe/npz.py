@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nndiag.checkpoint.source import opened, size_of
 from nndiag.config.callables import reason
 from nndiag.errors import InputError, NndiagError
 
@@ -45,19 +46,21 @@ def read_npz(path: Path) -> Mapping[str, object]:
     unpickled.
 
     Raises:
-        InputError: the file is damaged, holds a name twice, or claims to unpack to more than ``LARGEST``
+        InputError: the file is damaged, changes, holds a name twice, or claims to unpack to more than ``LARGEST``
             bytes, or to more than ``DENSEST`` times its own size.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+            packed = size_of(file)
+    except NndiagError:
+        raise
     except Exception as error:
         raise _damaged(path, error) from error
     claimed = sum(entry.file_size for entry in entries)
     if claimed > LARGEST:
         sizes = f"{claimed / 2**30:,.0f} GiB, more than {LARGEST // 2**30}"
         raise InputError(path, f"is refused: it unpacks to {sizes}", "save fewer samples")
-    packed = path.stat().st_size
     if claimed > FREE + DENSEST * packed:
         sizes = f"{claimed:,} bytes, {claimed // packed:,} times its size"
         raise InputError(path, f"is refused: it unpacks to {sizes}", "save it uncompressed (numpy.savez)")
@@ -70,7 +73,7 @@ def read_npz(path: Path) -> Mapping[str, object]:
 
 def _read_npy(path: Path, entry: str, name: str) -> np.ndarray[Any, Any]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as file, zipfile.ZipFile(file) as archive:
             with archive.open(entry) as stream, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 shape, dtype = _npy_header(stream)
