@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
+import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as distributed_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -98,6 +103,55 @@ def _probe(folder: Path, name: str) -> None:
         torch.save(samples(), folder / name)
 
 
+def _sharded(folder: Path) -> None:
+    state = dict(network().state_dict())
+    halves = {"a.safetensors": dict(list(state.items())[:3]), "b.safetensors": dict(list(state.items())[3:])}
+    for name, half in halves.items():
+        save_file(half, folder / name)
+    weight_map = {key: name for name, half in halves.items() for key in half}
+    index = {"metadata": {"total_size": 300}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _trainer(folder: Path) -> None:
+    _sharded(folder)
+    content = training()
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    torch.save(content["optimizer_states"][0], folder / "optimizer.pt")  # type: ignore[index]
+    rows = [{"epoch": 0.5, "loss": 0.7, "learning_rate": 1e-3, "step": 1}, {"eval_loss": 0.6, "step": 2}]
+    state = {"global_step": 2, "epoch": 1.0, "log_history": rows, "best_metric": None}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+def _distributed(folder: Path) -> None:
+    content = training()
+    state = {"model": content["state_dict"], "optim": content["optimizer_states"][0], "step": 7}  # type: ignore[index]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        distributed_checkpoint.save(state, checkpoint_id=folder / "dcp", no_dist=True)
+
+
+def _agent(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "agent.zip", "w") as archive:
+        content = training()
+        inside = {"policy": content["state_dict"], "policy.optimizer": content["optimizer_states"][0]}  # type: ignore[index]
+        for name, value in inside.items():
+            packed = io.BytesIO()
+            torch.save(value, packed)
+            archive.writestr(f"{name}.pth", packed.getvalue())
+        archive.writestr(
+            "data", json.dumps({"gamma": 0.9, "policy_class": {":type:": "x", ":serialized:": "gAWV"}})
+        )
+        archive.writestr("pytorch_variables.pth", b"")
+
+
+def _exported(folder: Path) -> None:
+    example = (torch.ones(2, 4),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(network().eval(), example), folder / "x.pt2")
+
+
 def _legacy(value: object, path: Path) -> None:
     torch.save(value, path, _use_new_zipfile_serialization=False)
 
@@ -116,6 +170,13 @@ FORMATS: dict[str, Format] = {
     "training": Format(lambda folder: torch.save(training(), folder / "x.ckpt"), ("x.ckpt",), ("x.ckpt", *_WEIGHTS)),
     "types": Format(_mixed_types, ("x.pt",), ("x.pt", *_WEIGHTS)),
     "legacy": Format(lambda folder: _legacy(training(), folder / "x.pt"), ("x.pt",), ("x.pt", *_WEIGHTS)),
+    "sharded": Format(
+        _sharded, ("*.json", "*.safetensors"), ("model.safetensors.index.json", *_WEIGHTS)
+    ),
+    "trainer": Format(_trainer, ("*.json", "optimizer.pt"), (".", *_WEIGHTS)),
+    "dcp": Format(_distributed, (".metadata", "*.distcp"), ("dcp", *_WEIGHTS)),
+    "agent": Format(_agent, ("agent.zip",), ("agent.zip", *_WEIGHTS)),
+    "pt2": Format(_exported, ("x.pt2",), ("x.pt2", "--trust", *_WEIGHTS)),
     "npz": Format(
         lambda folder: _probe(folder, "stored.npz"), ("stored.npz",), (".", "--data", "stored.npz", *_DEEP)
     ),
