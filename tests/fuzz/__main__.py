@@ -25,10 +25,10 @@ def main() -> int:
     asked = _arguments()
     if asked.keep is not None:
         return _keep(asked.format[0], asked.first, asked.keep)
-    _warm_up()
     failures = 0
     for name in asked.format:
         source = Source(name)
+        _warm_up(source)
         begun = time.monotonic()
         count, first, wrong = Counter[str](), asked.first, list[Outcome]()
         while True:
@@ -59,11 +59,12 @@ def _arguments() -> argparse.Namespace:
     return asked
 
 
-def _warm_up() -> None:
-    """Import what a scan imports, once for all processes."""
+def _warm_up(source: Source) -> None:
+    """Import what a scan imports, once for all processes, and make sure that what is not damaged is scanned."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        Source("run").write(Path(folder))
-        assert nndiag(["scan", folder, "--quiet"]) == 0
+        source.write(Path(folder))
+        with contextlib.chdir(folder):
+            assert nndiag(["scan", *source.format.words]) == 0
 
 
 def _print(name: str, count: Counter[str], wrong: list[Outcome], seconds: float) -> None:

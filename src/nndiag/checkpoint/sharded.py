@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,8 +40,12 @@ def read_sharded(index: Path, permission: Permission = NOTHING) -> Contents:
     if len(weight_map) > MAX_TENSORS:
         raise InputError(index, f"names more than {MAX_TENSORS} tensors", "take it from its source again")
     folder = index.parent
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise damaged(index, "a shard without a name")
     files = {name: confined(folder, name) for name in dict.fromkeys(weight_map.values())}
-    missing = [name for name, file in files.items() if not file.is_file()]
+    missing = [
+        name[:100] for name, file in files.items() if not os.path.isfile(file)
+    ]  # or it is no possible name
     if missing:
         named = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
         raise InputError(
