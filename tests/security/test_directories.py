@@ -112,7 +112,7 @@ def test_links_in_the_directory_of_a_trainer(run: Path, tmp_path: Path, scan: Pr
 
 
 CODE = "import os\nos.mkdir({marker!r})\nfrom transformers import BertConfig as C, BertForSequenceClassification as M\n"
-DEEP = ("--model", "hf", "--data", "random:2,8", "--level", "activations", "--quiet")
+DEEP = ("--model", "hf", "--data", "random:tokens:8", "--level", "activations", "--quiet")
 
 
 @pytest.fixture
