@@ -36,13 +36,14 @@ betas = [0.9, 0.999]
 class Format:
     """``write`` fills an empty folder; ``damaged`` are the patterns of the files to damage; ``words`` scan it.
 
-    ``codes`` are the exit codes that the damage may end in.
+    ``codes`` are the exit codes that the damage may end in, ``whole`` is that of the valid files.
     """
 
     write: Callable[[Path], object]
     damaged: tuple[str, ...]
     words: tuple[str, ...]
     codes: tuple[int, ...] = (0, 3)
+    whole: int = 0
 
 
 def network() -> nn.Sequential:
@@ -176,7 +177,7 @@ FORMATS: dict[str, Format] = {
     "trainer": Format(_trainer, ("*.json", "optimizer.pt"), (".", *_WEIGHTS)),
     "dcp": Format(_distributed, (".metadata", "*.distcp"), ("dcp", *_WEIGHTS)),
     "agent": Format(_agent, ("agent.zip",), ("agent.zip", *_WEIGHTS)),
-    "pt2": Format(_exported, ("x.pt2",), ("x.pt2", "--trust", *_WEIGHTS)),
+    "pt2": Format(_exported, ("x.pt2",), ("x.pt2", *_WEIGHTS), whole=3),
     "npz": Format(
         lambda folder: _probe(folder, "stored.npz"), ("stored.npz",), (".", "--data", "stored.npz", *_DEEP)
     ),
