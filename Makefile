@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= passive
 
 FUZZ_MINUTES ?= 10
 
-.PHONY: demo test check fuzz bench samples schema clean
+.PHONY: demo test check fuzz bench samples schema rules lesions clean
 
 demo: $(STAMP)
 	@$(BIN)/nndiag scan sample_checkpoints/dying_mlp
@@ -31,6 +31,9 @@ samples: $(STAMP)
 
 schema: $(STAMP)
 	$(BIN)/python -m nndiag.report.schema src/nndiag/nndiag.schema.json
+
+rules: $(STAMP)
+	$(BIN)/python -m nndiag.rules.explaining docs/rules.md
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks --output benchmarks/RESULTS.md

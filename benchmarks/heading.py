@@ -27,8 +27,8 @@ def heading(setting: Setting, command: str) -> list[str]:
         f"{nndiag.__version__}, Python {platform.python_version()}; {peers}.",
         "",
         "A unit is one plain forward and backward pass over the same probe, timed in the same process, in turn with "
-        f"what is measured in it. Medians of {setting.repeats} runs unless said otherwise. Every network is trained on "
-        "a synthetic problem of ten classes first (`benchmarks/problems.py`); the loss is cross-entropy.",
+        f"what is measured in it. Medians of {setting.repeats} runs unless said otherwise. Every network is trained "
+        "on a problem of ten classes first (`benchmarks/problems.py`); the loss is cross-entropy.",
         "",
     ]
     if setting.quick:

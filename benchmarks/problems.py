@@ -58,6 +58,16 @@ def signals(count: int, length: int, features: int, generator: torch.Generator) 
     return means[labels] + torch.randn(count, length, features, generator=generator), labels
 
 
+def digits(count: int) -> Data:
+    """Return scikit-learn's handwritten digits, enlarged to 28x28 and standardised."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    pictures = torch.from_numpy(loaded.images[:count]).float()[:, None]
+    x = F.interpolate(pictures, size=(28, 28), mode="bilinear").flatten(1)
+    return (x - x.mean()) / x.std(), torch.from_numpy(loaded.target[:count]).long()
+
+
 def trained_case(
     name: str,
     build: Callable[[], nn.Module],
@@ -86,7 +96,16 @@ def trained_case(
 def mlp_case(widths: tuple[int, ...], samples: int, device: torch.device, steps: int = 100) -> Case:
     """A ReLU MLP."""
     data = vectors(samples, widths[0], seeded())
-    return trained_case(f"MLP {'-'.join(map(str, widths))}", lambda: mlp(*widths), data, device, steps=steps)
+    name = f"MLP {'-'.join(map(str, widths))} on vectors in noise"
+    return trained_case(name, lambda: mlp(*widths), data, device, steps=steps)
+
+
+@cache
+def digits_case(samples: int, device: torch.device, steps: int = 200) -> Case:
+    """A ReLU MLP on pictures, whose entries depend on each other as they do in data."""
+    widths = (784, 512, 512, 10)
+    name = f"MLP {'-'.join(map(str, widths))} on digits"
+    return trained_case(name, lambda: mlp(*widths), digits(samples), device, steps=steps)
 
 
 @cache

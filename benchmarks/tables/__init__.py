@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.setting import Table
-from benchmarks.tables import cost, edge, error, growth, memory, peers, solvers
+from benchmarks.tables import cost, edge, error, growth, memory, peers, reports, solvers
 
 TABLES: dict[str, Table] = {
     "cost": cost.table,
@@ -13,4 +13,5 @@ TABLES: dict[str, Table] = {
     "memory": memory.table,
     "solvers": solvers.table,
     "edge": edge.table,
+    "reports": reports.table,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from benchmarks.markdown import rows, section
-from benchmarks.problems import Case, gpt_case, lstm_case, mlp_case, resnet_case
+from benchmarks.problems import Case, digits_case, gpt_case, lstm_case, mlp_case, resnet_case
 from benchmarks.setting import Setting, timed
 from nndiag.measures import Plan
 from nndiag.records.level import Level
@@ -48,6 +48,7 @@ def cases(setting: Setting) -> list[Callable[[], Case]]:
             lambda: lstm_case(32, 32, device, 5),
         ]
     return [
+        lambda: digits_case(1000, device),
         lambda: mlp_case((784, 512, 512, 10), 1000, device),
         lambda: resnet_case(3, 256, device),
         lambda: resnet_case(9, 64, device, 40),

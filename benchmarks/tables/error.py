@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.dense import dense_eigenvalues
 from benchmarks.markdown import rows, section
-from benchmarks.problems import Case, mlp_case, resnet_case
+from benchmarks.problems import Case, digits_case, mlp_case, resnet_case
 from benchmarks.setting import Setting
 from nndiag.measures import Plan, measure
 from nndiag.records.level import Level
@@ -35,8 +35,8 @@ def table(setting: Setting) -> list[str]:
             "Error against dense float64 blocks",
             "λ_max and λ_min relative to the node's own dense λ_max, the trace relative to itself. The dense blocks "
             "are the benchmark's own: float64, every column, all eigenvalues (`benchmarks/dense.py`). "
-            "Of wide layers a random sample of nodes is formed, 96 for the MLP and 32 for the ResNet; nodes with λ_max "
-            f"below {ALIVE:g} of their layer's largest are left out.",
+            "Of wide layers a random sample of nodes is formed, 96 for the MLPs and 32 for the ResNet; nodes with "
+            f"λ_max below {ALIVE:g} of their layer's largest are left out.",
         ),
         *rows(head, body),
     ]
@@ -50,6 +50,7 @@ def cases(setting: Setting) -> list[tuple[Case, int]]:
             (resnet_case(1, 32, setting.device, 5), 32),
         ]
     return [
+        (digits_case(1000, setting.device), 96),
         (mlp_case((784, 512, 512, 10), 1000, setting.device), 96),
         (resnet_case(3, 256, setting.device), 32),
     ]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nndiag.config.load import LARGEST, load_run_config, load_user_config
+from nndiag.config.load import load_run_config, load_user_config
+from nndiag.config.toml_file import LARGEST
 from nndiag.errors import UsageError
 
 FULL = """

@@ -17,12 +17,12 @@ TRAIN = {
     "ND101": "none", "ND102": "reinitialise", "ND103": "lower_lr", "ND104": "reinitialise", "ND201": "reinitialise",
     "ND202": "reinitialise", "ND203": "reinitialise", "ND204": "reinitialise", "ND206": "reinitialise",
     "ND301": "none", "ND302": "angular_noise", "ND304": "reinitialise", "ND401": "raise_lr", "ND402": "lower_lr",
-    "ND403": "none",
+    "ND303": "lower_lr", "ND403": "none", "ND404": "lower_lr",
 }  # fmt: skip
 DEPLOY = {
     "ND101": "none", "ND102": "prune", "ND103": "none", "ND104": "merge", "ND201": "prune", "ND202": "prune",
     "ND203": "prune", "ND204": "prune", "ND206": "merge", "ND301": "none", "ND302": "none", "ND304": "prune",
-    "ND401": "prune", "ND402": "none", "ND403": "none",
+    "ND303": "none", "ND401": "prune", "ND402": "none", "ND403": "none", "ND404": "none",
 }  # fmt: skip
 OF_NODES = {rule.code: rule for rule in RULES if rule.on == "node"}
 

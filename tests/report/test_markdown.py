@@ -5,7 +5,8 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from nndiag.report.markdown import inert, render_markdown
+from nndiag.report.inert import inert
+from nndiag.report.markdown import render_markdown
 from tests.report import synthetic
 
 READER = MarkdownIt("commonmark", {"html": True}).enable("table")

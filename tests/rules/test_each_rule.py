@@ -28,6 +28,13 @@ def dead_at(index: int, **more: object) -> LayerMeasures:
     return layer(**(values | more))
 
 
+def stepping(residual: float) -> LayerMeasures:
+    """A layer of which one node's next step leaves so much of this one."""
+    found = layer()
+    more = {"step_residual": at(3, residual, 1.9), "step_return": at(3, -1.0, 0.9)}
+    return replace(found, per_node={**found.per_node, **more})
+
+
 NODE_CASES: dict[str, tuple[str, Layers, Layers]] = {
     "non-finite": ("ND101", (layer(nonfinite_parameters=at(3, 1, 0)),), (layer(),)),
     "collapsed beside its layer": (
@@ -132,6 +139,20 @@ NODE_CASES: dict[str, tuple[str, Layers, Layers]] = {
         (layer(relaxation_steps=at(3, 1001, 10.0), tangent_kernel=at(3, 0, 3.0)),),
         (layer(relaxation_steps=at(3, 999, 10.0), tangent_kernel=at(3, 0, 3.0)),),
     ),
+    "exploding gradient": (
+        "ND303",
+        (layer(gradient_reach=at(3, 21.0, 0.2)),),
+        (layer(gradient_reach=at(3, 19.0, 0.2)),),
+    ),
+    "exploding gradient beside the other layers": (
+        "ND303",
+        (layer(gradient_reach=at(3, 21.0, 0.2)), layer("2"), layer("4")),
+        (layer(gradient_reach=at(3, 21.0, 0.2)), layer("2", gradient_reach=2.0), layer("4", gradient_reach=2.0)),
+    ),
+    "flip by the next step": ("ND404", (stepping(0.24),), (stepping(0.26),)),
+    "flip by its eigenvalue": (
+        "ND404", (layer(stability_margin=at(3, 0.991, 0.2)),), (layer(stability_margin=at(3, 0.989, 0.2)),),
+    ),
     "source": ("ND402", (layer(stability_margin=at(3, 1.01, 0.2)),), (layer(stability_margin=at(3, 0.99, 0.2)),)),
 }  # fmt: skip
 
@@ -191,6 +212,23 @@ def test_a_layer_has_the_finding_and_its_nearest_neighbour_not(case: str) -> Non
     code, there, not_there = LAYER_CASES[case]
     assert code in codes(judged(*there)[0], None)
     assert code not in codes(judged(*not_there)[0], None)
+
+
+@pytest.mark.parametrize(
+    ("margin", "other", "lr", "sharp"),
+    [(0.51, 0.05, 0.1, True), (0.49, 0.01, 0.1, False), (0.6, 0.061, 0.1, False), (0.51, 0.05, None, False)],
+)
+def test_a_layer_is_sharp_by_itself_and_beside_the_others(
+    margin: float, other: float, lr: float | None, sharp: bool
+) -> None:
+    layers = (
+        layer("0", stability_margin=at(3, margin, 0.01)),
+        layer("2", stability_margin=other),
+        layer("4", stability_margin=other),
+    )
+    found = judged(*layers, optimizer=OptimizerFacts(name="sgd", lr=lr))
+    assert ("ND450" in codes(found[0], None)) == sharp
+    assert "ND450" not in codes(found[1], None)
 
 
 def test_a_low_rank_is_a_collapse_only_below_the_layers_before() -> None:

@@ -81,7 +81,7 @@ LESIONS: dict[str, tuple[type[nn.Module], Plant, str, str]] = {
     "incoming weights tiny": (nn.ReLU, incoming_tiny, "ND102", "collapsed"),
     "outgoing weights zero": (nn.ReLU, outgoing_zero, "ND304", "plateau"),
     "tanh at one end": (nn.Tanh, saturated, "ND202", "plateau"),
-    "tanh at both ends": (nn.Tanh, switching, "ND202", "plateau"),
+    "tanh at both ends": (nn.Tanh, switching, "ND103", "plateau"),
     "duplicated": (nn.ReLU, duplicated, "ND104", "healthy"),
     "duplicated with the sign turned": (nn.Tanh, turned, "ND104", "healthy"),
     "exploded": (nn.ReLU, exploded, "ND103", "healthy"),

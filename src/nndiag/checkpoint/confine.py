@@ -23,25 +23,25 @@ def root_of(folder: Path) -> Path:
     return real
 
 
-def confined(folder: Path, name: object) -> Path:
+def confined(index: Path, name: str) -> Path:
     """Return the file that a name inside a checkpoint means.
 
     Args:
-        folder: the checkpoint's directory.
-        name: what the checkpoint says.
+        index: the file that names it, which lies in the checkpoint's directory.
+        name: what it says.
 
     Raises:
         InputError: it is no relative name, or leads out of the directory, by itself or through a link.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise InputError(folder, "its index names something that is no file", _AGAIN)
+    if not name or "\0" in name:
+        raise InputError(index, "names something that is no file", _AGAIN)
     leaves = PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor != ""
     if leaves or ".." in re.split(r"[/\\]", name):
         raise InputError(
-            folder, f"is refused: its index names {name[:100]}, which lies outside of it", _AGAIN
+            index, f"is refused: it names {name[:100]}, which lies outside of its directory", _AGAIN
         )
-    file = folder / name
-    require_inside(folder, file)
+    file = index.parent / name
+    require_inside(index.parent, file)
     return file
 
 

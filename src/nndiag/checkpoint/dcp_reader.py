@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from nndiag.checkpoint.confine import confined
-from nndiag.checkpoint.dcp_metadata import Chunk, StoredTensor
+from nndiag.checkpoint.dcp_metadata import METADATA, Chunk, StoredTensor
 from nndiag.checkpoint.permission import Permission
 from nndiag.checkpoint.plain import plain_tensor
 from nndiag.checkpoint.source import Watched, damaged, summary
@@ -44,7 +44,7 @@ class GuardedFiles:
     """The data files of a checkpoint's directory, opened as they are needed."""
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
-        self.open = {name: Watched(confined(folder, name)) for name in sorted(set(names))}
+        self.open = {name: Watched(confined(folder / METADATA, name)) for name in sorted(set(names))}
 
     def read(self, chunk: Chunk, permission: Permission) -> object:
         """Return the value that torch.save wrote into some bytes of a file.

@@ -39,13 +39,11 @@ def read_sharded(index: Path, permission: Permission = NOTHING) -> Contents:
         raise damaged(index, 'no "weight_map"')
     if len(weight_map) > MAX_TENSORS:
         raise InputError(index, f"names more than {MAX_TENSORS} tensors", "take it from its source again")
-    folder = index.parent
-    if not all(isinstance(name, str) for name in weight_map.values()):
-        raise damaged(index, "a shard without a name")
-    files = {name: confined(folder, name) for name in dict.fromkeys(weight_map.values())}
-    missing = [
-        name[:100] for name, file in files.items() if not os.path.isfile(file)
-    ]  # or it is no possible name
+    shards_named = [name for name in weight_map.values() if isinstance(name, str)]
+    if len(shards_named) < len(weight_map):
+        raise damaged(index, "a shard that is no file name")
+    files = {name: confined(index, name) for name in dict.fromkeys(shards_named)}
+    missing = [name[:100] for name, file in files.items() if not os.path.isfile(file)]  # or it can be none
     if missing:
         named = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
         raise InputError(

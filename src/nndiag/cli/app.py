@@ -11,7 +11,9 @@ import typer
 from typer.main import get_command
 
 from nndiag.cli.catalogue import explain, rules
+from nndiag.cli.compare import compare
 from nndiag.cli.endings import COULD_NOT, USAGE, as_line, print_error, silence_stdout
+from nndiag.cli.gate import gate
 from nndiag.cli.help import EXIT_CODES, GroupedCommand
 from nndiag.cli.init import init
 from nndiag.cli.scan import scan
@@ -48,6 +50,10 @@ app.command(
     cls=GroupedCommand, short_help="Measure and judge a checkpoint, or a run of them.", epilog=EXIT_CODES
 )(scan)
 app.command(cls=GroupedCommand)(init)
+app.command(cls=GroupedCommand, short_help="How nodes move along a run.", epilog=EXIT_CODES)(compare)
+app.command(cls=GroupedCommand, short_help="Pass or fail: a report against a policy.", epilog=EXIT_CODES)(
+    gate
+)
 app.command(cls=GroupedCommand)(explain)
 app.command()(rules)
 

@@ -27,10 +27,12 @@ def rules(
         for threshold in THRESHOLDS:
             _entry(f"{threshold.name:<20} {threshold.default:<8g} ", f"{threshold.unit}: {threshold.decides}")
         return
-    from nndiag.rules import RULES
+    from nndiag.rules.explaining import level_word
 
-    for rule in RULES:
-        head = f"{rule.code}  {rule.name:<17} {rule.on:<5} {rule.severity:<7} {_level(rule):<11} "
+    catalogue = _catalogue()
+    widest = max(len(rule.name) for rule in catalogue)
+    for rule in catalogue:
+        head = f"{rule.code}  {rule.name:<{widest}} {rule.on:<5} {rule.severity:<7} {level_word(rule):<11} "
         _entry(head, rule.summary)
 
 
@@ -40,46 +42,40 @@ def explain(
     ],
 ) -> None:
     """Say what a finding means, how it is measured, and what to do."""
-    rule = _rule(code)
-    width = min(100, shutil.get_terminal_size((80, 24)).columns) - 1
-    doc = rule.doc
-    print(f"{rule.code} {rule.name}: {rule.summary}")
-    asked = f" and {rule.option}" if rule.option else ""
-    print(f"{rule.severity}, on a {rule.on}, needs the {_level(rule)} level{asked}")
-    for heading, text in (
-        ("What it means", doc.meaning),
-        ("How it is measured", doc.measured),
-        ("Why it happens", doc.why),
-        ("What to do", doc.do),
-        ("When it is harmless", doc.harmless),
-        ("Source", doc.source),
-    ):
-        print(f"\n{heading}")
-        print(textwrap.fill(text, max(width, 40), initial_indent="  ", subsequent_indent="  "))
-    if rule.thresholds:
-        from nndiag.rules.thresholds import THRESHOLDS
+    from nndiag.rules.explaining import headline, sections, subtitle, thresholds_of
 
+    rule = _rule(code)
+    width = max(40, min(100, shutil.get_terminal_size((80, 24)).columns) - 1)
+    print(headline(rule))
+    print(subtitle(rule))
+    for heading, text in sections(rule):
+        print(f"\n{heading}")
+        print(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+    used = thresholds_of(rule)
+    if used:
         print("\nThresholds")
-        for threshold in THRESHOLDS:
-            if threshold.name in rule.thresholds:
-                print(f"  {threshold.name} = {threshold.default:g} {threshold.unit}")
+        for threshold in used:
+            print(f"  {threshold.name} = {threshold.default:g} {threshold.unit}")
 
 
 def _rule(word: str) -> Rule:
     from nndiag.config.suggest import nearest
-    from nndiag.rules import RULES
 
     wanted = word.strip().lower()
-    for rule in RULES:
+    for rule in _catalogue():
         if wanted in (rule.code.lower(), rule.name):
             return rule
-    close = nearest(wanted, [known for rule in RULES for known in (rule.code, rule.name)])
+    close = nearest(wanted, [known for rule in _catalogue() for known in (rule.code, rule.name)])
     do = f"did you mean {close}? See `nndiag rules`" if close else "see `nndiag rules`"
     raise UsageError(f"explain {word}", "no finding has this code or name", do)
 
 
-def _level(rule: Rule) -> str:
-    return rule.level.label if rule.level else "run"
+def _catalogue() -> tuple[Rule, ...]:
+    """Return every finding there is, in order of code."""
+    from nndiag.comparing.catalogue import RULES as ALONG_RUNS
+    from nndiag.rules import RULES
+
+    return tuple(sorted((*RULES, *ALONG_RUNS), key=lambda rule: rule.code))
 
 
 def _entry(head: str, text: str) -> None:

@@ -67,6 +67,13 @@ Every = Annotated[
     _option(_INPUTS, "--every", "K", "Every K-th checkpoint of a run, counted from the last."),
 ]
 Last = Annotated[int | None, _option(_INPUTS, "--last", "K", "Only the last K checkpoints.")]
+CacheFolder = Annotated[
+    str,
+    _option(
+        _INPUTS, "--cache", "DIR",
+        "Where finished checkpoints of a run are kept; off for nowhere; the user's own cache by default.",
+    ),
+]  # fmt: skip
 Trust = Annotated[
     bool,
     _option(
@@ -117,7 +124,14 @@ Granularity = Annotated[
     Literal["node", "head"],
     _option(_DEPTH, "--granularity", "UNIT", "node, or head: take the rows of an attention head together."),
 ]
-BatchSize = Annotated[int | None, _option(_DEPTH, "--batch-size", "N", "Samples a pass; 256 by default.")]
+Jitter = Annotated[
+    float | None,
+    _option(_DEPTH, "--jitter", "S", "Noise on the inputs, in their deviations: which masks are at an edge."),
+]
+BatchSize = Annotated[
+    int | None,
+    _option(_DEPTH, "--batch-size", "N", "Samples a pass; 256 to 1024 by default."),
+]
 MemoryBudget = Annotated[
     str | None,
     _option(
@@ -137,6 +151,13 @@ Device = Annotated[str, _option(_DEPTH, "--device", "NAME", "cpu, cuda, cuda:1, 
 Dtype = Annotated[Literal["float32", "float64"], _option(_DEPTH, "--dtype", "TYPE", "float32 or float64.")]
 Threads = Annotated[int | None, _option(_DEPTH, "--threads", "N", "Threads to compute with.")]
 
+Profile = Annotated[
+    Literal["default", "literal"],
+    _option(
+        _FINDINGS, "--profile", "NAME",
+        "default, or literal: a node is degenerate where any eigenvalue of its block is flat.",
+    ),
+]  # fmt: skip
 Select = Annotated[
     Many | None,
     _option(_FINDINGS, "--select", "CODES", "Only these findings, such as ND201,ND4. Repeatable."),
@@ -155,10 +176,15 @@ FailOn = Annotated[
 ]  # fmt: skip
 
 Format = Annotated[
-    str | None, _option(_REPORT, "--format", "FORMAT", "On stdout: rich (default), json, jsonl or markdown.")
-]
+    str | None,
+    _option(
+        _REPORT, "--format", "FORMAT",
+        "On stdout: rich (default), json, jsonl, markdown, junit, sarif or github.",
+    ),
+]  # fmt: skip
 Output = Annotated[
-    Many | None, _option(_REPORT, "--output", "FORMAT=FILE", "The same into a file. Repeatable.")
+    Many | None,
+    _option(_REPORT, "--output", "FORMAT=FILE", "The same into a file, or parquet=FILE. Repeatable."),
 ]
 AllNodes = Annotated[bool, _option(_REPORT, "--all-nodes", None, "List healthy nodes too.")]
 Quiet = Annotated[bool, _option(_REPORT, "--quiet", None, "No notes and no progress on stderr.")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,37 +65,46 @@ def refuse_overwriting(targets: Iterable[Target], inputs: Iterable[Path]) -> Non
             raise UsageError(what, "is one of the scan's own inputs", "choose another file")
 
 
-def write_reports(report: Report, targets: Iterable[Target]) -> None:
+def write_reports(
+    report: Report, targets: Iterable[Target], formats: Mapping[str, Callable[[Report], str | bytes]]
+) -> None:
     """Write a report to files.
 
     Raises:
         InputError: a file cannot be written.
     """
-    from nndiag.report import FORMATS
-
     for target in targets:
-        text = FORMATS[target.format](report)
-        try:
-            write_whole(target.path, text)
-        except OSError as error:
-            why = f"cannot be written ({error.strerror or type(error).__name__})"
-            raise InputError(target.path, why, "choose another file") from error
+        write_text(target.path, formats[target.format](report))
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_text(path: Path, text: str | bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        write_whole(path, text)
+    except OSError as error:
+        why = f"cannot be written ({error.strerror or type(error).__name__})"
+        raise InputError(path, why, "choose another file") from error
+
+
+def write_whole(path: Path, text: str | bytes) -> None:
     """Write a file whole or not at all: to a temporary file beside it, then renamed.
 
     Links are followed; what is no regular file, such as ``/dev/stderr``, is written to and not replaced.
     """
+    content = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        path.write_text(text, encoding="utf-8", newline="\n")
+        path.write_bytes(content)
         return
     path = path.resolve()
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
         Path(name).chmod(mode)
         Path(name).replace(path)
     except BaseException:

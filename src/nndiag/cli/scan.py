@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -14,13 +14,14 @@ from nndiag.cli.endings import COULD_NOT, as_line, print_error, silence_stdout
 from nndiag.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nndiag.pipeline import Outcome
     from nndiag.records.forecast import Forecast
+    from nndiag.records.gate import Verdict
     from nndiag.records.report import Report
 
-_AT_LEAST = {"error": ("error",), "warning": ("error", "warning"), "never": ()}
+FailWord = Literal["error", "warning", "never"]
 
 
 def scan(
@@ -35,6 +36,7 @@ def scan(
     strip_prefix: options.StripPrefix = None,
     every: options.Every = None,
     last: options.Last = None,
+    cache: options.CacheFolder = "user",
     trust: options.Trust = False,
     allow_global: options.AllowGlobal = None,
     level: options.LevelChoice = None,
@@ -43,6 +45,7 @@ def scan(
     certificate: options.Certificate = False,
     granularity: options.Granularity = "node",
     folds: options.Folds = 4,
+    jitter: options.Jitter = None,
     batch_size: options.BatchSize = None,
     memory_budget: options.MemoryBudget = None,
     plan: options.ShowPlan = False,
@@ -50,6 +53,7 @@ def scan(
     device: options.Device = "cpu",
     threads: options.Threads = None,
     seed: options.Seed = 0,
+    profile: options.Profile = "default",
     select: options.Select = None,
     ignore: options.Ignore = None,
     goal: options.GoalName = None,
@@ -77,20 +81,22 @@ def scan(
     from nndiag.config.sizes import parse_bytes
     from nndiag.pipeline.settings import ScanSettings
     from nndiag.records.level import Level
-    from nndiag.report import FORMATS
 
-    if format_ is not None and format_ not in FORMATS:
-        raise UsageError(f"--format {format_}", "there is no such format", f"use one of {', '.join(FORMATS)}")
-    targets = parse_targets(output or (), FORMATS)
+    formats = _formats(fail_on)
+    if format_ is not None and format_ not in formats:
+        raise UsageError(f"--format {format_}", "there is no such format", f"use one of {', '.join(formats)}")
+    files = formats | {"parquet": _parquet}
+    targets = parse_targets(output or (), files)
     settings = ScanSettings(
         model=model, weights_key=weights_key, strip_prefix=strip_prefix, data=data, loss=loss,
         optimizer=optimizer, lr=lr, momentum=momentum, betas=_betas(betas), weight_decay=weight_decay,
         horizon=horizon, level=None if level is None else Level.parse(level), curvature=curvature,
-        solver=solver, granularity=granularity, certificate=certificate, select=_codes(select),
-        ignore=_codes(ignore), goal=goal, limit=limit, batch_size=batch_size, block_size=block_size,
-        folds=folds, seed=seed,
+        solver=solver, granularity=granularity, profile=profile, jitter=jitter, certificate=certificate,
+        select=_codes(select), ignore=_codes(ignore), goal=goal, limit=limit, batch_size=batch_size,
+        block_size=block_size, folds=folds, seed=seed,
         device=device, dtype=dtype, every=every, last=last, all_nodes=all_nodes, trust=trust,
         allow_global=tuple(allow_global or ()),
+        cache=None if cache == "off" else cache,
         memory_budget=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
     )  # fmt: skip
     if threads is not None and threads < 1:
@@ -101,7 +107,7 @@ def scan(
         )
     with Screen(quiet=quiet, no_progress=no_progress) as screen:
         screen.progress("loading torch", 0.0)
-        _prepare_torch(threads)
+        prepare_torch(threads)
         from nndiag.model.factory import parse_arguments
         from nndiag.pipeline.scanning import plan_scan
         from nndiag.pipeline.scanning import scan as run_scan
@@ -111,20 +117,20 @@ def scan(
         if forecast is None:
             outcome = run_scan(paths, settings, screen)
             refuse_overwriting(targets, [*outcome.files, *([Path(data)] if data else [])])
-            write_reports(outcome.report, targets)
+            write_reports(outcome.report, targets, files)
     if forecast is not None:
         _print_plan(forecast, format_ or "rich")
         return
-    _print(outcome, format_ or "rich", verbose)
+    _print(outcome, format_ or "rich", formats, verbose)
     if outcome.refused:
         for error in outcome.refused:
             print_error(*as_line(error))
         raise typer.Exit(COULD_NOT)
-    if _fails(outcome.report, _AT_LEAST[fail_on]):
+    if fail_on != "never" and not _by_severity(outcome.report, fail_on).passed:
         raise typer.Exit(1)
 
 
-def _prepare_torch(threads: int | None) -> None:
+def prepare_torch(threads: int | None) -> None:
     """Import torch, and set how it uses the processor.
 
     Its threads spin while they wait for work, unless told otherwise before they start: beside any other load
@@ -151,16 +157,43 @@ def _codes(words: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(code.strip().upper() for word in words or () for code in word.split(",") if code.strip())
 
 
-def _print(outcome: Outcome, format_: str, verbose: bool) -> None:
+def _formats(fail_on: FailWord) -> dict[str, Callable[[Report], str]]:
+    """Return all formats by their words; those for builds fail what ``--fail-on`` says, errors where it says never."""
+    import nndiag
+    from nndiag.report import CHECK_FORMATS, FORMATS
+    from nndiag.report.checks import render_checks
+
+    def checks(name: str) -> Callable[[Report], str]:
+        failing: FailWord = "error" if fail_on == "never" else fail_on
+        return lambda report: render_checks(_by_severity(report, failing), name, nndiag.__version__)
+
+    return FORMATS | {name: checks(name) for name in CHECK_FORMATS}
+
+
+def _parquet(report: Report) -> bytes:
+    from nndiag.records.table import parquet_bytes, report_columns
+
+    return parquet_bytes(report_columns(report))
+
+
+def _by_severity(report: Report, fail_on: FailWord) -> Verdict:
+    from nndiag.gating.severity import by_severity
+
+    return by_severity(report.model_dump(), fail_on)
+
+
+def _print(
+    outcome: Outcome, format_: str, formats: Mapping[str, Callable[[Report], str]], verbose: bool
+) -> None:
     """Print the report on stdout; a reader who has enough, such as ``head``, is no error."""
     from nndiag.cli.screen import report_console
-    from nndiag.report import FORMATS, render_terminal
+    from nndiag.report import render_terminal
 
     try:
         if format_ == "rich":
             render_terminal(outcome.report, report_console(), verbose=verbose, hints=outcome.hints)
         else:
-            print(FORMATS[format_](outcome.report), end="", flush=True)
+            print(formats[format_](outcome.report), end="", flush=True)
     except BrokenPipeError:
         silence_stdout()
 
@@ -177,17 +210,3 @@ def _print_plan(forecast: Forecast, format_: str) -> None:
             print(forecast_json(forecast), end="", flush=True)
     except BrokenPipeError:
         silence_stdout()
-
-
-def _fails(report: Report, severities: Sequence[str]) -> bool:
-    """Whether any finding has one of these severities."""
-    return any(
-        finding.severity in severities
-        for found in report.checkpoints
-        for findings in (
-            found.model.findings,
-            *(layer.findings for layer in found.layers),
-            *(node.findings for node in found.nodes),
-        )
-        for finding in findings
-    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +10,8 @@ from pydantic import ValidationError
 from nndiag.config.problems import config_error
 from nndiag.config.record import Origin, RunConfig
 from nndiag.config.tables import Tables
+from nndiag.config.toml_file import RUN_FILE, read_toml, user_table
 from nndiag.errors import UsageError
-
-RUN_FILE = "nndiag.toml"
-USER_FILE = "pyproject.toml"
-LARGEST = 2**20
-"""Bytes of a configuration: the file of a run is someone else's, and a layer list is never this long."""
-_DEEP_KEY = re.compile(rb"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){20}""")
-"""A dotted key takes the parser memory by the square of its parts."""
 
 
 def load_run_config(path: Path) -> RunConfig:
@@ -35,7 +27,7 @@ def load_run_config(path: Path) -> RunConfig:
     file = folder / RUN_FILE
     if not file.is_file():
         return RunConfig(folder)
-    return _validated(_read(file), Origin(folder, str(file), "run"), "")
+    return _validated(read_toml(file), Origin(folder, str(file), "run"), "")
 
 
 def load_user_config(start: Path) -> RunConfig:
@@ -45,36 +37,11 @@ def load_user_config(start: Path) -> RunConfig:
         UsageError: a file on the way cannot be read, is not TOML, or the table holds an unknown key or a
             wrong type.
     """
-    start = start.absolute()
-    for folder in (start, *start.parents):
-        file = folder / USER_FILE
-        if not file.is_file():
-            continue
-        tool = _read(file).get("tool")
-        if isinstance(tool, dict) and "nndiag" in tool:
-            return _validated(tool["nndiag"], Origin(folder, str(file), "user"), "tool.nndiag")
-    return RunConfig(start)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """Return the parsed file; every way in which it can be wrong is one line."""
-    try:
-        with file.open("rb") as stream:
-            content = stream.read(LARGEST + 1)
-    except OSError as error:
-        raise UsageError(
-            file, f"cannot be read ({error.strerror})", "make it readable or remove it"
-        ) from error
-    if len(content) > LARGEST:
-        raise UsageError(file, f"is larger than {LARGEST // 2**10} KiB", "keep only the configuration in it")
-    if _DEEP_KEY.search(content):
-        raise UsageError(file, "has a key of more than 20 parts", "write tables")
-    try:
-        return tomllib.loads(content.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UsageError(file, f"is not UTF-8 at byte {error.start}", "save it as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(file, f"is not valid TOML: {error}", "correct it there") from error
+    found = user_table(start)
+    if found is None:
+        return RunConfig(start.absolute())
+    table, file = found
+    return _validated(table, Origin(file.parent, str(file), "user"), "tool.nndiag")
 
 
 def _validated(content: Any, origin: Origin, table_prefix: Literal["", "tool.nndiag"]) -> RunConfig:

@@ -69,15 +69,21 @@ class OptimizerTable(Table):
     horizon: Annotated[Number, Field(gt=0)] | None = None
 
 
-class PolicyTable(Table):
-    """``[policy]``: what makes the gate fail."""
+class LayerLimits(Table):
+    """``[policy.layers."PATTERN"]``: other limits for the layers whose names match."""
 
     max_degenerate_fraction: Fraction | None = None
     max_dead_fraction: Fraction | None = None
     max_new_degenerate: Count | None = None
-    max_regression: Amount | None = None
     min_effective_rank: Amount | None = None
     forbid: tuple[Text, ...] | None = None
+
+
+class PolicyTable(LayerLimits):
+    """``[policy]``: what makes the gate fail; ``config.policy`` says what the keys mean."""
+
+    max_regression: Amount | None = None
+    layers: dict[str, LayerLimits] = Field(default_factory=dict)
 
 
 class ActionsTable(Table):

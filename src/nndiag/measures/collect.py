@@ -12,11 +12,14 @@ from torch import nn
 
 from nndiag.measures.budget import budget_of
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature
+from nndiag.measures.detached import with_forward_effect
 from nndiag.measures.exact import ExactSettings, Refinement, merged, refine
+from nndiag.measures.jitter import with_jitter
 from nndiag.measures.look import Look, look_at
 from nndiag.measures.plan import Plan, Progress, Update
 from nndiag.measures.record import layer_record, only_observed
 from nndiag.measures.replaying import ChangingUsesError, Replay
+from nndiag.measures.returning import with_returns
 from nndiag.measures.schedule import Schedule, make_schedule
 from nndiag.measures.solving import EXACT_TOLERANCE, Solving, weights
 from nndiag.measures.stages import Stages
@@ -77,6 +80,8 @@ def measure(
         exact = _take_in(curvatures, refinement, replay)
         ended = time.perf_counter()
         layers = _with_influence(list(_layers(replay, curvatures, exact, refinement)))
+        layers = with_returns(replay, with_forward_effect(replay, layers), update)
+        layers = with_jitter(replay, layers)
         left_out = unmeasured(model, replay.layers)
     curved = plan.level >= Level.CURVATURE
     return Measured(
@@ -89,6 +94,7 @@ def measure(
         gradient_norm=_gradient_norm(replay),
         optimizer=None if update is None else update.facts,
         curvature=_curvature_facts(replay, curvatures, layers) if curved else None,
+        predictions=replay.predictions.record(),
         timing=Timing(
             unit,
             replay.capture_seconds if curved else None,

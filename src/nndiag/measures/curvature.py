@@ -127,12 +127,25 @@ def curvature_of(
         "lambda_max_se": _standard_error(per_fold["lambda_max"]),
         "flat_fraction": _flat_fraction(found, traces, optimizer, seen is None),
     }
+    if found.values.shape[1] >= found.vectors.shape[1]:
+        per_node.update(_of_every_eigenvalue(found, optimizer))
     if seen is not None:
         per_node["lambda_max_preconditioned"] = numbers(seen.largest)
     if optimizer is not None and (seen is not None or not optimizer.is_adam):
         ends = seen or found
         per_node.update(update_map(numbers(ends.largest), numbers(ends.smallest), optimizer))
     return LayerCurvature(per_node, per_fold, bool(found.converged.all()), found.products)
+
+
+def _of_every_eigenvalue(found: Extremes, optimizer: OptimizerFacts | None) -> dict[str, Floats]:
+    """Return what only all eigenvalues tell: ``sigma_min = min |λ|``, and of the plain map ``I − αH`` how near one of
+    its eigenvalues is to the unit circle, ``unit_circle_distance = min | |1 − αλ| − 1 |``.
+    """
+    measures = {"sigma_min": numbers(found.values.abs().amin(dim=1))}
+    if optimizer is not None and optimizer.lr:
+        distance = ((1 - optimizer.lr * found.values).abs() - 1).abs()
+        measures["unit_circle_distance"] = numbers(distance.amin(dim=1))
+    return measures
 
 
 def joined(parts: Sequence[LayerCurvature]) -> LayerCurvature:

@@ -29,7 +29,8 @@ class Plan:
     exact ones where they are affordable or matter. ``granularity`` is ``"node"``, or ``"head"`` to take the rows of an
     attention head together.
     ``memory_budget`` is what a measurement may take beside model and probe, in bytes; ``None`` is half of what is
-    free.
+    free. ``jitter`` is noise on the inputs under which masks are looked at again, in standard deviations of each; 0 is
+    none.
     """
 
     level: Level
@@ -42,6 +43,7 @@ class Plan:
     granularity: str = "node"
     curvature: Literal["auto", "ggn", "hessian"] = "ggn"
     memory_budget: int | None = None
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,13 @@ class Update:
         """Return Adam's ``P = √(v/(1−β₂ᵗ)) + ε`` as ``(nodes, size)``; ``None`` where it is not known."""
         if not self.facts.is_adam or not set(layer.names) <= self.second_moments.keys():
             return None
-        moments = layer.rows(self.second_moments).double().clamp_min(0)
+        return self._divisor(layer.rows(self.second_moments))
+
+    def divisor(self, name: str) -> Tensor:
+        """Return the same for one parameter, in its own shape."""
+        return self._divisor(self.second_moments[name])
+
+    def _divisor(self, moments: Tensor) -> Tensor:
         beta2 = self.facts.betas[1] if self.facts.betas else 0.999
         correction = 1 - beta2**self.step if self.step else 1.0
-        return (moments / correction).sqrt() + (self.facts.eps or 1e-8)
+        return (moments.double().clamp_min(0) / correction).sqrt() + (self.facts.eps or 1e-8)

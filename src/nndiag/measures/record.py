@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nndiag.measures.activations import Sums
+from nndiag.measures.directions import direction_sketch
 from nndiag.measures.duplicates import duplicate_rows
 from nndiag.measures.gradients import (
     GradientSums,
@@ -77,6 +78,7 @@ def layer_record(
         reached=reached,
         observed=None if lookups is None else numbers(lookups) > 0,
         is_output=activity is not None and activity.is_output,
+        directions=direction_sketch(rows, layer.weight_size),
     )
 
 

@@ -14,6 +14,7 @@ from nndiag.measures.activations import ActivationObserver
 from nndiag.measures.batchview import LayerUse, layer_uses
 from nndiag.measures.gradients import GradientSums, influence_seeds
 from nndiag.measures.plan import Plan
+from nndiag.measures.predictions import PredictionSums
 from nndiag.measures.receivers import Receiver
 from nndiag.measures.seeds import Seeds
 from nndiag.measures.signs import SampleSigns
@@ -61,6 +62,7 @@ class Replay:
         self.layers = find_layers(model, plan.granularity, unit_axes(model, probe.inputs))
         self.owners = owners(model, self.layers)
         self.observer = ActivationObserver(probe.fold_count)
+        self.predictions = PredictionSums(probe.loss)
         self.gradients = {layer.name: GradientSums(layer) for layer in self.layers}
         self.samples: Mapping[str, Sequence[Samples]] = {}
         self.left_out: dict[str, str] = {}
@@ -165,6 +167,7 @@ class Replay:
         self._note_uses(seen)
         if self.plan.level >= Level.GRADIENTS:
             self._finite(seen.output)
+        self.predictions.add(batch.inputs, seen.output.detach(), targets)
         if targets is not None:
             assert self.probe.loss is not None
             self.loss_sum += float(self.probe.loss.per_sample(seen.output.detach(), targets).double().sum())

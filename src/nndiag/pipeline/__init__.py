@@ -1,7 +1,7 @@
 """The stages in a row: from paths and settings to a report.
 
-``scan`` is what the command line and library users call. Names are loaded when they are first used: the
-settings can be checked before torch is there.
+``scan``, ``compare`` and ``gate`` are what the command line and library users call. Names are loaded when they are
+first used: the settings can be checked before torch is there.
 """
 
 from __future__ import annotations
@@ -10,13 +10,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nndiag.pipeline.comparing import CompareSettings, compare
+    from nndiag.pipeline.gating import assert_healthy, gate
     from nndiag.pipeline.listener import Listener
     from nndiag.pipeline.scanning import Outcome, scan
     from nndiag.pipeline.settings import ScanSettings
 
-__all__ = ["Listener", "Outcome", "ScanSettings", "scan"]
+__all__ = [
+    "CompareSettings",
+    "Listener",
+    "Outcome",
+    "ScanSettings",
+    "assert_healthy",
+    "compare",
+    "gate",
+    "scan",
+]
 
-_PLACES = {"Listener": "listener", "Outcome": "scanning", "ScanSettings": "settings", "scan": "scanning"}
+_PLACES = {
+    "CompareSettings": "comparing", "Listener": "listener", "Outcome": "scanning", "ScanSettings": "settings",
+    "assert_healthy": "gating", "compare": "comparing", "gate": "gating", "scan": "scanning",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

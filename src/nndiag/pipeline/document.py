@@ -15,6 +15,7 @@ from nndiag.measures.weights import WEIGHT_MEASURES
 from nndiag.probe.probe import Probe
 from nndiag.records import report
 from nndiag.records.measured import LayerMeasures, Measured, OptimizerFacts
+from nndiag.records.packed import pack
 from nndiag.records.report import DEGENERATE, VERDICTS
 from nndiag.remedies import Goal, action_for, tied
 from nndiag.rules.diagnose import JudgedLayer
@@ -22,6 +23,9 @@ from nndiag.rules.nodes import single, unobserved
 from nndiag.rules.thresholds import FEW_SAMPLES
 
 _OF_THE_UNOBSERVED = frozenset([*WEIGHT_MEASURES, "lookups"])
+_STATES = {
+    "healthy": "h", "collapsed": "c", "plateau": "p", "source": "s", "saddle": "n", "unknown": "u",
+}  # fmt: skip
 _OF_DIRECTIONS = frozenset(["torque_ratio", "torque_ratio_mean", "torque_ratio_p10"])
 """Measures of turning, which a node of one weight cannot do."""
 
@@ -130,6 +134,27 @@ def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
             if _means_something(layer, name)
         },
         findings=judged.findings,
+        every_node=_every_node(judged),
+    )
+
+
+def _every_node(judged: JudgedLayer) -> report.EveryNode:
+    layer, of_node = judged.measures, judged.measures.per_node
+    broken = of_node["nonfinite_parameters"] > 0
+    dead = [any(finding.code == "ND201" for finding in judged.by_node.get(i, ())) for i in range(layer.nodes)]
+    states = "".join(
+        "x" if broken[i] else "d" if dead[i] and word == "plateau" else _STATES[word]
+        for i, word in enumerate(judged.verdicts)
+    )
+    curved = of_node.get("lambda_max")
+    bias = of_node.get("bias")
+    return report.EveryNode(
+        states=states,
+        parameter_norm=pack(of_node["parameter_norm"]),
+        weight_norm=pack(of_node["weight_norm"]),
+        bias=None if bias is None else pack(bias),
+        lambda_max=None if curved is None else pack(curved),
+        direction=None if layer.directions is None else pack(layer.directions, "<f2"),
     )
 
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nndiag.config.load import RUN_FILE
 from nndiag.config.tables import Tables
+from nndiag.config.toml_file import RUN_FILE
 from nndiag.errors import InputError, UsageError, printable
 from nndiag.model.chain import ACTIVATION, Chain
 from nndiag.pipeline.survey import Survey, shown, survey

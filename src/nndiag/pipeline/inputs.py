@@ -14,9 +14,10 @@ from torch import nn
 
 from nndiag.checkpoint import find_checkpoints
 from nndiag.config.callables import load_callable, names_code
-from nndiag.config.load import RUN_FILE, load_run_config, load_user_config
+from nndiag.config.load import load_run_config, load_user_config
 from nndiag.config.record import RunConfig, merge
 from nndiag.config.suggest import nearest
+from nndiag.config.toml_file import RUN_FILE
 from nndiag.config.trust import require_inside, require_trust
 from nndiag.errors import InputError, UsageError
 from nndiag.model.from_config import sequential_source
@@ -166,7 +167,7 @@ def _probe(data: Data, config: RunConfig, settings: ScanSettings, takes: Takes, 
         inputs=cast_inputs(data.inputs, DTYPES[settings.dtype], device),
         targets=targets,
         loss=_loss(data, config, settings, takes, note),
-        batch_size=settings.batch_size or config.probe.batch_size or 256,
+        batch_size=settings.batch_size or config.probe.batch_size or 0,
         folds=settings.folds,
         sha256=data.sha256,
         random=data.random,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from nndiag.measures.certificate import Bounds, certify
 from nndiag.measures.record import all_finite, weights_only
 from nndiag.model.fit import fit, load
 from nndiag.model.optimizer import match_optimizer
+from nndiag.pipeline.cache import Cache
 from nndiag.pipeline.document import diagnosis
 from nndiag.pipeline.inputs import Inputs
 from nndiag.pipeline.listener import Listener, Notes
@@ -56,6 +57,7 @@ class Job:
     notes: Notes
     listener: Listener
     permission: Permission
+    cache: Cache | None = None
 
     def diagnose(self, index: int) -> Diagnosis:
         """Measure and judge one checkpoint, by its place among the files.
@@ -66,6 +68,12 @@ class Job:
         begun = time.perf_counter()
         self._progress(index, "reading", 0.0)
         checkpoint = open_checkpoint(self.inputs.files[index], self.permission)
+        kept = None if self.cache is None else self.cache.load(checkpoint)
+        if kept is not None:
+            self._repeat(kept[1])
+            self._progress(index, "known", 1.0)
+            return kept[0]
+        heard = len(self.notes.heard)
         for sentence in checkpoint.notes:
             self.notes.say(sentence)
         model = self.inputs.model
@@ -81,8 +89,18 @@ class Job:
             checkpoint, seen.parameters, self.inputs.probe, measured, judged, of_model, goal,
             self.settings.all_nodes,
         )  # fmt: skip
+        if self.cache is not None:
+            self.cache.store(checkpoint, found, self.notes.heard[heard:])
         self._progress(index, "done", 1.0)
         return found
+
+    def _repeat(self, notes: Sequence[tuple[str | None, str]]) -> None:
+        """Say again what was said when a checkpoint was measured."""
+        for name, sentence in notes:
+            if name is None:
+                self.notes.say(sentence)
+            else:
+                self.notes.say_of(name, sentence)
 
     def _by_names(self, checkpoint: Checkpoint) -> Seen:
         """Look at the weights alone: names and shapes suggest the layers."""
@@ -169,9 +187,12 @@ class Job:
         settings = self.settings
         # what is called the Hessian must not rest on a sample of the columns
         noise = 0.0 if settings.curvature == "hessian" else None
+        # the literal rule asks for every eigenvalue
+        solver = "dense" if settings.profile == "literal" else settings.solver
         return Plan(
-            self.level, settings.solver, noise=noise, seed=settings.seed, curvature=settings.curvature,
+            self.level, solver, noise=noise, seed=settings.seed, curvature=settings.curvature,
             granularity=settings.granularity, memory_budget=settings.memory_budget,
+            jitter=settings.jitter or 0.0,
         )  # fmt: skip
 
     def _goal(self, trained: bool) -> Goal:

@@ -30,21 +30,25 @@ class Silence:
 
 class Notes:
     """Passes notes on to a listener: each once, and what concerns single checkpoints as one sentence at the
-    end."""
+    end. ``heard`` is all of it, as it came.
+    """
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._said: set[str] = set()
         self._of_checkpoints: dict[str, list[str]] = {}
+        self.heard: list[tuple[str | None, str]] = []
 
     def say(self, sentence: str) -> None:
         """Pass a sentence on unless it is empty or was said before."""
+        self.heard.append((None, sentence))
         if sentence and sentence not in self._said:
             self._said.add(sentence)
             self._listener.note(sentence)
 
     def say_of(self, checkpoint: str, sentence: str) -> None:
         """Keep a sentence about one checkpoint until :meth:`close`."""
+        self.heard.append((checkpoint, sentence))
         self._of_checkpoints.setdefault(sentence, []).append(checkpoint)
 
     def close(self) -> None:

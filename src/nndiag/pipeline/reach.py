@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from nndiag.config.load import RUN_FILE
+from nndiag.config.toml_file import RUN_FILE
 from nndiag.errors import UsageError, printable
 from nndiag.pipeline.inputs import Inputs
 from nndiag.pipeline.survey import Survey, shown

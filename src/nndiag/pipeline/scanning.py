@@ -11,6 +11,7 @@ import nndiag
 from nndiag.checkpoint import Permission
 from nndiag.checkpoint.opening import glance
 from nndiag.errors import InputError, ModelError, NndiagError, UsageError
+from nndiag.pipeline.cache import open_cache
 from nndiag.pipeline.inputs import Inputs, gather, located
 from nndiag.pipeline.job import Job
 from nndiag.pipeline.listener import Listener, Notes, Silence
@@ -118,7 +119,10 @@ def _job(paths: AnyPath | Sequence[AnyPath], settings: ScanSettings, listener: L
     if settings.certificate:
         require_certificate(inputs, reach, level)
     permission = Permission.of(settings.trust, settings.allow_global)
-    return Job(inputs, settings, level, _selection(inputs, settings), notes, listener, permission), reach
+    selection = _selection(inputs, settings)
+    rules = [selection.select, selection.ignore, dict(selection.thresholds), settings.profile]
+    cache = open_cache(inputs, settings, {"level": level.label, "rules": rules})
+    return Job(inputs, settings, level, selection, notes, listener, permission, cache), reach
 
 
 def _seen(paths: Sequence[AnyPath], files: Sequence[Path]) -> Survey | None:
@@ -132,5 +136,8 @@ def _seen(paths: Sequence[AnyPath], files: Sequence[Path]) -> Survey | None:
 def _selection(inputs: Inputs, settings: ScanSettings) -> Selection:
     rules = inputs.config.rules
     return Selection(
-        settings.select or rules.select or (), settings.ignore or rules.ignore or (), rules.thresholds
+        settings.select or rules.select or (),
+        settings.ignore or rules.ignore or (),
+        rules.thresholds,
+        settings.profile,
     )

@@ -1,5 +1,6 @@
 """What a scan was asked to do, as the user said it; defaults are ``None`` where the run's file may say
-more."""
+more. ``cache`` names a folder in which finished diagnoses are kept, or is ``USER_CACHE``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +11,9 @@ from typing import Literal
 from nndiag.errors import UsageError
 from nndiag.records.level import Level
 from nndiag.remedies.actions import Goal
+
+USER_CACHE = "user"
+"""The cache in the user's own folder, for runs of several checkpoints; left alone where it cannot be written."""
 
 _LEAST = {
     "limit": 1,
@@ -25,13 +29,14 @@ _CHOICES = {
     "curvature": ("auto", "ggn", "hessian"),
     "solver": ("lanczos", "power", "dense"),
     "granularity": ("node", "head"),
+    "profile": ("default", "literal"),
     "dtype": ("float32", "float64"),
     "goal": ("train", "deploy"),
     "optimizer": ("sgd", "adam", "adamw"),
 }
 _DESCRIBED = (
-    "curvature", "solver", "granularity", "certificate", "select", "ignore", "goal", "limit", "batch_size",
-    "block_size", "folds", "seed", "device", "dtype", "every", "last", "all_nodes",
+    "curvature", "solver", "granularity", "profile", "jitter", "certificate", "select", "ignore", "goal", "limit",
+    "batch_size", "block_size", "folds", "seed", "device", "dtype", "every", "last", "all_nodes",
 )  # fmt: skip
 
 
@@ -59,6 +64,8 @@ class ScanSettings:
     curvature: Literal["auto", "ggn", "hessian"] = "auto"
     solver: str = "lanczos"
     granularity: str = "node"
+    profile: Literal["default", "literal"] = "default"
+    jitter: float | None = None
     certificate: bool = False
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -76,6 +83,7 @@ class ScanSettings:
     all_nodes: bool = False
     trust: bool = False
     allow_global: tuple[str, ...] = ()
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in _LEAST.items():
@@ -88,6 +96,11 @@ class ScanSettings:
                 raise UsageError(
                     f"{_option(name)} {value}", "is not a usable number", "give a finite number, 0 or more"
                 )
+        if self.jitter is not None and not 0 < self.jitter <= 1:
+            why = "is not above 0 and at most 1"
+            raise UsageError(
+                f"--jitter {self.jitter}", why, "give e.g. 0.01: a hundredth of each input's deviation"
+            )
         for decay in self.betas or ():
             if not 0 <= decay < 1:
                 raise UsageError(f"--betas {decay}", "is not from 0 up to 1", "give e.g. 0.9,0.999")

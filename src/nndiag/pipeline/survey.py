@@ -14,7 +14,7 @@ from pathlib import Path
 from nndiag.checkpoint import Checkpoint, find_checkpoints
 from nndiag.checkpoint.lazy import specs_of
 from nndiag.checkpoint.opening import glance
-from nndiag.config.load import RUN_FILE
+from nndiag.config.toml_file import RUN_FILE
 from nndiag.errors import InputError
 from nndiag.model.chain import Chain, find_chains
 from nndiag.model.hf import loss_of

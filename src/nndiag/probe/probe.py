@@ -10,6 +10,11 @@ from torch import Tensor
 
 from nndiag.probe.loss import Loss
 
+SAMPLES, MOST_SAMPLES = 256, 1024
+"""Samples of a batch, and the most of them."""
+ENTRIES = 2**20
+"""Up to so many entries of its inputs a batch may have more: small passes cost little but their overhead."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -34,20 +39,22 @@ class Batch:
 class Probe:
     """Samples to examine a model on.
 
-    Sample ``n`` belongs to fold ``n mod folds``, whatever the batch size. ``loss`` is ``None`` where
-    none was named: then nothing that needs one is measured. ``random`` says that the inputs are noise and no data.
+    Sample ``n`` belongs to fold ``n mod folds``, whatever the batch size. ``loss`` is ``None`` where none was named:
+    then nothing that needs one is measured. ``batch_size`` 0 chooses one: ``SAMPLES``, or more of small ones.
+    ``random`` says that the inputs are noise and no data.
     """
 
     inputs: tuple[Tensor, ...]
     targets: Tensor | None
     loss: Loss | None
-    batch_size: int = 256
+    batch_size: int = 0
     folds: int = 4
     sha256: str | None = None
     random: bool = False
 
     def __post_init__(self) -> None:
-        """Let the loss count the labels of the whole probe, which no single batch shows."""
+        """Choose a batch size, and let the loss count the labels of the whole probe, which no single batch shows."""
+        object.__setattr__(self, "batch_size", self.batch_size or _batch_size(self.inputs))
         if self.loss is not None and self.targets is not None:
             object.__setattr__(self, "loss", self.loss.over(self.targets))
 
@@ -80,6 +87,14 @@ class Probe:
     def fold_sizes(self) -> Tensor:
         """Return how many samples each fold holds, ``(folds,)`` float64."""
         return torch.bincount(torch.arange(len(self)) % self.fold_count).double()
+
+
+def _batch_size(inputs: tuple[Tensor, ...]) -> int:
+    """Choose a batch size. Of tokens little can be said: each may become a vector, and an output for every word."""
+    if not all(x.is_floating_point() for x in inputs):
+        return SAMPLES
+    entries = sum(x[:1].numel() for x in inputs)
+    return min(MOST_SAMPLES, max(SAMPLES, ENTRIES // max(1, entries)))
 
 
 def cast_inputs(inputs: tuple[Tensor, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:

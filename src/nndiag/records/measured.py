@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nndiag.records.level import Level
+from nndiag.records.predictions import Predictions
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -84,7 +85,8 @@ class LayerMeasures:
     not taken, and ``"mixed"`` where ``exact`` is the mask of nodes whose numbers are those of the Hessian, beside
     Gauss-Newton ones. ``reached`` is False where the probe never ran the layer; ``observed``
     says of each node whether the probe ever used it (``None``: all), as rows of an embedding may never be looked up;
-    ``is_output`` says that its units are the network's outputs.
+    ``is_output`` says that its units are the network's outputs. ``directions`` sketches the unit vectors of the nodes'
+    weights, ``(nodes, k)``: differences of sketches have about the length of differences of directions.
     """
 
     name: str
@@ -102,6 +104,7 @@ class LayerMeasures:
     reached: bool = True
     observed: Mask | None = None
     is_output: bool = False
+    directions: NDArray[np.float16] | None = None
 
     def kind_of(self, node: int) -> str | None:
         """Return what a node's curvature is of: ``"hessian"``, ``"ggn"``, or ``None`` where it was not taken."""
@@ -204,6 +207,7 @@ class Measured:
     optimizer: OptimizerFacts | None = None
     curvature: CurvatureFacts | None = None
     certificate: Certificate | None = None
+    predictions: Predictions | None = None
     timing: Timing = field(default_factory=Timing)
     unmeasured: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()

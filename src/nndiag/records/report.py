@@ -163,6 +163,22 @@ class ModelDiagnosis(Record):
     certificate: Certificate | None = None
 
 
+class EveryNode(Record):
+    """All nodes of a layer in short, so that checkpoints can be compared node by node without listing them.
+
+    ``states`` has a letter a node: ``h`` healthy, ``c`` collapsed, ``p`` plateau, ``d`` plateau and dead (ND201), ``s``
+    source, ``n`` saddle, ``u`` unknown, ``x`` not finite. The rest are base64 of little-endian float32, one number a
+    node; ``direction`` of float16, up to 16 a node: a random sketch of its unit weight vector.
+    """
+
+    states: str
+    parameter_norm: str
+    weight_norm: str
+    bias: str | None = None
+    lambda_max: str | None = None
+    direction: str | None = None
+
+
 class LayerDiagnosis(Record):
     """One layer: its size, how many of its nodes have which verdict, its own measures and findings.
 
@@ -181,6 +197,7 @@ class LayerDiagnosis(Record):
     curvature_kind: Literal["hessian", "ggn", "mixed"] | None = None
     measures: dict[str, float | None]
     findings: tuple[Finding, ...] = ()
+    every_node: EveryNode | None = None
 
 
 class NodeDiagnosis(Record):
@@ -228,3 +245,13 @@ class Report(Record):
     nndiag_version: str
     settings: dict[str, Any]
     checkpoints: tuple[Diagnosis, ...] = Field(min_length=1)
+
+    def to_dataframe(self) -> Any:
+        """Return the listed nodes of all checkpoints as a ``pandas.DataFrame``, a column a measure.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        from nndiag.records.table import dataframe, report_columns
+
+        return dataframe(report_columns(self))

@@ -26,6 +26,8 @@ _BY_FINDING: tuple[tuple[str, Remedy, Remedy], ...] = (
     ("ND204", ("reinitialise", "dormant"), ("prune", "dormant: try its removal on data first")),
     ("ND401", ("raise_lr", "flat in every direction"), ("prune", "flat: the output hardly depends on it")),
     ("ND103", ("lower_lr", "its weights have exploded"), ("none", "it carries the function")),
+    ("ND404", ("lower_lr", "the next step takes back this one"), ("none", "training is over")),
+    ("ND303", ("lower_lr", "its gradients have exploded"), ("none", "training is over")),
     ("ND302", ("angular_noise", "its gradient cannot turn it"), ("none", "it carries the function")),
     ("ND403", ("none", "at a saddle: descent leaves it by itself"), ("none", "it carries the function")),
     ("ND301", ("none", "this loss does not reach it"), ("none", "this loss does not reach it")),
@@ -64,6 +66,11 @@ def action_for(
     own = {f.code: f for f in serious if f.code not in elsewhere and f.cause not in elsewhere}
     if not own:
         return _mended_elsewhere(serious, goal, is_output or tied is not None)
+    if "ND301" in own and own["ND301"].evidence.get("detached"):
+        return Action(
+            kind="none",
+            reason="the code detaches it: the output depends on it, and it does not learn (ND301)",
+        )
     for code, train, deploy in _BY_FINDING:
         if code in own:
             kind, reason = _special(own[code], goal, is_output) or (train if goal == "train" else deploy)
@@ -95,6 +102,11 @@ def _mended_elsewhere(findings: Sequence[Finding], goal: Goal, stays: bool) -> A
 
 def _special(finding: Finding, goal: Goal, is_output: bool) -> Remedy | None:
     """Return what a finding calls for where its evidence says that the usual remedy would do harm."""
+    if finding.evidence.get("profile") == "literal":
+        return (
+            "none",
+            "degenerate by the literal rule, which flags healthy nodes too: judge by the default profile",
+        )
     if finding.code == "ND202" and finding.evidence.get("switches"):
         if goal == "train":
             return "none", "saturated, yet it switches: scale its weights down or normalise its inputs"

@@ -14,13 +14,17 @@ from nndiag.report.groups import findings_of
 
 @dataclass(frozen=True)
 class LayerCourse:
-    """Degenerate and unjudged nodes of one layer per checkpoint; None where a checkpoint lacks the layer."""
+    """Degenerate and unjudged nodes of one layer per checkpoint; None where a checkpoint lacks the layer.
+
+    ``letters`` say what prevails in each checkpoint, where the picture is to show that and not only how much.
+    """
 
     name: str
     kind: str
     nodes: int
     degenerate: tuple[int | None, ...]
     unknown: tuple[int | None, ...]
+    letters: tuple[str, ...] = ()
 
     @property
     def since(self) -> int | None:

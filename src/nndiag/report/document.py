@@ -11,15 +11,19 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from nndiag.records.comparison import Comparison
 from nndiag.records.report import VERDICTS, Report
 
 _OPEN_DEPTH = 4
 """Down to here every entry has lines of its own; what lies deeper, such as a node, stands on one line."""
 
+_OPEN_DEPTH_OF_RUNS = 2
 
-def render_json(report: Report) -> str:
+
+def render_json(report: Report | Comparison) -> str:
     """Return the whole report as one JSON document; a number that is not finite is ``null``."""
-    return "".join(_written(_plain(report), 0)) + "\n"
+    depth = _OPEN_DEPTH if isinstance(report, Report) else _OPEN_DEPTH_OF_RUNS
+    return "".join(_written(_plain(report), 0, depth)) + "\n"
 
 
 def render_jsonl(report: Report) -> str:
@@ -53,8 +57,8 @@ def _key_order(key: object) -> tuple[int, str]:
     return (VERDICTS.index(key) if key in VERDICTS else len(VERDICTS)), str(key)
 
 
-def _written(value: Any, depth: int) -> Iterator[str]:
-    if depth >= _OPEN_DEPTH or not value or not isinstance(value, dict | list):
+def _written(value: Any, depth: int, most: int) -> Iterator[str]:
+    if depth >= most or not value or not isinstance(value, dict | list):
         yield _compact(value)
         return
     opening, closing = "{}" if isinstance(value, dict) else "[]"
@@ -65,7 +69,7 @@ def _written(value: Any, depth: int) -> Iterator[str]:
         if isinstance(value, dict):
             yield _compact(item) + ": "
             item = value[item]
-        yield from _written(item, depth + 1)
+        yield from _written(item, depth + 1, most)
     yield "\n" + "  " * depth + closing
 
 

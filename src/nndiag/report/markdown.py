@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
-from nndiag.errors import printable
 from nndiag.records.report import VERDICTS, Diagnosis, LayerDiagnosis, Report
 from nndiag.report.certificate import certificate_line
 from nndiag.report.columns import EXPLAINED, MEASURES
@@ -13,11 +11,11 @@ from nndiag.report.course import base_name, course
 from nndiag.report.events import events
 from nndiag.report.facts import method_line, numbers_line, place, unmeasured_line, unused_line
 from nndiag.report.groups import Group, advise, gather, tally
+from nndiag.report.inert import inert
 from nndiag.report.numbers import NOT_FINITE, counted, percent
 from nndiag.report.phrases import hence, imperative, kind_name
 from nndiag.report.words import reason, which
 
-_ACTIVE = re.compile(r"([\\`*_\[\]<>|~$#&])")
 _ICONS = {"error": "❌", "warning": "⚠️", "info": "ℹ️", "good": "✅"}
 
 
@@ -29,17 +27,6 @@ def render_markdown(report: Report) -> str:
         blocks += [f"<details><summary>{name}</summary>", *_checkpoint(diagnosis), "</details>"]
     blocks += _checkpoint(report.checkpoints[-1])
     return "\n\n".join(blocks) + "\n"
-
-
-def inert(text: object) -> str:
-    """Return ``text`` as one line shown as it is: no markup, link, mention or table border."""
-    shown = _ACTIVE.sub(r"\\\1", printable(str(text)))
-    return (
-        shown.replace("://", ":\\/\\/")
-        .replace("www.", "www\\.")
-        .replace("@", "@<!-- -->")
-        .replace("::", ":\\:")
-    )
 
 
 def _story(report: Report) -> Iterator[str]:

@@ -14,6 +14,7 @@ from nndiag.report.course import Course, LayerCourse
 from nndiag.report.look import INDENT, Look
 from nndiag.report.numbers import NOT_FINITE, number
 from nndiag.report.selection import Fold, folded
+from nndiag.report.strip import LETTER_STYLES
 
 _GAP = 2
 _MOST_LAYERS = 24
@@ -129,7 +130,10 @@ def _cells(layer: LayerCourse, grid: Grid, look: Look) -> Text:
         else:
             step = _step(count / max(layer.nodes, 1))
             mark, style = look.glyphs.shades[step], f"heat {step}"
-        filled = (mark * grid.fill) if mark in look.glyphs.shades[1:] else mark.center(grid.fill)
+        if layer.letters and (letter := layer.letters[column]).strip(" ."):
+            mark, style = letter, "quiet" if letter == "?" else LETTER_STYLES[letter.upper()]
+        solid = mark in look.glyphs.shades[1:] or (layer.letters and mark.isalpha())
+        filled = mark * grid.fill if solid else mark.center(grid.fill)
         made.append(filled.ljust(grid.cell), look.style(style))
     return made
 

@@ -9,16 +9,23 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pydantic.json_schema import models_json_schema
+
+from nndiag.records.comparison import Comparison
 from nndiag.records.report import SCHEMA_VERSION, Report
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema_text() -> str:
-    """Return the schema of ``nndiag scan --format json`` as JSON, the same bytes every time."""
-    head = {"$schema": DIALECT, "$comment": f"schema_version {SCHEMA_VERSION}"}
-    body = _unwrapped(Report.model_json_schema(mode="serialization"))
-    return json.dumps(head | body | {"title": "nndiag report"}, indent=2, ensure_ascii=True) + "\n"
+    """Return the schema of what ``scan`` and ``compare`` print as JSON, the same bytes every time."""
+    head = {"$schema": DIALECT, "$comment": f"schema_version {SCHEMA_VERSION}", "title": "nndiag report"}
+    records = [(Report, "serialization"), (Comparison, "serialization")]
+    _, body = models_json_schema(records, ref_template="#/$defs/{model}")  # type: ignore[arg-type]
+    either = {"anyOf": [{"$ref": f"#/$defs/{record.__name__}"} for record, _ in records]}
+    return (
+        json.dumps(head | either | _unwrapped({"$defs": body["$defs"]}), indent=2, ensure_ascii=True) + "\n"
+    )
 
 
 def _unwrapped(part: Any) -> Any:

@@ -23,7 +23,7 @@ MEANINGS: Mapping[str, str] = {
 }
 """What the letters mean, the gravest first."""
 
-_STYLES: Mapping[str, str] = {
+LETTER_STYLES: Mapping[str, str] = {
     "X": "error", "S": "error", "C": "error", "D": "error", "P": "warning", "N": "warning",
     "W": "warning", "?": "quiet",
 }  # fmt: skip
@@ -77,14 +77,16 @@ def strip(layer: LayerDiagnosis, nodes: Sequence[NodeDiagnosis], width: int, loo
         if mark == ".":
             made.append(look.glyphs.healthy, look.style("heat 0"))
         else:
-            made.append(mark, look.style(_STYLES[mark.upper()]))
+            made.append(mark, look.style(LETTER_STYLES[mark.upper()]))
     return made
 
 
 def legend(shown: set[str]) -> list[tuple[str, str, str]]:
     """Return the marks that were shown, with their styles and meanings."""
     entries = [
-        (mark, _STYLES[mark], meaning) for mark, meaning in MEANINGS.items() if {mark, mark.lower()} & shown
+        (mark, LETTER_STYLES[mark], meaning)
+        for mark, meaning in MEANINGS.items()
+        if {mark, mark.lower()} & shown
     ]
     if any(mark.islower() for mark in shown):
         entries.append(("", "", "(small: under half of the cell)"))

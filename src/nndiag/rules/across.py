@@ -27,6 +27,10 @@ _FOLLOWING = {
         ["ND201", "ND202", "ND203", "ND204", "ND205", "ND206", "ND251", "ND252", "ND302", "ND401"]
     ),
 }
+_DROWNED = frozenset(
+    "ND201 ND202 ND203 ND204 ND206 ND250 ND251 ND252 ND301 ND302 ND303 ND304 ND350 ND401 ND402 ND404 ND450".split()
+)
+"""What layers show whose inputs are drowned by one unit that has exploded before them."""
 _BEHIND = frozenset(["ND203", "ND204", "ND206", "ND251"])
 """What a layer shows beside that where its outputs are looked at behind the one that stops them."""
 _DECIDING = frozenset(["ND102", "ND201", "ND202", "ND304"])
@@ -80,6 +84,13 @@ def blames(layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]) -> dict[st
         elif stop is not None:
             stopping[place] = stop
         heard = heard or not _unheard(layer)
+    for place, exploded in enumerate(layers):
+        if exploded_nodes := len(hits[exploded.name].get("ND103", ())):
+            state = (
+                f"has {exploded_nodes} node{'s' if exploded_nodes > 1 else ''} whose weights have exploded"
+            )
+            for layer in layers[place + 1 :]:
+                found[layer.name].append(Blame(exploded.name, "before", state, "ND103", _DROWNED))
     for place, layer in enumerate(layers):
         later = [other for other in stopping if other > place and _in_the_way(layers[other], layer)]
         if later and place not in stopping and _unheard(layer):

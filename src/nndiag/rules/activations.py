@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
+from nndiag.rules.weights import exploding_norm
 
 if TYPE_CHECKING:
     from nndiag.records.measured import LayerMeasures, Mask
@@ -40,15 +41,24 @@ def dead(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         return
     bound = 1 - 0.05 ** (1 / max(context.samples, 1))
     message = (
-        f"never active on {count(context.samples, 'sample')} "
+        f"never active on {count(context.samples, 'sample')}{', which proves little' if context.few else ''} "
         f"(it fires on less than {100 * bound:.2g} % of such data, with 95 % confidence)"
     )
     if context.few:
         enough = math.ceil(math.log(0.05) / math.log(1 - ENOUGH_RATE))
         message += f"; {enough} samples would rule out {100 * ENOUGH_RATE:g} %"
+    noisy = layer.per_node.get("jitter_active")
     for i in where((active == 0) & ~_switches(layer)):
         evidence = {"active_fraction": 0.0, "threshold": 0.0, "samples": context.samples, "rate_below": bound}
-        yield Hit(i, message, evidence)
+        if noisy is None:
+            yield Hit(i, message, evidence)
+        else:
+            said = (
+                "under noise on the inputs it fires: it is at its edge"
+                if noisy[i]
+                else "nor under noise on the inputs"
+            )
+            yield Hit(i, f"{message}; {said}", evidence | {"jitter_active": float(noisy[i])})
 
 
 def saturated(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -80,12 +90,15 @@ def constant_output(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
 
 
 def dormant(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
-    """``E|y_i| / mean_j E|y_j| ≤ τ``."""
+    """``E|y_i| / mean_j E|y_j| ≤ τ``, the mean over the nodes whose weights have not exploded."""
     score = layer.per_node.get("dormancy")
     if score is None or layer.activation is None:
         return
-    edge = context.threshold("dormancy")
-    message = f"nearly silent: at most {short(100 * edge)} % of its layer's mean activation"
+    loud = {hit.index for hit in exploding_norm(layer, context)}
+    quiet = [i not in loud for i in range(layer.nodes)]
+    usual = float(score[quiet].mean()) if loud and any(quiet) else 1.0
+    edge = context.threshold("dormancy") * usual
+    message = f"nearly silent: at most {short(100 * context.threshold('dormancy'))} % of its layer's mean activation"
     for i in where(score <= edge):
         yield Hit(i, message, {"dormancy": float(score[i]), "threshold": edge})
 
@@ -160,8 +173,8 @@ RULES = (
         meaning="The unit never activates on the probe: for a ReLU, its pre-activation is at or below zero for every "
         "sample and position. It puts out one constant, receives no gradient and cannot recover by gradient steps.",
         measured="active_fraction, the share of samples and positions at which the activation is not flat, is exactly "
-        "zero. With N samples and none active, the unit's true firing rate is below 1 − 0.05^(1/N) at 95 % confidence "
-        "(about 3/N).",
+        "zero, and its output is one number. For N samples and none active the unit's true firing rate is below "
+        "1 − 0.05^(1/N) at 95 % confidence (about 3/N).",
         why="A step that pushed the bias far down (learning rate too large), weight decay, an input layer that died "
         "before it, an unlucky initialisation.",
         do="While the network still trains: reinitialise it (incoming weights new, outgoing zero: the function does "
@@ -170,6 +183,9 @@ RULES = (
         harmless="When the probe does not cover the data: a unit may be alive on inputs that the probe lacks. A few "
         "per cent of dead units are common in networks that trained well.",
         source="Lu et al. 2019, Dying ReLU and Initialization; the rule of three for the confidence bound.",
+        sure="As sure as the samples are many: 400 without a spark rule out a firing rate above 0.75 %, 8 samples only "
+        "one above 31 %; the message says the bound for this probe, and what would be enough. `--jitter` tells a unit "
+        "far below its threshold from one at its edge.",
     ), dead),
     Rule("ND202", "saturated", "node", "warning", "the unit's smooth activation is flat on every sample", Doc(
         meaning="The slope of the unit's activation (tanh, sigmoid, GELU, …) is nearly zero wherever the probe takes "
@@ -199,7 +215,8 @@ RULES = (
     Rule("ND204", "dormant", "node", "warning", "the unit is nearly silent beside its layer", Doc(
         meaning="The unit's mean absolute activation is a tiny share of its layer's. Networks that keep training on "
         "changing targets lose plasticity as such units pile up.",
-        measured="E|y_i| divided by the layer's mean of it, at most the threshold dormancy, τ = 0.025.",
+        measured="E|y_i| divided by the layer's mean of it, at most the threshold dormancy, τ = 0.025; the mean over "
+        "the nodes whose weights have not exploded (ND103).",
         why="As for dead units, before the end; small incoming weights; a feature that is rare in the probe.",
         do="While training: reinitialise (ReDo). For a finished network it is a candidate for pruning, to be verified "
         "on data: a rare feature may matter.",

@@ -79,7 +79,9 @@ class Context:
 
 @dataclass(frozen=True)
 class Doc:
-    """What ``nndiag explain`` prints, a paragraph each."""
+    """What ``nndiag explain`` prints, a paragraph each; ``sure`` what is to be said of its certainty beside what holds
+    for all findings of its level.
+    """
 
     meaning: str
     measured: str
@@ -87,6 +89,7 @@ class Doc:
     do: str
     harmless: str
     source: str
+    sure: str = ""
 
 
 LAYER_TO_MEND = "layer_to_mend"

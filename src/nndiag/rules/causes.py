@@ -20,22 +20,29 @@ FOLLOWS: tuple[tuple[str, frozenset[str]], ...] = (
                 "ND251",
                 "ND301",
                 "ND302",
+                "ND303",
                 "ND304",
                 "ND401",
                 "ND402",
                 "ND403",
+                "ND404",
             ]
         ),
     ),
     ("ND102", frozenset(["ND201", "ND202", "ND203", "ND204", "ND301", "ND304", "ND401"])),
+    (
+        "ND103",
+        frozenset(["ND202", "ND203", "ND204", "ND301", "ND302", "ND303", "ND304", "ND401", "ND402", "ND404"]),
+    ),
     ("ND201", frozenset(["ND203", "ND204", "ND301", "ND304", "ND401"])),
     ("ND202", frozenset(["ND203", "ND301", "ND304", "ND401"])),
-    ("ND103", frozenset(["ND401", "ND402"])),
     ("ND104", frozenset(["ND206"])),
+    ("ND203", frozenset(["ND204", "ND301", "ND304", "ND401"])),
     ("ND304", frozenset(["ND301", "ND401"])),
-    ("ND203", frozenset(["ND204", "ND301", "ND401"])),
     ("ND301", frozenset(["ND401"])),
+    ("ND402", frozenset(["ND404"])),
     ("ND252", frozenset(["ND250", "ND251", "ND350"])),
+    ("ND501", frozenset(["ND502", "ND503", "ND504"])),
 )
 """Causes, the deepest first, each with what follows from it where both hold at one place."""
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from nndiag.records.measured import LayerMeasures
 from nndiag.rules.across import Blame, Hits
 from nndiag.rules.nodes import scales_units
@@ -17,7 +19,15 @@ SHUT_BY_CHANNEL = frozenset(["ND201", "ND202", "ND203", "ND204", "ND205", "ND206
 """What a unit shows whose channel's scale is zero: its outputs are looked at behind the norm."""
 CUT_OFF_BY_UNIT = frozenset(["ND301", "ND302", "ND304", "ND401"])
 """What a channel shows whose unit is constant."""
-_STATES = (("ND102", "has collapsed"), ("ND201", "is dead"), ("ND202", "is saturated"))
+_STATES = (
+    ("ND102", "has collapsed"),
+    ("ND201", "is dead"),
+    ("ND202", "is saturated"),
+    ("ND304", "has no influence"),
+    ("ND301", "gets no gradient"),
+)
+SHUT = 1e-5
+"""Share of its layer's largest reach up to which a unit counts as shut: one whose scale has collapsed to a rest."""
 
 
 def channel_blames(layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]) -> dict[str, dict[int, Blame]]:
@@ -57,11 +67,11 @@ def _partners(before: Sequence[LayerMeasures], norm: LayerMeasures, node: int) -
 
 def _cut_off(layer: LayerMeasures, node: int) -> bool:
     reach = layer.per_node.get("output_reach")
-    return reach is not None and bool(reach[node] == 0)
+    return reach is not None and bool(reach[node] <= SHUT * np.nanmax(reach, initial=0.0))
 
 
 def _stuck(hits: Hits, node: int) -> tuple[str, str] | None:
-    """Return the finding by which a unit puts out a constant, and what it is then."""
+    """Return the finding by which a unit lets nothing through, and what it is then."""
     return next(((code, state) for code, state in _STATES if node in _own(hits, code)), None)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nndiag.rules.base import Context, Doc, Hit, Rule, short, where
+from nndiag.rules.gradients import acts_detached
 
 if TYPE_CHECKING:
     from nndiag.records.measured import Floats, LayerMeasures, Mask
@@ -60,6 +61,7 @@ def plateau(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     scale = context.scales.layer.get("lambda_max", 0.0)
     facts = context.measured.optimizer
     message = "flat in every direction: no step changes the loss, and the output does not depend on it"
+    detached = acts_detached(layer)
     downward = {hit.index for hit in saddle(layer, context)}
     for i in where(flat(layer, context, curvature)):
         if i in downward:
@@ -70,7 +72,7 @@ def plateau(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         }
         if relaxation is not None and facts is not None and facts.horizon:
             evidence |= {"relaxation_steps": float(relaxation[i]), "horizon": facts.horizon}
-        yield Hit(i, message, evidence)
+        yield Hit(i, "flat in every direction: no step changes it" if detached[i] else message, evidence)
 
 
 def source(layer: LayerMeasures, context: Context) -> Iterator[Hit]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from nndiag.errors import UsageError
 from nndiag.records.measured import LayerMeasures, Measured
@@ -15,6 +16,7 @@ from nndiag.rules.base import CHANNEL, ELSEWHERE, LAYER_TO_MEND, Context, Hit, S
 from nndiag.rules.causes import cause_of
 from nndiag.rules.channels import channel_blames
 from nndiag.rules.elsewhere import Elsewhere
+from nndiag.rules.literal import LITERAL_CODES, literal_hits
 from nndiag.rules.scales import layer_scales, model_scales
 from nndiag.rules.thresholds import thresholds
 from nndiag.rules.verdict import verdicts
@@ -22,11 +24,14 @@ from nndiag.rules.verdict import verdicts
 
 @dataclass(frozen=True)
 class Selection:
-    """Which findings to report: codes or prefixes of codes, and changed thresholds."""
+    """Which findings to report: codes or prefixes of codes, changed thresholds, and by which profile nodes are judged:
+    ``"default"``, or ``"literal"`` for the rule of ``rules/literal.py``.
+    """
 
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    profile: Literal["default", "literal"] = "default"
 
     def __post_init__(self) -> None:
         for option, codes in (("--select", self.select), ("--ignore", self.ignore)):
@@ -63,6 +68,7 @@ class JudgedLayer:
 
 def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
     """Return every layer of a measurement with its findings and verdicts."""
+    literal = selection.profile == "literal"
     values = thresholds(selection.thresholds)
     model = model_scales(measured)
     contexts = [
@@ -70,15 +76,19 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
         for place, layer in enumerate(measured.layers)
     ]
     rules = [rule for rule in RULES if rule.level is not None and rule.level <= measured.level]
+    if literal:
+        rules = [rule for rule in rules if rule.code in LITERAL_CODES]
     hits = {
-        layer.name: {rule.code: list(rule.find(layer, context)) for rule in rules if rule.on == "node"}
+        layer.name: literal_hits(layer, context)
+        if literal
+        else {rule.code: list(rule.find(layer, context)) for rule in rules if rule.on == "node"}
         for layer, context in zip(measured.layers, contexts, strict=True)
     }
     of_layers, of_nodes = blames(measured.layers, hits), channel_blames(measured.layers, hits)
     return tuple(
         _judge_layer(
             layer, context, selection, rules, hits[layer.name],
-            Elsewhere(layer.nodes, of_layers[layer.name], of_nodes[layer.name]),
+            Elsewhere(layer.nodes, () if literal else of_layers[layer.name], {} if literal else of_nodes[layer.name]),
         )
         for layer, context in zip(measured.layers, contexts, strict=True)
     )  # fmt: skip
@@ -86,14 +96,17 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
 
 def judge_model(measured: Measured, selection: Selection) -> tuple[Finding, ...]:
     """Return the findings about the whole network."""
+    if selection.profile == "literal":
+        return ()
     context = Context(measured, thresholds(selection.thresholds), Scales({}, model_scales(measured)))
-    return tuple(
-        _finding(rule, hit, set(), True, ())
+    hits = [
+        (rule, hit)
         for rule in RULES
         if rule.on == "model" and rule.level is not None and rule.level <= measured.level
-        if selection.wants(rule.code)
         for hit in rule.find(measured, context)
-    )
+    ]
+    present = {rule.code for rule, hit in hits if not hit.note}
+    return tuple(_finding(rule, hit, present, True, ()) for rule, hit in hits if selection.wants(rule.code))
 
 
 def _judge_layer(
@@ -105,6 +118,8 @@ def _judge_layer(
     elsewhere: Elsewhere,
 ) -> JudgedLayer:
     words, steady = verdicts(layer, context, elsewhere.own(hits))
+    if selection.profile == "literal":
+        steady = [True] * layer.nodes  # the rule knows no folds
     for node in elsewhere.hidden(hits):
         if words[node] == "healthy":
             words[node] = "unknown"

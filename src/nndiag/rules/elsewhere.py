@@ -27,9 +27,10 @@ class Elsewhere:
         return (replace(self.by_node[0], channel=False, follow=_WHOLE),) if whole else self.layers
 
     def of_node(self, index: int) -> tuple[Blame, ...]:
-        """What is wrong elsewhere with one node, the nearest reason first."""
+        """What is wrong elsewhere with one node: layers that only start at zero, then the nearest reason."""
         own = self.by_node.get(index)
-        return self.layers if own is None else (own, *self.layers)
+        every = self.layers if own is None else (own, *self.layers)
+        return tuple(sorted(every, key=lambda blame: not blame.harmless))
 
     def own(self, hits: Mapping[str, list[Hit]]) -> dict[str, list[Hit]]:
         """Return the findings without those that only follow from a layer that starts at zero."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
 
 if TYPE_CHECKING:
-    from nndiag.records.measured import LayerMeasures, Mask
+    from nndiag.records.measured import Floats, LayerMeasures, Mask
 
 
 def no_gradient(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -23,8 +23,24 @@ def no_gradient(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     elif "output_reach" in layer.per_node:
         none &= _without_reach(layer, context)  # a loss at its floor sends nothing back to nodes that work
     message = f"the loss gradient of none of {count(context.samples, 'sample')} reaches it"
+    acts = acts_detached(layer)
     for i in where(none):
-        yield Hit(i, message, {"gradient_reach": float(reach[i]), "threshold": edge})
+        evidence = {"gradient_reach": float(reach[i]), "threshold": edge}
+        if acts[i]:
+            evidence |= {"detached": True, "forward_effect": float(layer.per_node["forward_effect"][i])}
+            yield Hit(i, f"{message}, yet the output changes without it: {_HELD_BACK}", evidence)
+        else:
+            yield Hit(i, message, evidence)
+
+
+_HELD_BACK = "the code detaches it, or the units that listen to it are off"
+
+
+def acts_detached(layer: LayerMeasures) -> Mask:
+    """Return the mask of nodes that no gradient leads to though the outputs change without them."""
+    effect = layer.per_node.get("forward_effect", layer.per_node["weight_norm"] * 0)
+    mask: Mask = effect > 0
+    return mask
 
 
 def _without_reach(layer: LayerMeasures, context: Context) -> Mask:
@@ -65,6 +81,32 @@ def no_torque(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         yield Hit(i, message, evidence)
 
 
+def exploding_gradient(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
+    """``√E‖∂ℓ_n/∂z_i‖² > ratio · median_j``, and the same of its product with ``std(z_i)`` over all layers."""
+    reach, moves = layer.per_node.get("gradient_reach"), loss_moved(layer)
+    scale, ratio = context.scales.layer.get("gradient_reach", 0.0), context.threshold("explode_gradient")
+    usual = context.scales.model.get("loss_moved", 0.0)
+    if reach is None or moves is None or layer.nodes < 3 or scale <= 0 or usual <= 0:
+        return
+    message = f"its gradients have exploded: they are over {short(ratio)} times what is usual in its layer"
+    for i in where((reach > ratio * scale) & (moves > ratio * usual)):
+        evidence = {
+            "gradient_reach": float(reach[i]),
+            "threshold": ratio * scale,
+            "loss_moved": float(moves[i]),
+        }
+        yield Hit(i, message, evidence)
+
+
+def loss_moved(layer: LayerMeasures) -> Floats | None:
+    """Return ``√E‖∂ℓ_n/∂z_i‖² · std(z_i)`` per node, which rescaling layers does not change; ``None`` if not taken."""
+    reach, spread = layer.per_node.get("gradient_reach"), layer.per_node.get("preactivation_std")
+    if reach is None or spread is None:
+        return None
+    moved: Floats = reach * spread
+    return moved
+
+
 def no_influence(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     """``E_n ‖∂f_n/∂z_i‖² = 0`` for a unit whose output varies."""
     reach, spread = layer.per_node.get("output_reach"), layer.per_node.get("output_std")
@@ -72,7 +114,7 @@ def no_influence(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
         return
     edge = context.threshold("zero_ratio") * context.scales.layer["output_reach_max"]
     message = "its output varies, yet the network's output does not depend on it"
-    for i in where(_without_reach(layer, context) & (spread > 0) & ~_shut(layer)):
+    for i in where(_without_reach(layer, context) & (spread > 0) & ~_shut(layer) & ~acts_detached(layer)):
         yield Hit(i, message, {"output_reach": float(reach[i]), "threshold": edge})
 
 
@@ -103,7 +145,9 @@ RULES = (
         measured="√E‖∂ℓ_n/∂z_i‖² at most zero_ratio of the largest in the layer, and the same of the network's output, "
         "unless the node is an output itself. Zero everywhere is death; a mean of zero with a large spread over "
         "samples is convergence, and a node that moves the output under a loss at its floor has nothing left to "
-        "learn: neither is this finding.",
+        "learn: neither is this finding. Where the outputs change once the node is set to zero or to its mean, its "
+        "output is used: it is detached in the code, or the units that listen to it are off on this probe, and the "
+        "message says so.",
         why="A dead unit, outgoing weights of zero, a detached or unused branch, dead layers after it.",
         do="Look at the cause. Reinitialise while training; prune from a finished network.",
         harmless="For heads and branches that this loss does not use.",
@@ -121,11 +165,26 @@ RULES = (
         harmless="When the direction is already right: check whether the loss is at its floor.",
         source="Torque of prototype surfaces: the decomposition of a gradient in polar coordinates.",
     ), no_torque, ("no_torque", "torque_gradient", "torque_signal")),
+    Rule("ND303", "exploding-gradient", "node", "warning", "the node's gradients are far larger than all others", Doc(
+        meaning="The gradients that reach the node are larger than those of its layer and of the network by "
+        "orders of magnitude: one step moves this node and hardly anything else, and gradient clipping scales all "
+        "others to nothing.",
+        measured="Root mean square over the samples of the loss's derivative at the node's output, √E‖∂ℓ_n/∂z‖², above "
+        "explode_gradient times its layer's median; and so is its product with the standard deviation of z beside the "
+        "median over all layers, which no rescaling of layers changes.",
+        why="Outgoing weights of the node that are huge, a layer after it that divides by nearly nothing, a loss that "
+        "is not bounded on some samples.",
+        do="Look for exploded weights before and after it (ND103), normalise its inputs, clip gradients, look at the "
+        "samples of the largest loss.",
+        harmless="At the very first steps, and where Adam divides the size out again.",
+        source="Pascanu et al. 2013 on exploding gradients.",
+    ), exploding_gradient, ("explode_gradient",)),
     Rule("ND304", "no-influence", "node", "warning", "the unit is active, yet nothing downstream depends on it", Doc(
         meaning="The unit's output varies over the probe but the network's output does not depend on it: ∂f/∂z is "
         "zero for every sample. It costs computation and does nothing.",
         measured="√E‖∂f_n/∂z_i‖² at most zero_ratio of the largest in the layer, for a unit whose output is not "
-        "constant and whose activation is not flat everywhere.",
+        "constant and whose activation is not flat everywhere; and the outputs stay the same with the node set "
+        "to zero and to its mean, which tells it from one that is detached or waits behind units that are off (ND301).",
         why="Outgoing weights of zero (pruning, weight decay, a zero-initialised next layer), dead units after it, an "
         "unused branch; of queries and keys, values of zero in their head; of a unit that is active in some positions "
         "only, that the output reads others.",

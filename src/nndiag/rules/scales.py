@@ -6,8 +6,9 @@ import numpy as np
 
 from nndiag.records.measured import Floats, LayerMeasures, Measured
 from nndiag.rules.base import Scales
+from nndiag.rules.gradients import loss_moved
 
-_MEDIANS = ("weight_norm", "output_std", "gradient_norm", "lambda_max", "tangent_kernel")
+_MEDIANS = ("weight_norm", "output_std", "gradient_norm", "gradient_reach", "lambda_max", "tangent_kernel")
 _LARGEST = ("gradient_reach", "output_reach")
 
 
@@ -17,6 +18,8 @@ def model_scales(measured: Measured) -> dict[str, float]:
     for name in _MEDIANS:
         values = [_median(layer.per_node[name]) for layer in measured.layers if name in layer.per_node]
         found[name] = _median(np.array(values))
+    moved = [_median(moves) for layer in measured.layers if (moves := loss_moved(layer)) is not None]
+    found["loss_moved"] = _median(np.array(moved))
     for name in _LARGEST:
         found[f"{name}_max"] = max((_largest(layer, name) for layer in measured.layers), default=0.0)
     return found

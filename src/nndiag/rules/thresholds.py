@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nndiag.config.suggest import nearest
 from nndiag.errors import UsageError
 
 
@@ -57,11 +58,46 @@ THRESHOLDS = (
               "below it negative curvature may be noise (ND403)"),
     Threshold("saddle_distance", 0.1, "× |λ_min| ‖θ‖ of the node",
               "up to it a gradient is small enough for a saddle; above it negative curvature is a note (ND403)"),
+    Threshold("explode_gradient", 100.0, "× the median gradient of the layer, and of all layers",
+              "above it a node's gradient has exploded (ND303)"),
     Threshold("stability_margin", 1.0, "× the optimiser's threshold", "above it a node is a source (ND402)"),
+    Threshold("flip_residual", 0.25, "share of the step", "up to it the next step takes the node back (ND404)"),
+    Threshold("flip_band", 0.01, "× the optimiser's threshold",
+              "as near to it as this an eigenvalue of the update map is at −1 (ND404)"),
+    Threshold("sharp_margin", 0.5, "× the optimiser's threshold",
+              "from it on a layer's sharpest node is sharp (ND450)"),
+    Threshold("sharp_ratio", 10.0, "× the median over the other layers",
+              "and from it on it is the layer's own (ND450)"),
+    Threshold("output_ratio", 1e-3, "× the targets' range, or of a probability",
+              "up to it the outputs are one constant (ND501)"),
+    Threshold("class_samples", 10.0, "samples of a class", "with fewer, never predicting it proves little (ND502)"),
+    Threshold("well_probability", 1e-3, "probability of the right class",
+              "up to it, beside a wrong one of 0.9, a sample is in a gravity well (ND503)"),
+    Threshold("well_share", 0.1, "share of the samples", "above it the wells are the network's (ND503)"),
+    Threshold("entropy_ratio", 0.01, "× ln of the number of classes", "up to it the entropy has collapsed (ND504)"),
+    Threshold("entropy_error", 0.1, "share of the samples",
+              "more wrong than it says by more than that, it is sure and not right (ND504)"),
     Threshold("stationary_signal", 2.0, "× the standard error of the gradient",
               "above it the model is not stationary (ND505)"),
     Threshold("flat_direction", 1e-3, "× the largest |λ| of the full Hessian",
               "up to it a direction is flat, below minus it the model is at a saddle (ND506)"),
+    Threshold("absorbed_share", 0.5, "share of the run",
+              "a node that is degenerate for so long at its end has been absorbed (ND702)"),
+    Threshold("shrink_ratio", 0.5, "× the weight norm half a run earlier",
+              "at or below it a node shrinks to zero (ND703)"),
+    Threshold("growth_ratio", 3.0, "× the norm half a run earlier", "at or above it a node diverges (ND704, ND705)"),
+    Threshold("turned_back", 1.0, "distance of unit weight vectors",
+              "above it in the median a diverging node turns back from checkpoint to checkpoint (ND705)"),
+    Threshold("frozen_bias", 1e-6, "× the largest |bias| of the layer, over the last half of the run",
+              "up to it a bias stands still (ND706)"),
+    Threshold("moving_weights", 0.02, "× the weight norm, over the last half of the run",
+              "above it the weights beside a frozen bias move (ND706)"),
+    Threshold("settled_loss", 1e-3, "× the range of the loss over the run",
+              "up to it the loss of the last two quarters is the same (ND707)"),
+    Threshold("growing_norm", 2e-3, "× the parameter norm, over the last half of the run",
+              "from it on the parameters still grow (ND707)"),
+    Threshold("recovered_share", 0.25, "share of the run",
+              "a node that was degenerate for so long and is not at the end has recovered (ND708)"),
 )  # fmt: skip
 
 
@@ -74,8 +110,12 @@ def thresholds(changed: Mapping[str, float] | None = None) -> dict[str, float]:
     values = {t.name: t.default for t in THRESHOLDS}
     for name, value in (changed or {}).items():
         if name not in values:
+            close = nearest(name, list(values))
+            do = f"did you mean {close}? See `nndiag rules --thresholds`"
             raise UsageError(
-                f"[rules.thresholds] {name}", "there is no such threshold", f"use one of {', '.join(values)}"
+                f"[rules.thresholds] {name}",
+                "there is no such threshold",
+                do if close else "see `nndiag rules --thresholds`",
             )
         values[name] = float(value)
     return values

@@ -64,11 +64,14 @@ def _no_gradient_at_all(layer: LayerMeasures, hits: Mapping[str, list[Hit]]) -> 
 
 
 def _steady(layer: LayerMeasures, context: Context, words: NDArray[np.object_]) -> Mask:
-    """Whether the masks that decide, taken on each fold alone, give the same answer in all of them."""
+    """Whether the masks that decide, taken on each fold alone, give the same answer in all of them, and under noise."""
     steady = np.ones(layer.nodes, dtype=bool)
     opened = layer.per_fold.get("open_count")
     if opened is not None:
         steady &= _agree(opened == 0)
+    noisy = layer.per_node.get("jitter_active")
+    if noisy is not None:
+        steady &= (layer.per_node["active_fraction"] > 0) | ~(noisy > 0)
     folds = layer.per_fold.get("lambda_max")
     if folds is not None:
         steady &= _agree(curvature.flat(layer, context, folds))

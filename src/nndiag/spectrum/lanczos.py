@@ -12,6 +12,8 @@ from nndiag.spectrum.record import Blocks, Extremes, Stack, random_vectors
 
 CHECKS = (3, 4, 5, 6, 8, 10, 13, 18, 25, 34, 46)
 """After how many products the errors are looked at; blocks that have converged then leave the stack."""
+REPEATED = 0.5
+"""All vectors are made orthogonal a second time where more than this share of them must be."""
 ROOM = 6
 """Vectors of a basis that room is made for at first."""
 WORTH_LEAVING = 0.8
@@ -117,6 +119,7 @@ class _Krylov:
         self.count = 0
         self._told = torch.ones_like(self.finished)
         self._scale = torch.zeros(nodes, dtype=torch.float64, device=start.device)
+        self._astray = torch.zeros_like(self._scale)
 
     @property
     def current(self) -> Tensor:
@@ -134,9 +137,8 @@ class _Krylov:
         alpha = overlap[:, step, 0].double()
         before = image.norm(dim=1).double()
         image = _without(image, known, overlap)
-        if step:  # the second time is what keeps the basis orthogonal (Parlett: twice is enough)
-            image = _without(image, known, known @ image[:, :, None])
         beta = image.norm(dim=1).double()
+        image, beta = self._orthogonal(image, known, before, beta)
         self._scale = torch.maximum(self._scale, torch.maximum(alpha.abs(), before))
         exhausted = beta <= 100 * torch.finfo(image.dtype).eps * self._scale
         # the padding of finished blocks repeats the first entry, which lies inside their spectrum
@@ -148,6 +150,27 @@ class _Krylov:
         inverse = torch.where(self.finished, 0.0, 1 / beta.clamp_min(TINY))
         torch.mul(image, inverse.to(image)[:, None], out=self.basis[:, step + 1])
         self.count = step + 1
+
+    def _orthogonal(
+        self, image: Tensor, known: Tensor, before: Tensor, beta: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Make vectors orthogonal to the basis a second time, once they would not be so to half precision.
+
+        What is left of their length says how many digits were cancelled so far. Half of all digits are enough for Ritz
+        values that are exact to rounding (Simon 1984, "The Lanczos algorithm with partial reorthogonalization",
+        section 3), and the second time is enough (Parlett).
+        """
+        eps = torch.finfo(image.dtype).eps
+        self._astray = (self._astray + eps) * before / beta.clamp_min(TINY)
+        again = torch.nonzero(~self.finished & (self._astray > eps**0.5)).flatten() if self.count else ()
+        if len(again) > REPEATED * len(image):
+            image = _without(image, known, known @ image[:, :, None])
+            beta = image.norm(dim=1).double()
+        elif len(again):
+            own = known[again]
+            some = _without(image[again], own, own @ image[again][:, :, None])
+            image[again], beta[again] = some, some.norm(dim=1).double()
+        return image, beta
 
     def _reserve(self, vectors: int) -> None:
         """Make room for so many vectors, and for more at once."""
@@ -163,7 +186,7 @@ class _Krylov:
         self.basis, self.alpha, self.beta = self.basis[index], self.alpha[index], self.beta[index]
         self.finished, self._scale = self.finished[index], self._scale[index]
         self.overlap, self._random = self.overlap[index], self._random[index]
-        self._told = self._told[index]
+        self._told, self._astray = self._told[index], self._astray[index]
 
     def combined(self, states: Tensor) -> Tensor:
         """Return unit vectors given by their components in the basis, ``(nodes, count) → (nodes, size)``."""

@@ -1,0 +1,71 @@
+"""A model that is there already, without a file: measured and judged as a checkpoint of it would be."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import nndiag
+from nndiag.checkpoint import Checkpoint
+from nndiag.errors import InputError
+from nndiag.measures import NonFiniteOutputError, Plan, Update, measure
+from nndiag.measures.record import all_finite, weights_only
+from nndiag.pipeline.document import diagnosis
+from nndiag.probe.loss import named_loss
+from nndiag.probe.probe import Probe
+from nndiag.records.level import Level
+from nndiag.records.measured import Measured, OptimizerFacts
+from nndiag.records.report import Report
+from nndiag.replay.layers import find_layers
+from nndiag.rules.diagnose import Selection, judge, judge_model
+
+
+def diagnose_model(
+    model: nn.Module, data: tuple[Tensor, Tensor] | Tensor, loss: str | None, lr: float | None
+) -> Report:
+    """Return the report of a model as it is, of one checkpoint called after its class.
+
+    Raises:
+        InputError: the probe holds no samples, or inputs and targets of different number.
+        UsageError: there is no such loss.
+    """
+    begun = time.perf_counter()
+    probe = _probe(data, loss)
+    measured = _measured(model, probe, lr)
+    measured = replace(measured, timing=replace(measured.timing, total_s=time.perf_counter() - begun))
+    judged, of_model = judge(measured, Selection()), judge_model(measured, Selection())
+    named = Checkpoint(path=Path(type(model).__name__), format="memory", places=())
+    count = sum(p.numel() for p in model.parameters())
+    found = diagnosis(named, count, probe, measured, judged, of_model, "train", False)
+    return Report(nndiag_version=nndiag.__version__, settings={}, checkpoints=(found,))
+
+
+def _probe(data: tuple[Tensor, Tensor] | Tensor, loss: str | None) -> Probe:
+    x, y = (data, None) if isinstance(data, Tensor) else data
+    if not len(x) or (y is not None and len(x) != len(y)):
+        samples = f"x has {len(x)} samples" + (f" and y {len(y)}" if y is not None else "")
+        raise InputError("probe", samples, "give as many of one as of the other, and some")
+    name = loss
+    if name is None and y is not None:
+        name = "mse" if y.is_floating_point() else "cross_entropy"
+    return Probe((x,), y, None if name is None else named_loss(name))
+
+
+def _measured(model: nn.Module, probe: Probe, lr: float | None) -> Measured:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    update = None if lr is None else Update(OptimizerFacts(name="sgd", lr=lr), {}, None)
+    if not all_finite(parameters):
+        return weights_only(find_layers(model), parameters)
+    if probe.loss is None:
+        level = Level.ACTIVATIONS
+    elif probe.loss.curvature_needs_targets and not probe.has_targets:
+        level = Level.GRADIENTS
+    else:
+        level = Level.CURVATURE
+    try:
+        return measure(model, probe, Plan(level), update)
+    except NonFiniteOutputError:
+        return measure(model, probe, Plan(Level.ACTIVATIONS), update)

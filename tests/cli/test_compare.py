@@ -1,0 +1,135 @@
+"""``nndiag compare`` as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.cli.conftest import Cli
+from tests.cli.support import FULL, network, run_process
+
+ROOT = Path(__file__).parents[2] / "sample_checkpoints"
+
+
+@pytest.fixture
+def reports(cli: Cli, work: Path) -> list[str]:
+    """Reports of the three checkpoints of the run."""
+    names = []
+    for epoch in (1, 2, 10):
+        names.append(f"r{epoch}.json")
+        file = f"run/epoch_{epoch}.safetensors"
+        assert cli("scan", file, *FULL, "--quiet", "--output", f"json={names[-1]}").code == 0
+    return names
+
+
+def test_reports_and_the_run_say_the_same(cli: Cli, reports: list[str]) -> None:
+    from_reports = cli("compare", *reports, "--format", "json").document()
+    from_run = cli("compare", "run", *FULL, "--format", "json", "--quiet").document()
+    assert from_reports == from_run
+    assert [mark["epoch"] for mark in from_run["checkpoints"]] == [1, 2, 10]
+    assert set(from_run) == {
+        "schema_version", "nndiag_version", "settings", "checkpoints", "model", "layers", "nodes",
+    }  # fmt: skip
+
+
+def test_the_json_is_in_the_schema(cli: Cli, reports: list[str]) -> None:
+    schema = json.loads(resources.files("nndiag").joinpath("nndiag.schema.json").read_text(encoding="utf-8"))
+    found = cli("compare", *reports, "--format", "json", "--all-nodes").document()
+    assert len(found["nodes"]) == 11
+    one = json.loads(Path(reports[0]).read_text())
+    for document in (found, one):
+        jsonschema.validate(document, schema)
+    found["layers"][0]["degenerate"][0] = "many"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(found, schema)
+
+
+def test_the_screen_tells_the_story_first(cli: Cli) -> None:
+    ended = cli("compare", str(ROOT / "dying_mlp"), "--quiet")
+    assert ended.code == 0
+    first, picture, *_ = ended.out.split("\n\n")
+    assert first.startswith("✗ Layer 4: all 32 nodes have died since epoch 9")
+    assert "epoch  0  1  2" in picture
+    assert "DD DD DD DD" in picture
+    assert ended.out.index("What else happened") < ended.out.index("What to do") < ended.out.index("Layers  ")
+
+
+def test_two_runs_are_compared_where_they_ended(cli: Cli, work: Path) -> None:
+    other = work / "other"
+    other.mkdir()
+    save_file(dict(network(seed=3).state_dict()), other / "epoch_7.safetensors")
+    found = cli("compare", "run", "other", *FULL, "--format", "json", "--quiet").document()
+    assert [Path(mark["path"]).name for mark in found["checkpoints"]] == [
+        "epoch_10.safetensors",
+        "epoch_7.safetensors",
+    ]
+    assert set(found["layers"][0]["change"]) >= {"degenerate_fraction", "effective_rank"}
+
+
+def test_a_permuted_network_is_matched(cli: Cli, work: Path) -> None:
+    state = network(seed=3).state_dict()
+    order = torch.arange(8).roll(3)
+    state["0.bias"][2] = -100.0
+    save_file(dict(state), work / "a.safetensors")
+    moved = {"0.weight": state["0.weight"][order], "0.bias": state["0.bias"][order],
+             "2.weight": state["2.weight"][:, order].contiguous(), "2.bias": state["2.bias"]}  # fmt: skip
+    save_file(moved, work / "b.safetensors")
+    words = ("compare", "a.safetensors", "b.safetensors", *FULL, "--format", "json", "--quiet", "--all-nodes")
+    plain, matched = cli(*words).document(), cli(*words, "--match").document()
+    assert plain["layers"][0]["transitions"] != {}
+    assert matched["layers"][0]["transitions"] == {}
+    rho = [node["measures"]["rho"][1] for node in matched["nodes"] if node["layer"] == "0"]
+    assert rho == pytest.approx([1.0] * 8, rel=1e-5)
+
+
+def test_findings_can_fail_a_build(cli: Cli) -> None:
+    words = ("compare", str(ROOT / "dying_mlp"), "--quiet")
+    assert cli(*words, "--fail-on", "error").code == 1
+    assert cli("compare", str(ROOT / "two_cycle"), "--quiet", "--fail-on", "warning").code == 0
+
+
+def test_what_cannot_be_compared(cli: Cli, reports: list[str], work: Path) -> None:
+    assert "nothing to compare it with" in cli("compare", reports[0]).failed(2)
+    assert "are mixed" in cli("compare", reports[0], "net.pt").failed(2)
+    assert "two checkpoints" in cli("compare", *reports, "--match").failed(2)
+    assert "not measured again" in cli("compare", *reports, *FULL).failed(2)
+    (work / "bad.json").write_text("{")
+    assert "is not JSON" in cli("compare", reports[0], "bad.json").failed(3)
+    assert "no such file" in cli("compare", "gone.json", "gone.json").failed(3)
+    wide = dict(network(width=5).state_dict())
+    save_file(wide, work / "wide.safetensors")
+    assert "compare checkpoints of one network" in cli("compare", "net.pt", "wide.safetensors").failed(3)
+
+
+def test_markdown_and_files(cli: Cli, reports: list[str], work: Path) -> None:
+    ended = cli(
+        "compare", *reports, "--format", "markdown", "--output", "json=c.json", "--output", "rich=c.txt"
+    )
+    assert ended.out.startswith("# nndiag compare: ")
+    assert json.loads((work / "c.json").read_text())["schema_version"] == 1
+    assert "What" in (work / "c.txt").read_text() or "Nothing" in (work / "c.txt").read_text()
+    assert "is one of the scan's own inputs" in cli(
+        "compare", *reports, "--output", f"json={reports[0]}"
+    ).failed(2)
+
+
+def test_reports_are_compared_without_torch(work: Path, reports: list[str]) -> None:
+    code = (
+        "import sys; from nndiag.cli import main; code = main(sys.argv[1:]); "
+        "print('torch' in sys.modules, file=sys.stderr); sys.exit(code)"
+    )
+    ended = run_process("compare", *reports, cwd=work, launcher=("-c", code))
+    assert (ended.code, ended.err) == (0, "False\n")
+
+
+def test_the_catalogue_has_the_findings_along_runs(cli: Cli) -> None:
+    listed = cli("rules").out
+    assert all(f"ND70{i}" in listed for i in range(1, 9))
+    assert "absorbed_share = 0.5" in cli("explain", "ND702").out
+    assert "ND703" in cli("explain", "shrinking-to-zero").out

@@ -1,0 +1,133 @@
+"""What the whole network puts out: collapsed, blind to a class, in a wrong corner, certain and wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nndiag.measures import Plan, measure
+from nndiag.probe.loss import named_loss
+from nndiag.probe.probe import Probe
+from nndiag.records.level import Level
+from nndiag.records.report import Finding
+from nndiag.rules.diagnose import Selection, judge_model
+
+X = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(200) % 4
+
+
+class Answers(nn.Module):
+    """Puts out what it was given, whatever the input; a weight lets gradients pass."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.head = nn.Linear(output.shape[1], output.shape[1], bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(output.shape[1]))
+        self.register_buffer("output", output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.output[x[:, 0].long()])
+
+
+def said(
+    output: Tensor, y: Tensor | None = Y, loss: str | None = "cross_entropy", **more: Any
+) -> dict[str, Finding]:
+    """Return the findings on a network with these outputs, by code; input n holds the place of its row."""
+    places = torch.arange(len(output)).float()[:, None]
+    probe = Probe((places,), y, None if loss is None else named_loss(loss), **more)
+    measured = measure(Answers(output), probe, Plan(Level.ACTIVATIONS))
+    return {finding.code: finding for finding in judge_model(measured, Selection())}
+
+
+def sure_of(classes: Tensor, logit: float, count: int = 4) -> Tensor:
+    return logit * nn.functional.one_hot(classes, count).float()
+
+
+def test_a_network_that_answers_well_has_none() -> None:
+    assert said(sure_of(Y, 3.0)) == {}
+    assert said(sure_of(Y, 30.0)) == {}  # certain, and right
+
+
+@pytest.mark.parametrize("batch_size", [7, 256])
+def test_one_answer_for_all(batch_size: int) -> None:
+    found = said(sure_of(torch.zeros_like(Y), 2.0), batch_size=batch_size)
+    assert found["ND501"].severity == "error"
+    assert (found["ND502"].cause, found["ND502"].evidence["classes"]) == ("ND501", 3)
+
+
+def test_nearly_one_answer_is_none() -> None:
+    a_little = 0.02 * torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
+    assert "ND501" not in said(a_little)
+    assert "ND501" in said(a_little / 100)
+
+
+def test_a_regression_is_measured_by_its_targets() -> None:
+    y = torch.linspace(-5, 5, 200)[:, None]
+    assert "ND501" not in said(0.1 * y + 7, y, "mse")
+    assert "ND501" in said(0.5e-3 * y + 7, y, "mse")
+
+
+def test_without_a_loss_outputs_are_measured_by_themselves() -> None:
+    assert "ND501" in said(torch.full((200, 2), 4.0), None, None)
+    assert "ND501" not in said(torch.full((200, 2), 4.0) + torch.randn(200, 2), None, None)
+
+
+def test_inputs_that_are_all_the_same_prove_nothing() -> None:
+    probe = Probe((torch.zeros(50, 1),), None, None)
+    measured = measure(Answers(torch.ones(1, 2)), probe, Plan(Level.ACTIVATIONS))
+    assert judge_model(measured, Selection()) == ()
+
+
+def test_few_samples_make_no_error() -> None:
+    output = sure_of(torch.zeros(8, dtype=torch.long), 2.0)
+    assert said(output, Y[:8])["ND501"].severity == "warning"
+
+
+def test_a_class_is_left_out() -> None:
+    chosen = torch.where(Y == 2, 3, Y)
+    (only,) = (one for one in said(sure_of(chosen, 3.0)).values() if one.code == "ND502")
+    assert only.evidence["first_class"] == 2
+    assert only.evidence["classes"] == 1
+
+
+def test_classes_that_the_probe_lacks_are_not_observed() -> None:
+    assert "ND502" not in said(sure_of(Y % 3, 3.0), Y % 3)
+
+
+def test_a_class_of_few_samples_proves_little() -> None:
+    y = torch.where(torch.arange(200) < 9, 3, torch.arange(200) % 3)
+    assert "ND502" not in said(sure_of(torch.arange(200) % 3, 3.0), y)
+    y[9] = 3
+    assert "ND502" in said(sure_of(torch.arange(200) % 3, 3.0), y)
+
+
+def test_a_wrong_corner_and_its_escape_time() -> None:
+    inside = torch.arange(200) < 40
+    found = said(sure_of(torch.where(inside, (Y + 1) % 4, Y), 12.0))["ND503"]
+    p = float(torch.softmax(torch.tensor([12.0, 0, 0, 0]), 0)[1])
+    assert found.evidence["samples_in_well"] == 40
+    assert found.evidence["escape_steps"] == pytest.approx(0.5 / p, rel=1e-5)
+    assert "ND503" not in said(sure_of(torch.where(torch.arange(200) < 20, (Y + 1) % 4, Y), 12.0))
+    assert "ND503" not in said(sure_of((Y + 1) % 4, 5.0))
+
+
+def test_certain_and_wrong() -> None:
+    wrong = torch.where(torch.arange(200) < 60, (Y + 1) % 4, Y)
+    found = said(sure_of(wrong, 20.0))["ND504"]
+    assert (found.severity, found.evidence["wrong"]) == ("warning", pytest.approx(0.3))
+    assert "ND504" not in said(sure_of(wrong, 2.0))
+
+
+def test_certain_without_targets_is_a_note() -> None:
+    found = said(sure_of(Y, 20.0), None)
+    assert found["ND504"].severity == "info"
+
+
+def test_outputs_that_are_not_finite_are_left_out() -> None:
+    output = sure_of(Y, 3.0)
+    output[5, 1] = torch.nan
+    assert said(output, batch_size=200) == {}
