@@ -7,7 +7,9 @@ BENCH_STAMP := $(VENV)/.installed-bench
 # Threads that wait for each other actively make tests on busy cores many times slower.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test check bench samples schema rules lesions clean
+FUZZ_MINUTES ?= 10
+
+.PHONY: demo test check fuzz bench samples schema rules lesions clean
 
 demo: $(STAMP)
 	@$(BIN)/nndiag scan sample_checkpoints/dying_mlp
@@ -20,6 +22,9 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
 
 samples: $(STAMP)
 	$(BIN)/python sample_checkpoints/make.py

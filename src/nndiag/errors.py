@@ -5,6 +5,10 @@ Nothing here knows the terminal; the CLI prints ``error: {error}`` and exits wit
 
 from __future__ import annotations
 
+import re
+
+_COMMAND = re.compile(r"##(?=\w*\[)")
+
 
 class NndiagError(Exception):
     """An error that the user can mend, said in one line: WHAT: WHY; DO THIS.
@@ -45,6 +49,8 @@ def printable(text: str) -> str:
     """Return ``text`` as one line that cannot steer a terminal.
 
     Names inside a checkpoint are an attacker's text: control characters, line breaks and bidirectional
-    overrides are shown as escapes.
+    overrides are shown as escapes, and so is the first sign of what build machines obey anywhere in a line
+    (``##[command]``, ``##vso[command]``).
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return _COMMAND.sub(r"\\x23#", shown)

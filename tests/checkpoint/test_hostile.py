@@ -6,6 +6,7 @@ import builtins
 import io
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -369,3 +370,16 @@ def test_out_of_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torch, "load", exhaust)
     refusal(path, "does not fit into memory")
+
+
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFFFFF])
+def test_legacy_pickle_with_strings_of_gigabytes(tmp_path: Path, length: int) -> None:
+    """Python sets as much memory aside as a read asks for, before it finds that the file is shorter."""
+    source = save(WEIGHTS, tmp_path / "good.pt", "legacy").read_bytes()
+    (tmp_path / "x.pt").write_bytes(swap(text("w"), b"X" + struct.pack("<I", length) + b"w")(source))
+    tracemalloc.start()
+    try:
+        refusal(tmp_path / "x.pt", "breaks off")
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()

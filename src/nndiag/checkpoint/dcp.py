@@ -14,13 +14,14 @@ from nndiag.checkpoint.contents import Contents
 from nndiag.checkpoint.dcp_metadata import METADATA, DcpMetadata, read_metadata
 from nndiag.checkpoint.dcp_optimizer import is_of_optimizer, read_optimizers
 from nndiag.checkpoint.dcp_reader import GuardedFiles, read_tensor
+from nndiag.checkpoint.inventory import MAX_REUSE
 from nndiag.checkpoint.lazy import LazyTensors, renamed, spec
 from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.places import NOT_WEIGHTS
 from nndiag.checkpoint.plain import named_entries, plain_number
 from nndiag.checkpoint.progress import PROGRESS_KEYS, Progress, from_tree
 from nndiag.checkpoint.record import Place
-from nndiag.checkpoint.source import Watched
+from nndiag.checkpoint.source import Watched, damaged
 from nndiag.errors import InputError
 
 Keys = tuple[str | int, ...]
@@ -42,6 +43,7 @@ def read_dcp(folder: Path, permission: Permission = NOTHING) -> Contents:
     metadata = read_metadata(metadata_file)
     named = [chunk.file for tensor in metadata.tensors.values() for chunk in tensor.chunks]
     files = GuardedFiles(folder, (*named, *(chunk.file for chunk in metadata.values.values())))
+    _check_claims(folder, metadata, files)
     paths = {name: _path(metadata, name) for name in (*metadata.tensors, *metadata.values)}
     stored = dict(metadata.tensors)
     specs = {name: spec(tensor.dtype, tensor.shape) for name, tensor in stored.items()}
@@ -54,6 +56,26 @@ def read_dcp(folder: Path, permission: Permission = NOTHING) -> Contents:
         tree=dict(specs),
         files={METADATA: metadata_file, **files.open},
     )
+
+
+def _check_claims(folder: Path, metadata: DcpMetadata, files: GuardedFiles) -> None:
+    """Refuse parts that lie beyond their files, and tensors that together claim far more than the files hold.
+
+    Raises:
+        InputError: there are such.
+    """
+    claimed = 0
+    for tensor in metadata.tensors.values():
+        for chunk in tensor.chunks:
+            claimed += chunk.length
+            if chunk.start + chunk.length > files.open[chunk.file].size:
+                raise damaged(files.open[chunk.file].path, "a part ends beyond the file")
+    held = sum(file.size for file in files.open.values())
+    if claimed > MAX_REUSE * held:
+        raise InputError(
+            folder, f"is refused: its parts claim {claimed} bytes where its files hold {held}",
+            "take it from its source again",
+        )  # fmt: skip
 
 
 def _path(metadata: DcpMetadata, name: str) -> Keys:

@@ -22,6 +22,8 @@ from nndiag.errors import InputError
 METADATA = ".metadata"
 MAX_METADATA = 256 << 20
 _LIMIT = 1 << 62
+_SPARE_OBJECTS = 100_000
+_BYTES_AN_OBJECT = 8
 
 _PLACE = "torch.distributed.checkpoint."
 _RECORDS = frozenset(
@@ -130,7 +132,15 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
     def __init__(self, path: Path, file: io.BytesIO) -> None:
         super().__init__(file)
         self._path = path
+        # a byte or two make an object of sixty or more: real metadata has thirty for each
+        self._left = _SPARE_OBJECTS + file.getbuffer().nbytes // _BYTES_AN_OBJECT
         self._known: dict[str, object] = {}
+
+    def one_object_more(self) -> None:
+        """Count an object that is made."""
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError("more objects than metadata has")
 
     def find_class(self, module: str, name: str) -> object:
         """Return an inert record, or a type of numbers, for a name on the list."""
@@ -144,6 +154,21 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[misc, name-defined, unused-
             )  # fmt: skip
         # made anew for every file: a pickle may set attributes of what it names
         return self._known.setdefault(full, type("_Record", (_Record,), {"name": full}))
+
+
+def _counted(step: Any) -> Any:
+    def counting(self: _Unpickler) -> None:
+        self.one_object_more()
+        step(self)
+
+    return counting
+
+
+for _code in (
+    pickle.EMPTY_LIST, pickle.EMPTY_DICT, pickle.EMPTY_SET, pickle.MARK, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3,
+    pickle.REDUCE, pickle.NEWOBJ,
+):  # fmt: skip
+    _Unpickler.dispatch[_code[0]] = _counted(_Unpickler.dispatch[_code[0]])
 
 
 def _checked(path: Path, root: object) -> DcpMetadata:

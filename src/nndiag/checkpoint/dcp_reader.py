@@ -122,7 +122,8 @@ def read_tensor(files: GuardedFiles, tensor: StoredTensor, permission: Permissio
     Raises:
         InputError: a part is damaged or refused.
     """
-    found = {"tensor": torch.empty(tensor.shape, dtype=tensor.dtype)}
+    # zeros, since parts that overlap would leave others as the memory was
+    found = {"tensor": torch.zeros(tensor.shape, dtype=tensor.dtype)}
     with _quietly():
         try:
             state_dict_loader.load(

@@ -10,6 +10,8 @@ from nndiag.checkpoint.source import Watched, damaged, summary
 from nndiag.errors import InputError
 
 MAX_JSON = 100_000_000
+_SPARE_BRACKETS = 100_000
+_BYTES_A_BRACKET = 16
 
 
 def read_object(path: Path) -> Mapping[str, object]:
@@ -21,8 +23,14 @@ def read_object(path: Path) -> Mapping[str, object]:
     file = Watched(path)
     if file.size > MAX_JSON:
         raise InputError(path, f"has more than {MAX_JSON} bytes", "take the checkpoint from its source again")
+    content = file.read(0, file.size)
+    if content.count(b"[") + content.count(b"{") > _SPARE_BRACKETS + file.size // _BYTES_A_BRACKET:
+        # each becomes an object of sixty bytes or more
+        raise InputError(
+            path, "is refused: it has more brackets than such a file has", "take it from its source again"
+        )
     try:
-        found = json.loads(file.read(0, file.size))
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise damaged(path, f"no JSON: {summary(error)}") from error
     if not isinstance(found, dict):

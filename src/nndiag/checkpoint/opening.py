@@ -24,6 +24,8 @@ from nndiag.checkpoint.stable_baselines import read_stable_baselines
 from nndiag.checkpoint.torch_file import read_torch
 from nndiag.errors import InputError
 
+MAX_NAME = 1000  # every finding says it again
+
 
 def open_checkpoint(path: Path, permission: Permission = NOTHING) -> Checkpoint:
     """Open a checkpoint of any supported format. Nothing in it is executed without permission.
@@ -87,6 +89,10 @@ def _assemble(
 ) -> Checkpoint:
     if not contents.places:
         raise _no_weights(path, contents.tree, contents.optimizers)
+    for place in contents.places:
+        if any(len(name) > MAX_NAME for name in place.tensors):
+            why = f"holds a tensor with a name of more than {MAX_NAME} characters"
+            raise InputError(path, why, "give it a shorter name")
     optimizers, notes = contents.optimizers, contents.notes
     if not optimizers and not os.path.isdir(path):
         optimizers, more = read_sibling(path, permission, lazily)

@@ -35,7 +35,7 @@ def find_optimizers(path: Path, tree: object) -> tuple[SavedOptimizer, ...]:
 
 def sibling_of(path: Path) -> Path:
     """Return where Stable-Baselines3 keeps the optimiser of ``policy.pth``: ``policy.optimizer.pth``."""
-    return path.with_name(f"{path.stem}.optimizer{path.suffix}")
+    return path.parent / f"{path.stem}.optimizer{path.suffix}"
 
 
 def _walk(path: Path, tree: object, key: str, depth: int, seen: set[int]) -> Iterator[SavedOptimizer]:

@@ -15,6 +15,10 @@ from nndiag.checkpoint.source import damaged, summary
 from nndiag.errors import InputError
 
 MAX_PICKLE = 256 << 20  # a million tensors fit
+MAX_NAME = 1 << 12
+SPARE_OBJECTS = 100_000
+BYTES_AN_OBJECT = 4
+"""An opcode of one byte makes an object of sixty or more; what torch.save writes has more bytes for each."""
 
 
 def walk_pickle(file: BinaryIO, inventory: Inventory) -> object:
@@ -31,10 +35,11 @@ def walk_pickle(file: BinaryIO, inventory: Inventory) -> object:
     Raises:
         InputError: the pickle is damaged, or names or claims something that is not allowed.
     """
-    walk = _Walk(inventory)
+    bounded = _Bounded(file)
     start = file.tell()
+    walk = _Walk(inventory, SPARE_OBJECTS + (bounded.end - start) // BYTES_AN_OBJECT)
     try:
-        for opcode, argument, position in pickletools.genops(file):
+        for opcode, argument, position in pickletools.genops(bounded):  # type: ignore[arg-type]
             if (position or 0) - start > MAX_PICKLE:
                 raise InputError(
                     inventory.path, f"has a pickle of more than {MAX_PICKLE} bytes", "save the weights alone"
@@ -48,11 +53,33 @@ def walk_pickle(file: BinaryIO, inventory: Inventory) -> object:
         raise damaged(inventory.path, f"its pickle breaks off: {summary(error)}") from error
 
 
+class _Bounded:
+    """A file that is asked for no more bytes at once than it has: a length in a pickle may say anything, and
+    Python sets as much memory aside before it reads.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.tell = file.tell
+        at = file.tell()
+        self.end = file.seek(0, 2)
+        file.seek(at)
+
+    def read(self, count: int) -> bytes:
+        """Return that many bytes, or as many as there are."""
+        return self.file.read(max(0, min(count, self.end - self.file.tell(), MAX_PICKLE)))
+
+    def readline(self) -> bytes:
+        """Return a line, or the beginning of one that is too long for a name."""
+        return self.file.readline(MAX_NAME)
+
+
 class _Walk:
     """The unpickler's stack, marks and memo, holding stand-ins."""
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, objects: int) -> None:
         self.inventory = inventory
+        self.left = objects
         self.stack: list[object] = []
         self.marked: list[list[object]] = []
         self.memo: dict[int, object] = {}
@@ -64,6 +91,8 @@ class _Walk:
             InputError: torch's restricted unpickler does not know the opcode, or the inventory refuses its
                 claim.
         """
+        if name in _MAKES:
+            self.make()
         if name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name])
         elif name in _ARGUMENTS:
@@ -79,6 +108,15 @@ class _Walk:
                 f"is pickled with the opcode {name}, which is not read",
                 "save it again with torch.save and its default pickle_protocol",
             )
+
+    def make(self) -> None:
+        """Count an object that the unpickler would make."""
+        self.left -= 1
+        if self.left < 0:
+            raise InputError(
+                self.inventory.path, "is refused: its pickle makes more objects than such a file has",
+                "save the weights alone",
+            )  # fmt: skip
 
     def pop_mark(self) -> list[object]:
         """Return the values since the last mark and go back to the stack below it."""
@@ -153,6 +191,7 @@ _CONSTANTS: dict[str, object] = {
     "EMPTY_SET": Thing.VALUE,
 }  # fmt: skip
 _ARGUMENTS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"})
+_MAKES = frozenset({"MARK", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "TUPLE1", "TUPLE2", "TUPLE3", "REDUCE"})
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _STEPS: dict[str, Callable[[_Walk, object], object]] = {
     "PROTO": _Walk.proto,

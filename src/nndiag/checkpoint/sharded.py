@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def read_sharded(index: Path, permission: Permission = NOTHING) -> Contents:
     if len(shards_named) < len(weight_map):
         raise damaged(index, "a shard that is no file name")
     files = {name: confined(index, name) for name in dict.fromkeys(shards_named)}
-    missing = [name for name, file in files.items() if not file.is_file()]
+    missing = [name[:100] for name, file in files.items() if not os.path.isfile(file)]  # or it can be none
     if missing:
         named = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
         raise InputError(

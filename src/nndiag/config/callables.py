@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ def reason(error: BaseException) -> str:
 
 
 def _from_file(path: Path, what: str, failed: type[NndiagError]) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name may also be impossible
         raise UsageError(
             what, f"there is no file {path}", "check the path; it counts from where the spec stands"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ RUN_FILE = "nndiag.toml"
 USER_FILE = "pyproject.toml"
 LARGEST = 2**20
 """Bytes of a configuration: the file of a run is someone else's, and a layer list is never this long."""
+_DEEP_KEY = re.compile(rb"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){20}""")
+"""A dotted key takes the parser memory by the square of its parts."""
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -29,6 +32,8 @@ def read_toml(file: Path) -> dict[str, Any]:
         ) from error
     if len(content) > LARGEST:
         raise UsageError(file, f"is larger than {LARGEST // 2**10} KiB", "keep only the configuration in it")
+    if _DEEP_KEY.search(content):
+        raise UsageError(file, "has a key of more than 20 parts", "write tables")
     try:
         return tomllib.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ by the library: nndiag puts in those that it opened itself. Nothing is fetched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
@@ -16,11 +17,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from nndiag.config.callables import reason, running
 from nndiag.errors import InputError, ModelError, UsageError
 from nndiag.model.hf_config import HfConfig, read_config
 
+MOST_PARAMETERS = 500_000
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -65,13 +68,32 @@ def build_hf(path: Path, check: Callable[[nn.Module], None]) -> HfModel:
         auto = import_transformers("--model hf")
         settings = _settings(config)
         factory = _class_of(auto, config)
-        with torch.device("meta"):
+        with torch.device("meta"), _bounded(path):
             empty = factory.from_config(settings, trust_remote_code=False, attn_implementation="eager")
         check(_as_named(empty, config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = factory.from_config(settings, trust_remote_code=False, attn_implementation="eager")
     return HfModel(model, loss_of(config))
+
+
+@contextlib.contextmanager
+def _bounded(path: Path) -> Iterator[None]:
+    """Stop a building that goes on without end: numbers in a configuration multiply."""
+    count = 0
+
+    def one_more(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > MOST_PARAMETERS:
+            why = f"is refused: it describes more than {MOST_PARAMETERS:,} parameter tensors"
+            raise InputError(path, why, "correct it, or give --model file.py:callable")
+
+    hook = register_module_parameter_registration_hook(one_more)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def import_transformers(option: str) -> Any:

@@ -22,6 +22,9 @@ LARGEST_NUMBER = 2**31
 _LAYER_COUNT = re.compile(
     r"(num_|n_)?(hidden_|encoder_|decoder_)*(layers?|depths?|blocks?)(_list)?", re.IGNORECASE
 )
+MOST_PARTS = 2**16
+MOST_LABELS = 10**6
+_PART_COUNT = re.compile(r"(num|n)_(?!ctx|positions|embd|inner|vocab|embeddings|labels)\w+", re.IGNORECASE)
 _UNUSED = ("dtype", "torch_dtype", "quantization_config")
 """Keys that say how the weights are kept; here the checkpoint itself says that."""
 
@@ -112,8 +115,17 @@ def _refuse(path: Path, key: str, value: object) -> None:
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
-        most = MOST_LAYERS if _LAYER_COUNT.fullmatch(key) else LARGEST_NUMBER
+        most = _most(key)
         if isinstance(number, int) and abs(number) > most:
             raise InputError(
                 path, f"is refused: {key} is {str(number)[:30]}, more than {most:,}", "correct it"
             )
+
+
+def _most(key: str) -> int:
+    """Return the largest number that may stand there: what is made one by one takes time and memory for each."""
+    if _LAYER_COUNT.fullmatch(key):
+        return MOST_LAYERS
+    if key == "num_labels":
+        return MOST_LABELS
+    return MOST_PARTS if _PART_COUNT.fullmatch(key) else LARGEST_NUMBER

@@ -19,6 +19,8 @@ from nndiag.errors import UsageError
 LARGEST = 2**31
 """Parameters and buffers of all layers together."""
 
+MOST_LAYERS = 10_000
+
 WEIGHTED = (
     "Linear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d "
     "BatchNorm1d BatchNorm2d BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d "
@@ -43,7 +45,9 @@ LAYERS: Mapping[str, type[nn.Module]] = {
 REFUSED = ("device", "dtype")
 
 
-def build_sequential(layers: Sequence[object], source: str = "sequential") -> nn.Sequential:
+def build_sequential(
+    layers: Sequence[object], source: str = "sequential", largest: int = LARGEST
+) -> nn.Sequential:
     """Return the network; its parameters are named ``"0.weight"``, ``"0.bias"``, … by position.
 
     The initial weights are the same on every call, and the global random state is left as it was.
@@ -53,21 +57,24 @@ def build_sequential(layers: Sequence[object], source: str = "sequential") -> nn
             keywords, e.g. ``["Conv2d", 1, 6, 3, {"padding": 1}]``. Arguments are numbers, booleans, strings
             and lists of whole numbers.
         source: where the list stands, for messages.
+        largest: how many numbers the network may hold.
 
     Raises:
         UsageError: a layer is unknown, its arguments do not fit it, or the network is absurdly large.
     """
+    largest = min(largest, LARGEST)
     if not layers:
         raise UsageError(source, "holds no layer", 'list the layers, e.g. ["Linear", 64, 10]')
+    if len(layers) > MOST_LAYERS:
+        raise UsageError(source, f"holds {len(layers):,} layers, more than {MOST_LAYERS:,}", "correct it")
     made, size = [], 0
     for position, entry in enumerate(layers):
         where = f"{source} entry {position}"
         name, arguments, keywords = _read(entry, where)
         size += _size(name, arguments, keywords, where)
-        if size > LARGEST:
-            raise UsageError(
-                where, f"the layers up to here hold {size:,} numbers, more than 2**31", "correct the sizes"
-            )
+        if size > largest:
+            why = f"the layers up to here hold {size:,} numbers, more than the checkpoint can"
+            raise UsageError(where, why, "correct the sizes")
         made.append((name, arguments, keywords))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -18,8 +18,10 @@ from nndiag.config.load import load_run_config, load_user_config
 from nndiag.config.record import RunConfig, merge
 from nndiag.config.suggest import nearest
 from nndiag.config.toml_file import RUN_FILE
-from nndiag.config.trust import require_trust
+from nndiag.config.trust import require_inside, require_trust
 from nndiag.errors import InputError, UsageError
+from nndiag.model.from_config import sequential_source
+from nndiag.model.outputs import check_outputs
 from nndiag.pipeline.network import give_by_name, network, takes_of, with_decoder_inputs
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.pipeline.survey import called_probe
@@ -75,6 +77,8 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
     if data is not None:
         data = with_decoder_inputs(found.module, data)
         give_by_name(found.module, takes, data.names, len(data.inputs))
+    if data is not None and isinstance(found.module, nn.Sequential) and config.model.sequential is not None:
+        check_outputs(found.module, data.inputs[0], sequential_source(config))
     model = found.module.to(settings.device, DTYPES[settings.dtype])
     return Inputs(config, files, model, None if data is None else _probe(data, config, settings, takes, note))
 
@@ -149,6 +153,7 @@ def _data(config: RunConfig, settings: ScanSettings, takes: Takes) -> Data | Non
     origin = config.origin("probe.data")
     if names_code(config.probe.data):
         require_trust(config, "probe.data", settings.trust)
+    require_inside(config, "probe.data", settings.trust)
     option = f"{origin.source} [probe] data"
     return load_data(config.probe.data, origin.folder, limit, settings.seed, option=option, takes=takes)
 

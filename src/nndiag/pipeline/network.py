@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,7 +77,8 @@ def network(
         found = Network(built, folder)
     else:
         offered = _offered(last) if config.model.factory is not None else {}
-        module = build_from_config(_with_arguments(config, settings), settings.trust, offered, note)
+        completed = _with_arguments(config, settings)
+        module = build_from_config(completed, settings.trust, offered, note, _most_numbers(files))
         if module is None:
             return None
         found = Network(module, folder)
@@ -172,6 +173,17 @@ def _glanced(path: Path) -> Checkpoint | None:
         return glance(path)
     except InputError:
         return None
+
+
+def _most_numbers(files: Sequence[Path]) -> int:
+    """Return more numbers than the largest checkpoint can hold: a network with more cannot fit any of them."""
+    return 16 * max(sum(part.stat().st_size for part in _parts(file)) for file in files) + 2**20
+
+
+def _parts(file: Path) -> Iterator[Path]:
+    """Yield the files of a checkpoint; an index stands for those beside it."""
+    folder = file.parent if file.suffix == ".json" else file
+    return (part for part in folder.rglob("*") if part.is_file()) if folder.is_dir() else iter((file,))
 
 
 def _with_arguments(config: RunConfig, settings: ScanSettings) -> RunConfig:

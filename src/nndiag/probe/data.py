@@ -7,6 +7,7 @@ any pass.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -115,8 +116,8 @@ def _read(
         _require(path)
         arrays, note = read_text(path, limit, seed, takes)
         return arrays, None, (printable(note),)
-    if suffix in SUFFIXES or path.is_dir():
-        if not path.is_dir():
+    if suffix in SUFFIXES or os.path.isdir(path):
+        if not os.path.isdir(path):
             _require(path)
         columns = read_table(path, limit)
         found = from_columns(columns, seed, takes)
@@ -131,7 +132,7 @@ def _read(
 
 def _require(path: Path) -> None:
     """Say which file there is where this one is not."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # a name may also be impossible
         near = [other.name for other in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
         do = suggest(path.name, near) if near else "check the path; it counts from where the spec stands"
         raise InputError(path, "there is no such file", do)

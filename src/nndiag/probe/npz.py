@@ -12,11 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from nndiag.checkpoint.source import opened, size_of
 from nndiag.config.callables import reason
 from nndiag.errors import InputError, NndiagError
 
 LARGEST = 64 * 2**30
 """Bytes that an archive may claim to unpack to."""
+DENSEST = 100
+"""How many times its own size; zeros alone unpack to a thousand times theirs."""
+FREE = 64 * 2**20
+"""Bytes to unpack to whatever the size."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,24 @@ def read_npz(path: Path) -> Mapping[str, object]:
     unpickled.
 
     Raises:
-        InputError: the file is damaged, holds a name twice, or claims more than ``LARGEST`` bytes.
+        InputError: the file is damaged, changes, holds a name twice, or claims to unpack to more than ``LARGEST``
+            bytes, or to more than ``DENSEST`` times its own size.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
+            packed = size_of(file)
+    except NndiagError:
+        raise
     except Exception as error:
         raise _damaged(path, error) from error
     claimed = sum(entry.file_size for entry in entries)
     if claimed > LARGEST:
         sizes = f"{claimed / 2**30:,.0f} GiB, more than {LARGEST // 2**30}"
         raise InputError(path, f"is refused: it unpacks to {sizes}", "save fewer samples")
+    if claimed > FREE + DENSEST * packed:
+        sizes = f"{claimed:,} bytes, {claimed // packed:,} times its size"
+        raise InputError(path, f"is refused: it unpacks to {sizes}", "save it uncompressed (numpy.savez)")
     names = tuple(entry.filename.removesuffix(".npy") for entry in entries)
     files = dict(zip(names, (entry.filename for entry in entries), strict=True))
     if len(files) < len(names):
@@ -61,7 +73,7 @@ def read_npz(path: Path) -> Mapping[str, object]:
 
 def _read_npy(path: Path, entry: str, name: str) -> np.ndarray[Any, Any]:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened(path) as file, zipfile.ZipFile(file) as archive:
             with archive.open(entry) as stream, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 shape, dtype = _npy_header(stream)

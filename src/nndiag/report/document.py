@@ -74,4 +74,5 @@ def _written(value: Any, depth: int, most: int) -> Iterator[str]:
 
 
 def _compact(value: Any) -> str:
-    return json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(", ", ": "))
+    text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(", ", ": "))
+    return text.replace("##", "#\\u0023")  # ##[command] is obeyed by some build machines wherever it stands

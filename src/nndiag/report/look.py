@@ -97,8 +97,11 @@ class Look:
         )
 
     def words(self, text: object) -> str:
-        """Return ``text`` as one line that the console can show and that cannot steer it."""
-        shown = printable(str(text))
+        """Return ``text`` as one line that the console can show and that cannot steer it.
+
+        A name may come to stand where a line begins: there ``::`` is a command to some build machines.
+        """
+        shown = printable(str(text)).replace("::", ":\\x3a")
         if self.glyphs is ASCII:
             shown = shown.translate(_SPELLED).encode("ascii", "backslashreplace").decode("ascii")
         return shown

@@ -1,0 +1,115 @@
+"""Files that change while they are read: said in one line, never a mixture, never a dead process."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.cli.support import run_process
+from tests.security.conftest import Program
+
+WEIGHTS = {f"{index}.weight": torch.zeros(1000, 1000) for index in range(5)}
+
+
+@contextmanager
+def meanwhile(change: Callable[[], None]) -> Iterator[None]:
+    """Make a change again and again, from before until after the block."""
+    over, begun = threading.Event(), threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            change()
+            begun.set()
+            over.wait(0.001)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def write(path: Path, form: str) -> Path:
+    if form == "safetensors":
+        save_file(WEIGHTS, path)
+    else:
+        torch.save(WEIGHTS, path, _use_new_zipfile_serialization=form == "zip")
+    return path
+
+
+def append(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def rewrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(-1000, os.SEEK_END)
+        file.write(os.urandom(100))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
+@pytest.mark.parametrize("change", [append, rewrite])
+def test_checkpoint_that_is_written_to(
+    run: Path, scan: Program, form: str, change: Callable[[Path], None]
+) -> None:
+    path = write(run / "x.pt", form)
+    with meanwhile(lambda: change(path)):
+        line = scan("x.pt").failed(3)
+    assert "changed while it was read" in line or "damaged" in line
+
+
+TRUNCATING = """
+import os, sys, threading
+from nndiag.cli import main
+import nndiag.pipeline.{module} as place
+
+stock = place.{name}
+
+def shorter(*arguments, **keywords):
+    os.truncate("x.pt", 5000)
+    return stock(*arguments, **keywords)
+
+place.{name} = shorter
+sys.exit(main(["scan", "x.pt"]))
+"""
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
+def test_checkpoint_that_is_cut_short_after_it_was_opened(run: Path, form: str) -> None:
+    """Memory that is mapped to a file kills the process where the file has gone."""
+    write(run / "x.pt", form)
+    ended = run_process(cwd=run, launcher=("-c", TRUNCATING.format(module="job", name="choose_tensors")))
+    assert "changed while it was read" in ended.failed(3) or "damaged" in ended.failed(3)
+
+
+@pytest.mark.parametrize("name", ["probe.npz", "probe.safetensors", "probe.pt"])
+def test_probe_that_is_written_to(run: Path, scan: Program, name: str) -> None:
+    save_file({"0.weight": torch.ones(3, 100), "0.bias": torch.ones(3)}, run / "x.pth")
+    x = torch.zeros(40_000, 100)
+    path = run / name
+    if name.endswith("npz"):
+        np.savez(path, x=x.numpy())
+    elif name.endswith("pt"):
+        torch.save({"x": x}, path)
+    else:
+        save_file({"x": x}, path)
+    (run / "nndiag.toml").write_text(
+        f'[model]\nsequential = [["Linear", 100, 3]]\n[probe]\ndata = "{name}"\n'
+    )
+    with meanwhile(lambda: append(path)):
+        line = scan("x.pth", "--level", "activations").failed(3)
+    assert "changed while it was read" in line or "damaged" in line
+    assert sys.getswitchinterval() < 1

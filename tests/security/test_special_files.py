@@ -1,0 +1,162 @@
+"""Paths that are no files, or lead where the run directory does not reach."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.checkpoint.files import save, trained
+from tests.cli.support import run_process
+from tests.security.conftest import Program
+
+WEIGHTS = {"0.weight": torch.ones(3, 4), "0.bias": torch.ones(3)}
+Refused = Callable[..., str]
+CONFIG = '[model]\nsequential = [["Linear", 4, 3]]\n[probe]\ndata = "{}"\n'
+
+
+@pytest.fixture
+def patience() -> Iterator[None]:
+    """Opening a pipe that nobody writes to waits for ever: end that with an error."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "directory.pt", "dangling", "loop"])
+def test_checkpoint_that_is_no_file(run: Path, refused: Refused, patience: None, kind: str) -> None:
+    path = run / "x.pt"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind.startswith("directory"):
+        path.mkdir()
+    else:
+        path.symlink_to("x.pt" if kind == "loop" else "nothing")
+    for place in ("x.pt", "."):
+        refused(place)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/dev/stdin", "/dev/tty", "/proc/self/mem",
+                                  "/proc/self/environ", "/proc/self/maps", "/proc/kmsg", "/sys/kernel"])  # fmt: skip
+def test_files_of_the_system(refused: Refused, path: str) -> None:
+    refused(path)
+
+
+@pytest.mark.parametrize("name", ["probe.npz", "probe.safetensors", "probe.pt"])
+@pytest.mark.parametrize("kind", ["fifo", "directory", "/dev/zero", "/proc/self/mem"])
+def test_probe_that_is_no_file(run: Path, refused: Refused, patience: None, name: str, kind: str) -> None:
+    save(WEIGHTS, run / "x.pth")
+    if kind == "fifo":
+        os.mkfifo(run / name)
+    elif kind == "directory":
+        (run / name).mkdir()
+    else:
+        (run / name).symlink_to(kind)
+    (run / "nndiag.toml").write_text(CONFIG.format(name))
+    refused("x.pth")
+    refused(".")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "/dev/zero"])
+def test_configuration_that_is_no_file(run: Path, scan: Program, patience: None, kind: str) -> None:
+    save(WEIGHTS, run / "x.pth")
+    if kind == "fifo":
+        os.mkfifo(run / "nndiag.toml")
+    elif kind == "directory":
+        (run / "nndiag.toml").mkdir()
+    else:
+        (run / "nndiag.toml").symlink_to(kind)
+    assert scan(".").code == 0  # as if there were none
+
+
+def test_link_to_a_checkpoint_outside(run: Path, tmp_path: Path, refused: Refused) -> None:
+    secret = save(WEIGHTS, tmp_path / "secret.pt")
+    (run / "x.pt").symlink_to(secret)
+    assert torch.load(run / "x.pt", weights_only=True)  # the stock loader follows it
+    assert "is a link or pattern that leaves the run directory" in refused(".")
+
+
+def test_pattern_that_leaves_the_directory(run: Path, tmp_path: Path, refused: Refused) -> None:
+    save(WEIGHTS, tmp_path / "secret.pt")
+    for pattern, code in (("../*.pt", 3), (f"{tmp_path}/*.pt", 2)):
+        (run / "nndiag.toml").write_text(f'[checkpoints]\ninclude = "{pattern}"\n')
+        refused(".", code=code)
+
+
+def test_link_to_the_optimizer_of_another_run(run: Path, tmp_path: Path, scan: Program) -> None:
+    save(WEIGHTS, run / "policy.pth")
+    save(trained()[1].state_dict(), tmp_path / "secret.pth")
+    (run / "policy.optimizer.pth").symlink_to(tmp_path / "secret.pth")
+    ended = scan("policy.pth")
+    assert ended.code == 0
+    assert "policy.optimizer.pth was not used: it is a link that leaves its directory" in ended.err
+    assert "leaves the run directory" in scan(".").failed(3)
+
+
+@pytest.mark.parametrize("name", ["probe.npz", "probe.safetensors", "probe.pt"])
+def test_link_to_a_probe_outside(
+    run: Path, tmp_path: Path, refused: Refused, scan: Program, name: str
+) -> None:
+    save(WEIGHTS, run / "x.pth")
+    secret = tmp_path / f"secret-{name}"
+    x = torch.ones(8, 4)
+    if name.endswith("npz"):
+        np.savez(secret, x=x.numpy())
+    elif name.endswith("pt"):
+        torch.save({"x": x}, secret)
+    else:
+        save_file({"x": x}, secret)
+    (run / name).symlink_to(secret)
+    (run / "nndiag.toml").write_text(CONFIG.format(name))
+    assert "is a link that leaves the run directory" in refused(".")
+    assert scan(".", "--trust", "--quiet", "--level", "activations").code == 0
+    assert scan(".", "--data", name, "--quiet", "--level", "activations").code == 0  # the user's own word
+    (run / name).unlink()
+    secret.rename(run / f"real-{name}")
+    (run / name).symlink_to(f"real-{name}")
+    assert scan(".", "--quiet", "--level", "activations").code == 0  # a link inside is none that leaves
+
+
+def test_modules_in_the_working_directory_are_not_imported(run: Path, marker: Path) -> None:
+    """``python -m`` puts the working directory before everything else that Python imports from."""
+    save(WEIGHTS, run / "x.pth")
+    for name in ("numpy", "torch", "typer", "rich", "pydantic", "tomllib", "safetensors", "sitecustomize"):
+        (run / f"{name}.py").write_text(f"import os; os.mkdir({str(marker)!r})")
+    run_process(cwd=run, launcher=("-c", "import numpy"))
+    marker.rmdir()  # that is what Python does by itself
+    ended = run_process("scan", "x.pth", cwd=run)
+    assert ended.code == 0, ended.err
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("length", [200, 255, 256, 5000])
+def test_names_of_files_that_are_very_long(run: Path, scan: Program, length: int) -> None:
+    save(WEIGHTS, run / "x.pth")
+    name = "x" * (length - 4) + ".npz"
+    (run / "nndiag.toml").write_text(CONFIG.format(name))
+    scan(".").failed(3)
+    scan("x.pth", "--data", name).failed(3)
+    scan("x" * length).failed(3)
+    scan("x.pth", "--model", "x" * length + ".py:build").failed(2)
+
+
+def test_file_name_that_is_not_unicode(run: Path, scan: Program) -> None:
+    name = os.fsdecode(b"\xff\xfe\x1b[2J\n::error::.pt")
+    save({"x": 1}, run / name)
+    assert scan(name).failed(3).isprintable()
+    assert scan(".").failed(3).isprintable()
+    assert sys.getfilesystemencoding() == "utf-8"
