@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# What is installed beside the package; CI adds the frameworks whose files are tested.
+EXTRAS ?= dev
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 # Threads that wait for each other actively make tests on busy cores many times slower.
@@ -41,7 +43,7 @@ bench: $(BENCH_STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@echo 'installing into $(VENV): a few minutes, once'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $(STAMP)
 
 $(BENCH_STAMP): $(STAMP)

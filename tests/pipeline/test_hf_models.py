@@ -77,6 +77,26 @@ def test_entries_that_the_library_calls_unused_are_left_out(tmp_path: Path) -> N
     assert scanned(tmp_path, level=Level.ACTIVATIONS).level == "activations"
 
 
+def test_old_names_of_a_layer_norm_are_known(tmp_path: Path) -> None:
+    prepared("bert", tmp_path)
+    expected = scanned(tmp_path, level=Level.GRADIENTS).model.loss
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    for new, before in old.items():
+        weights = {name.replace(new, before): tensor for name, tensor in weights.items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    assert scanned(tmp_path, level=Level.GRADIENTS).model.loss == expected
+
+
+def test_a_configuration_that_is_a_link_out_of_the_directory_is_not_read(tmp_path: Path) -> None:
+    prepared("bert", tmp_path / "model")
+    (tmp_path / "model" / "config.json").rename(tmp_path / "elsewhere.json")
+    (tmp_path / "model" / "config.json").symlink_to(tmp_path / "elsewhere.json")
+    assert find_config(tmp_path / "model") is None
+    with pytest.raises(UsageError, match=r"there is no config\.json"):
+        scanned(tmp_path / "model", model="hf")
+
+
 def test_plain_x_goes_to_the_main_input(tmp_path: Path) -> None:
     prepared("gpt2", tmp_path)
     named = hf.samples("gpt2")

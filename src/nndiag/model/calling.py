@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 TARGETS = ("labels", "label")
 """Arguments that are targets and go to the loss, never to the model."""
+_NO_DATA = re.compile(r"past_key_values$|(use|output|return|cache|interpolate|logits_to)_")
+"""Arguments by which models of transformers are told what to do."""
 
 
 def argument_names(model: nn.Module) -> tuple[str, ...]:
@@ -19,7 +22,11 @@ def argument_names(model: nn.Module) -> tuple[str, ...]:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
         return ()
-    return tuple(one.name for one in parameters if one.kind in kinds and one.name not in TARGETS)
+    return tuple(
+        one.name
+        for one in parameters
+        if one.kind in kinds and one.name not in TARGETS and not _NO_DATA.match(one.name)
+    )
 
 
 def call_by_names(model: nn.Module, names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from nndiag.checkpoint.lazy import renamed
 from nndiag.config.callables import reason
 from nndiag.errors import ModelError, printable
 from nndiag.model.candidates import Candidate, Names, PlaceLike, find_candidates
@@ -65,7 +66,7 @@ def fit(
         raise ModelError("model", "has no parameters", "give a network that has weights")
     if not any(place.tensors for place in places):
         raise ModelError("weights", "the checkpoint holds no tensors", "give another checkpoint")
-    chosen, inside = narrow_places(places, weights_key)
+    chosen, inside = narrow_places([_with_names_of_today(place, wanted) for place in places], weights_key)
     found = find_candidates(wanted.tensors, chosen)
     prefix = with_prefix(inside, strip_prefix, chosen, found)
     if prefix is not None:
@@ -97,6 +98,22 @@ def load(model: nn.Module, fit: Fit) -> None:
     skipped = [name for name in (*report.unexpected_keys, *report.missing_keys) if name in fit.tensors]
     if skipped:
         raise ModelError(what, f"the model does not take {skipped[0]}", "check its hooks on loading")
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """A place under other names."""
+
+    key: str
+    tensors: Mapping[str, Tensor]
+
+
+def _with_names_of_today(place: PlaceLike, wanted: Wanted) -> PlaceLike:
+    """Return a place with the names that the model's own library has given up put right."""
+    today = {wanted.today(name): name for name in place.tensors}
+    if all(new == old for new, old in today.items()) or len(today) < len(place.tensors):
+        return place
+    return _Renamed(place.key, renamed(place.tensors, today))
 
 
 def _taken(wanted: Wanted, candidate: Candidate, several: bool) -> Fit:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nndiag.checkpoint.confine import is_inside
 from nndiag.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -43,12 +44,12 @@ class HfConfig:
 
 
 def find_config(path: Path) -> Path | None:
-    """Return the ``config.json`` in a directory or beside a file where it is one of a Hugging Face model, else
-    ``None``.
+    """Return the ``config.json`` in a directory or beside a file, ``None`` where there is none of a Hugging Face model,
+    or it is a link out of there.
     """
     folder = path if path.is_dir() else path.parent
     file = folder / CONFIG_FILE
-    if not file.is_file() or file.stat().st_size > LARGEST_FILE:
+    if not file.is_file() or not is_inside(folder, file) or file.stat().st_size > LARGEST_FILE:
         return None
     try:
         content = json.loads(file.read_bytes())

@@ -16,13 +16,14 @@ class Wanted:
 
     ``twins`` maps a name to the other names of the same tensor, of which a file need hold one. ``optional`` and
     ``unused`` are patterns by which the model's own library says which names may be missing, and which may lie in a
-    file although nothing takes them.
+    file although nothing takes them; ``old_names`` that it has renamed some.
     """
 
     tensors: Mapping[str, Tensor]
     twins: Mapping[str, frozenset[str]]
     optional: tuple[re.Pattern[str], ...] = ()
     unused: tuple[re.Pattern[str], ...] = ()
+    old_names: bool = False
 
     def may_miss(self, name: str, held: frozenset[str]) -> bool:
         """Whether a file that holds these names need not hold this one."""
@@ -34,6 +35,12 @@ class Wanted:
     def passes_over(self, name: str) -> bool:
         """Whether a name that the model does not want may lie beside those that it wants."""
         return any(pattern.search(name) for pattern in self.unused)
+
+    def today(self, name: str) -> str:
+        """Return the name that an entry of a file has now: scale and shift were once called gamma and beta."""
+        if not self.old_names:
+            return name
+        return _LAYER_NORM.sub(lambda match: f"LayerNorm.{_TODAY[match[1]]}", name)
 
     @cached_property
     def indispensable(self) -> int:
@@ -59,6 +66,7 @@ def wanted_of(model: nn.Module) -> Wanted:
         twins,
         _patterns(getattr(model, "_keys_to_ignore_on_load_missing", None)),
         (*_patterns(model._keys_to_ignore_on_load_unexpected), *_BUFFERS_OF_OLD),
+        old_names=True,
     )
 
 
@@ -67,6 +75,8 @@ def _patterns(words: object) -> tuple[re.Pattern[str], ...]:
     return tuple(re.compile(word) for word in words) if isinstance(words, list | tuple | set) else ()
 
 
+_LAYER_NORM = re.compile(r"LayerNorm\.(gamma|beta)$")
+_TODAY = {"gamma": "weight", "beta": "bias"}
 _BUFFERS_OF_OLD = _patterns(
     [r"(^|\.)attn\.(masked_)?bias$", r"(^|\.)position_ids$", r"\.rotary_emb\.inv_freq$"]
 )

@@ -125,11 +125,12 @@ def _data(found: Survey) -> Iterator[str]:
 
 def _width(found: Survey) -> str:
     if found.hugging_face is not None:
-        return (
-            "text, or input_ids and attention_mask"
-            if found.has_tokenizer
-            else "what the model takes, by name"
+        if "image_size" in found.hugging_face.values:
+            return "pixel_values"
+        tokens = (
+            "input_ids and attention_mask" if "vocab_size" in found.hugging_face.values else "inputs by name"
         )
+        return f"text, or {tokens}" if found.has_tokenizer else tokens
     chain = _only(found.chains)
     if chain is not None:
         return f"x with {chain.inputs} numbers a sample"

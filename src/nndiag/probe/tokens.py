@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nndiag.checkpoint.confine import require_inside
 from nndiag.config.callables import reason
 from nndiag.errors import InputError, NndiagError, UsageError
 from nndiag.probe.labels import IGNORED
@@ -54,6 +55,7 @@ class Tokenizer:
             raise InputError(
                 self._path, why, "save it there with tokenizer.save_pretrained, or give tokens as data"
             )
+        require_inside(folder, self._path)
         if self._path.stat().st_size > LARGEST_TOKENIZER:
             raise InputError(self._path, "is larger than 256 MiB", "give the model's own tokenizer")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
