@@ -113,8 +113,8 @@ def _matters(layer: LayerMeasures, context: Context) -> Mask:
     """Return the mask of nodes for which ``√E‖∂f/∂z_i‖² · std(y_i)`` is more than a share of its median: what taking
     one out would do to the outputs, to first order.
     """
-    spread = layer.per_node["output_std"]
-    effect = layer.per_node.get("output_reach", spread * 0) * spread
+    none = layer.per_node["dormancy"] * 0
+    effect = layer.per_node.get("output_reach", none) * layer.per_node.get("output_std", none)
     there = effect[effect > 0].tolist()
     mask: Mask = effect > (context.threshold("dormant_effect") * median(there) if there else math.inf)
     return mask
