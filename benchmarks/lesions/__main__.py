@@ -25,9 +25,9 @@ HEAD = """# How often the findings are right
 `{command}`, torch {torch}, one thread.
 
 Networks are trained on scikit-learn's digits with fixed seeds, known lesions are planted in known nodes of copies, one
-at a time and many together, at several strengths, and the copies are scanned (`benchmarks/lesions/`). Rules and
-thresholds were adjusted on seed 0 with another split of the digits, and never on the {fresh}; the figures are of seeds
-{seeds}, and of samples that neither training nor adjusting has seen.
+at a time and many together, at several strengths, and the copies are scanned (`benchmarks/lesions/`). Thresholds were
+chosen on seed 0 with another split of the digits, and never on the {fresh}; the figures
+are of seeds {seeds} with this split, and of samples that training has not seen.
 """
 
 

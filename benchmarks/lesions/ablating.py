@@ -15,8 +15,8 @@ from benchmarks.markdown import rows, section
 
 NOTHING = frozenset("ND102 ND201 ND304".split())
 """Dead, collapsed, without influence: what does nothing on the probe."""
-ALMOST = frozenset("ND202 ND203 ND204".split())
-"""Saturated, constant, dormant: what does little."""
+ALMOST = frozenset("ND202 ND203 ND204 ND401".split())
+"""Saturated, constant, dormant, flat: what does little."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def ablations(found: Sequence[Ablation]) -> list[str]:
         "Ablation",
         "One unit at a time, its output replaced by its mean over the probe, in float64: relative change of the loss "
         "(of nets without labels: mean squared change of the outputs over their mean square). Dead, collapsed and "
-        "without influence: what is said to do nothing; saturated, constant, dormant: little.",
+        "without influence: what is said to do nothing; saturated, constant, dormant, flat: little.",
     )
     body = []
     for one in found:

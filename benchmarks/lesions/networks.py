@@ -48,10 +48,11 @@ class Architecture:
     fresh: bool = False
 
 
-def _linear(layer: str, units: int, activation: str, outgoing: str, **more: str) -> Site:
+def _linear(layer: str, units: int, activation: str, outgoing: str, constant: str | None = None) -> Site:
+    weights, biases = (f"{layer}.weight",), (f"{layer}.bias",)
     return Site(
-        layer, units, activation, (f"{layer}.weight",), (f"{layer}.bias",), (f"{outgoing}.weight",), **more
-    )
+        layer, units, activation, weights, biases, (f"{outgoing}.weight",), constant=constant, listener=outgoing
+    )  # fmt: skip
 
 
 def _recurrent(kind: str, gates: int) -> Site:

@@ -43,7 +43,7 @@ def lesions(counts: Counts) -> list[str]:
     )
     for title, lists in (("Missed", total.missed), ("Findings that no wound explains", total.false)):
         if lists:
-            lines += section(title, *(f"- {line}" for line in lists[:30]))
+            lines += [f"## {title}", "", *(f"- {line}" for line in lists[:30]), ""]
     return lines
 
 

@@ -9,8 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nndiag.measures import Plan, measure
+from nndiag.probe.loss import named_loss
+from nndiag.probe.probe import Probe
+from nndiag.records.level import Level
 from nndiag.records.measured import OptimizerFacts
-from nndiag.rules.diagnose import JudgedLayer
+from nndiag.rules.diagnose import JudgedLayer, Selection, judge
 from tests.rules.diagnosing import blobs, codes, diagnosed, everything, finding, mlp, trained
 
 X, Y = blobs()
@@ -314,6 +318,16 @@ def test_twice_the_probe_is_the_same_probe() -> None:
     model = sick()
     before = said(diagnosed(model, WIDE, LABELS))
     assert said(diagnosed(model, torch.cat([WIDE, WIDE]), torch.cat([LABELS, LABELS]))) == before
+
+
+@pytest.mark.parametrize("batch_size", [17, 80, 1000])
+def test_the_batch_size_changes_nothing(batch_size: int) -> None:
+    def judged(size: int) -> dict[str, JudgedLayer]:
+        probe = Probe((WIDE,), LABELS, named_loss("cross_entropy"), batch_size=size)
+        measured = measure(sick(), probe, Plan(Level.CURVATURE))
+        return {one.measures.name: one for one in judge(measured, Selection())}
+
+    assert said(judged(batch_size)) == said(judged(240))
 
 
 class Branches(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nndiag.comparing.catalogue import RULES as ALONG_RUNS
+from nndiag.cli.catalogue import every_rule
 from nndiag.errors import UsageError
 from nndiag.records.level import Level
 from nndiag.records.measured import OptimizerFacts
@@ -208,7 +208,7 @@ def test_thresholds_can_be_changed() -> None:
 
 
 def test_every_threshold_is_used_by_a_rule_and_every_use_is_listed() -> None:
-    named = {name for rule in (*RULES, *ALONG_RUNS) for name in rule.thresholds}
+    named = {name for rule in every_rule() for name in rule.thresholds}
     assert {threshold.name for threshold in THRESHOLDS} == named
 
 

@@ -29,7 +29,7 @@ def rules(
         return
     from nndiag.rules.explaining import level_word
 
-    catalogue = _catalogue()
+    catalogue = every_rule()
     widest = max(len(rule.name) for rule in catalogue)
     for rule in catalogue:
         head = f"{rule.code}  {rule.name:<{widest}} {rule.on:<5} {rule.severity:<7} {level_word(rule):<11} "
@@ -62,15 +62,15 @@ def _rule(word: str) -> Rule:
     from nndiag.config.suggest import nearest
 
     wanted = word.strip().lower()
-    for rule in _catalogue():
+    for rule in every_rule():
         if wanted in (rule.code.lower(), rule.name):
             return rule
-    close = nearest(wanted, [known for rule in _catalogue() for known in (rule.code, rule.name)])
+    close = nearest(wanted, [known for rule in every_rule() for known in (rule.code, rule.name)])
     do = f"did you mean {close}? See `nndiag rules`" if close else "see `nndiag rules`"
     raise UsageError(f"explain {word}", "no finding has this code or name", do)
 
 
-def _catalogue() -> tuple[Rule, ...]:
+def every_rule() -> tuple[Rule, ...]:
     """Return every finding there is, in order of code."""
     from nndiag.comparing.catalogue import RULES as ALONG_RUNS
     from nndiag.rules import RULES

@@ -89,7 +89,9 @@ def blames(layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]) -> dict[st
             state = (
                 f"has {exploded_nodes} node{'s' if exploded_nodes > 1 else ''} whose weights have exploded"
             )
-            for layer in layers[place + 1 :]:
+            # layers come in the order in which they were made; those of the outputs always run last
+            after = [one for one in layers[:place] if one.is_output]
+            for layer in [*layers[place + 1 :], *after]:
                 found[layer.name].append(Blame(exploded.name, "before", state, "ND103", _DROWNED))
     for place, layer in enumerate(layers):
         later = [other for other in stopping if other > place and _in_the_way(layers[other], layer)]

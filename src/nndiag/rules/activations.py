@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import median
 from typing import TYPE_CHECKING
 
 from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
@@ -99,8 +100,24 @@ def dormant(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     usual = float(score[quiet].mean()) if loud and any(quiet) else 1.0
     edge = context.threshold("dormancy") * usual
     message = f"nearly silent: at most {short(100 * context.threshold('dormancy'))} % of its layer's mean activation"
+    matters = _matters(layer, context)
     for i in where(score <= edge):
-        yield Hit(i, message, {"dormancy": float(score[i]), "threshold": edge})
+        evidence = {"dormancy": float(score[i]), "threshold": edge}
+        if matters[i]:
+            yield Hit(i, f"{message}, yet the output depends on it when it fires", evidence, note=True)
+        else:
+            yield Hit(i, message, evidence)
+
+
+def _matters(layer: LayerMeasures, context: Context) -> Mask:
+    """Return the mask of nodes for which ``√E‖∂f/∂z_i‖² · std(y_i)`` is more than a share of its median: what taking
+    one out would do to the outputs, to first order.
+    """
+    none = layer.per_node["dormancy"] * 0
+    effect = layer.per_node.get("output_reach", none) * layer.per_node.get("output_std", none)
+    there = effect[effect > 0].tolist()
+    mask: Mask = effect > (context.threshold("dormant_effect") * median(there) if there else math.inf)
+    return mask
 
 
 def always_on(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -216,13 +233,14 @@ RULES = (
         meaning="The unit's mean absolute activation is a tiny share of its layer's. Networks that keep training on "
         "changing targets lose plasticity as such units pile up.",
         measured="E|y_i| divided by the layer's mean of it, at most the threshold dormancy, τ = 0.025; the mean over "
-        "the nodes whose weights have not exploded (ND103).",
+        "the nodes whose weights have not exploded (ND103). Where taking it out would change the output, to first "
+        "order √E‖∂f/∂z‖²·std(y) above dormant_effect of the layer's median, it is a rare detector and this is a note.",
         why="As for dead units, before the end; small incoming weights; a feature that is rare in the probe.",
         do="While training: reinitialise (ReDo). For a finished network it is a candidate for pruning, to be verified "
         "on data: a rare feature may matter.",
         harmless="Sparse detectors of rare inputs score low and are alive: look at active_fraction and sensitivity.",
         source="Sokar et al. 2023, The Dormant Neuron Phenomenon in Deep Reinforcement Learning.",
-    ), dormant, ("dormancy",)),
+    ), dormant, ("dormancy", "dormant_effect")),
     Rule("ND205", "always-on", "node", "info", "the rectifier never rectifies: the unit is linear", Doc(
         meaning="The unit is active for every sample and position, so its activation does nothing on this probe.",
         measured="active_fraction is exactly one, for an activation that is linear where it is not flat.",

@@ -33,6 +33,8 @@ THRESHOLDS = (
     Threshold("constant_ratio", 1e-5, "× the layer's median standard deviation",
               "below it an output counts as constant (ND203)"),
     Threshold("dormancy", 0.025, "× the layer's mean absolute activation", "at or below it a unit is dormant (ND204)"),
+    Threshold("dormant_effect", 0.01, "× the layer's median effect on the output",
+              "above it a dormant unit matters when it fires, and is a note (ND204)"),
     Threshold("few_samples", FEW_SAMPLES, "samples",
               "with fewer, what the probe does not show is no error (ND252, ND402)"),
     Threshold("dead_data", 0.05, "share of the samples",
