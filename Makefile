@@ -28,7 +28,7 @@ schema: $(STAMP)
 	$(BIN)/python -m nndiag.report.schema src/nndiag/nndiag.schema.json
 
 rules: $(STAMP)
-	$(BIN)/python -m nndiag.rules.explaining docs/rules.md
+	$(BIN)/python -m nndiag.report.rules_page docs/rules.md
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks --output benchmarks/RESULTS.md

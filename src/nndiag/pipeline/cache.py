@@ -93,7 +93,9 @@ class Cache:
     def _place(self, checkpoint: Checkpoint) -> Path:
         sibling = sibling_of(checkpoint.path)
         beside = _file_digest(sibling) if sibling.is_file() else ""
-        groups = [(one.key, one.groups) for one in checkpoint.optimizers]  # a directory may hold them elsewhere
+        groups = [
+            (one.key, one.groups) for one in checkpoint.optimizers
+        ]  # a directory may hold them elsewhere
         read = [checkpoint.path.name, checkpoint.step, checkpoint.epoch, groups]
         key = _digest(json.dumps([self.basis, checkpoint.sha256, beside, read], default=str))
         return self.folder / key[:2] / f"{key}.json"

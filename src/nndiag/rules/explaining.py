@@ -1,11 +1,6 @@
-"""What ``nndiag explain`` says of a finding, and the page of all of them; ``python -m nndiag.rules.explaining PATH``
-writes that page.
-"""
+"""What ``nndiag explain`` says of a finding, and the page of all of them."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 from nndiag.rules.base import Rule
 from nndiag.rules.thresholds import THRESHOLDS, Threshold
@@ -74,7 +69,8 @@ def page(rules: tuple[Rule, ...]) -> str:
     lines = [
         "# Findings",
         "",
-        "Written by `make rules` from the catalogue in `src/nndiag/rules/`; `nndiag explain CODE` says the same.",
+        "Written by `make rules` from the catalogues in `src/nndiag/rules/` and `src/nndiag/comparing/`;",
+        "`nndiag explain CODE` says the same.",
         "A code is never reused. Its hundreds digit is the level it needs: 1 weights, 2 activations, 3 gradients,",
         "4 curvature, 5 the whole model, 7 several checkpoints.",
         "",
@@ -109,11 +105,3 @@ def _cell(text: str) -> str:
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-if __name__ == "__main__":
-    from nndiag.rules import RULES
-
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m nndiag.rules.explaining PATH")
-    Path(sys.argv[1]).write_text(page(RULES), encoding="utf-8")
