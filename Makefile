@@ -35,7 +35,7 @@ schema: $(STAMP)
 	$(BIN)/python -m nndiag.report.schema src/nndiag/nndiag.schema.json
 
 rules: $(STAMP)
-	$(BIN)/python -m nndiag.cli.page docs/rules.md
+	$(BIN)/python -m nndiag.report.rules_page docs/rules.md
 
 lesions: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks.lesions --output benchmarks/LESIONS.md

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nndiag.cli import main
-from nndiag.cli.catalogue import every_rule
+from nndiag.comparing.catalogue import EVERY_RULE as RULES
 from nndiag.rules import Rule
 from nndiag.rules.explaining import page, sections
 from nndiag.rules.thresholds import THRESHOLDS

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nndiag.cli.catalogue import every_rule
+from nndiag.comparing.catalogue import EVERY_RULE
 from nndiag.errors import UsageError
 from nndiag.records.level import Level
 from nndiag.records.measured import OptimizerFacts
-from nndiag.rules import RULES
 from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND
 from nndiag.rules.diagnose import Selection
 from nndiag.rules.thresholds import THRESHOLDS, thresholds
@@ -208,11 +207,11 @@ def test_thresholds_can_be_changed() -> None:
 
 
 def test_every_threshold_is_used_by_a_rule_and_every_use_is_listed() -> None:
-    named = {name for rule in every_rule() for name in rule.thresholds}
+    named = {name for rule in EVERY_RULE for name in rule.thresholds}
     assert {threshold.name for threshold in THRESHOLDS} == named
 
 
-@pytest.mark.parametrize("rule", [*RULES, *ALONG_RUNS], ids=lambda rule: rule.code)
+@pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.code)
 def test_every_rule_explains_itself(rule) -> None:  # type: ignore[no-untyped-def]
     for text in (rule.doc.meaning, rule.doc.measured, rule.doc.why, rule.doc.do, rule.doc.harmless):
         assert text.endswith(".")

@@ -27,11 +27,11 @@ def rules(
         for threshold in THRESHOLDS:
             _entry(f"{threshold.name:<20} {threshold.default:<8g} ", f"{threshold.unit}: {threshold.decides}")
         return
+    from nndiag.comparing.catalogue import EVERY_RULE
     from nndiag.rules.explaining import level_word
 
-    catalogue = every_rule()
-    widest = max(len(rule.name) for rule in catalogue)
-    for rule in catalogue:
+    widest = max(len(rule.name) for rule in EVERY_RULE)
+    for rule in EVERY_RULE:
         head = f"{rule.code}  {rule.name:<{widest}} {rule.on:<5} {rule.severity:<7} {level_word(rule):<11} "
         _entry(head, rule.summary)
 
@@ -59,23 +59,16 @@ def explain(
 
 
 def _rule(word: str) -> Rule:
+    from nndiag.comparing.catalogue import EVERY_RULE
     from nndiag.config.suggest import nearest
 
     wanted = word.strip().lower()
-    for rule in every_rule():
+    for rule in EVERY_RULE:
         if wanted in (rule.code.lower(), rule.name):
             return rule
-    close = nearest(wanted, [known for rule in every_rule() for known in (rule.code, rule.name)])
+    close = nearest(wanted, [known for rule in EVERY_RULE for known in (rule.code, rule.name)])
     do = f"did you mean {close}? See `nndiag rules`" if close else "see `nndiag rules`"
     raise UsageError(f"explain {word}", "no finding has this code or name", do)
-
-
-def every_rule() -> tuple[Rule, ...]:
-    """Return every finding there is, in order of code."""
-    from nndiag.comparing.catalogue import RULES as ALONG_RUNS
-    from nndiag.rules import RULES
-
-    return tuple(sorted((*RULES, *ALONG_RUNS), key=lambda rule: rule.code))
 
 
 def _entry(head: str, text: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
+from nndiag.rules import RULES as OF_ONE
 from nndiag.rules.base import Doc, Hit, Rule
 
 
@@ -112,3 +113,6 @@ RULES: tuple[Rule, ...] = (
         source="The project's mathematics, section 7: transitions of verdicts.",
     ), _later("recovered"), ("recovered_share",)),
 )  # fmt: skip
+
+EVERY_RULE: tuple[Rule, ...] = tuple(sorted((*OF_ONE, *RULES), key=lambda rule: rule.code))
+"""The whole catalogue, in order of code."""

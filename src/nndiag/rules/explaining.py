@@ -69,7 +69,8 @@ def page(rules: tuple[Rule, ...]) -> str:
     lines = [
         "# Findings",
         "",
-        "Written by `make rules` from the catalogue in the code; `nndiag explain CODE` says the same.",
+        "Written by `make rules` from the catalogues in `src/nndiag/rules/` and `src/nndiag/comparing/`;",
+        "`nndiag explain CODE` says the same.",
         "A code is never reused. Its hundreds digit is the level it needs: 1 weights, 2 activations, 3 gradients,",
         "4 curvature, 5 the whole model, 7 several checkpoints.",
         "",
