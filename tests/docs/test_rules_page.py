@@ -12,7 +12,6 @@ from nndiag.rules import Rule
 from nndiag.rules.explaining import page, sections
 from nndiag.rules.thresholds import THRESHOLDS
 
-RULES = every_rule()
 PAGE = (Path(__file__).parents[2] / "docs" / "rules.md").read_text(encoding="utf-8")
 CONTRACT = {
     "ND101": "non-finite", "ND102": "zero-collapse", "ND103": "exploding-norm", "ND104": "duplicate-weights",
