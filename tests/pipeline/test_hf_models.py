@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import nndiag
 from nndiag.errors import InputError, ModelError, NndiagError, UsageError
-from nndiag.model.hf import build_hf
+from nndiag.model.hf import OFFLINE, build_hf
 from nndiag.model.hf_config import find_config, read_config
 from nndiag.records.level import Level
 from nndiag.records.report import Diagnosis
@@ -163,3 +165,48 @@ def test_hf_without_a_config_is_said(tmp_path: Path) -> None:
     save_file({"0.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=r"there is no config\.json"):
         nndiag.scan(tmp_path / "model.safetensors", nndiag.ScanSettings(model="hf"))
+
+
+def test_the_network_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared("gpt2", tmp_path)
+    for name in OFFLINE:
+        monkeypatch.delenv(name, raising=False)
+
+    def refuse(*arguments: object, **keywords: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert scanned(tmp_path, level=Level.ACTIVATIONS).level == "activations"
+    assert {name: os.environ[name] for name in OFFLINE} == OFFLINE
+
+
+def test_trust_remote_code_is_false_even_with_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared("gpt2", tmp_path)
+    asked: list[object] = []
+    from transformers import AutoModelForPreTraining as Auto  # the first table that knows the class
+
+    original = Auto.from_config.__func__
+
+    def from_config(kind: type, config: object, **keywords: object) -> object:
+        asked.append((keywords["trust_remote_code"], keywords["attn_implementation"]))
+        return original(kind, config, **keywords)
+
+    monkeypatch.setattr(Auto, "from_config", classmethod(from_config))
+    scanned(tmp_path, level=Level.ACTIVATIONS, trust=True)
+    assert asked == [(False, "eager"), (False, "eager")]
+    (tmp_path / "model.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\nclass Evil: pass\n")
+    hf.configure(tmp_path, auto_map={"AutoModelForCausalLM": "model.Evil"})
+    with pytest.raises(InputError, match="auto_map names code"):
+        scanned(tmp_path, trust=True)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_without_the_library_it_is_said_and_the_weights_can_still_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared("gpt2", tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UsageError, match=r'pip install "nndiag\[hf\]"'):
+        scanned(tmp_path)
+    assert scanned(tmp_path, level=Level.WEIGHTS).level == "weights"

@@ -63,6 +63,8 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
     files = _files(paths, config, settings, note)
     has_data = settings.data is not None or config.probe.data is not None
     found = network(config, settings, files, has_data and settings.level != Level.WEIGHTS, note)
+    if found is None and settings.level == Level.WEIGHTS:  # data that only a model could read are no error
+        return Inputs(config, files, None, None)
     loss = settings.loss or config.probe.loss
     takes = (
         NOTHING_KNOWN
