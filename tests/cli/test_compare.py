@@ -54,7 +54,7 @@ def test_the_screen_tells_the_story_first(cli: Cli) -> None:
     ended = cli("compare", str(ROOT / "dying_mlp"), "--quiet")
     assert ended.code == 0
     first, picture, *_ = ended.out.split("\n\n")
-    assert first.startswith("✗ Layer 4: all 32 nodes have died since epoch 9")
+    assert first.startswith("✗ Layer 4: all 32 nodes are dead since epoch 9")
     assert "epoch  0  1  2" in picture
     assert "DD DD DD DD" in picture
     assert ended.out.index("What else happened") < ended.out.index("What to do") < ended.out.index("Layers  ")

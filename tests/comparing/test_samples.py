@@ -54,12 +54,12 @@ def test_the_dying_run_as_it_was_counted() -> None:
         assert list(layer.dead) == [row["dead"][layer.name] for row in counted["checkpoints"]]
     whole = counted["dead_since"]["4"]
     story = sentences(found)
-    assert f"Layer 4: all 32 nodes have died since epoch {whole}" in story[0]
+    assert f"Layer 4: all 32 nodes are dead since epoch {whole}" in story[0]
     assert {name for name, _ in having(found, "ND701")} == {"0", "2", "4"}
     last = found.layers[2].degenerate
     assert last[whole - 1] < 32 == last[whole]
     advice = compared_advice(found, compared_course(found))
-    assert advice[0].startswith("Go back to epoch ")
+    assert advice[0].startswith("Go back to epoch 4, the last before this")
     assert "a smaller learning rate than 0.180" in advice[0]
 
 

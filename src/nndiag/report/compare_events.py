@@ -8,6 +8,7 @@ from statistics import median
 
 from nndiag.records.comparison import Comparison, LayerComparison, NodeComparison
 from nndiag.records.report import DEGENERATE
+from nndiag.report.compare_course import compared_course
 from nndiag.report.course import Course, LayerCourse
 from nndiag.report.events import Event
 from nndiag.report.numbers import counted, number, percent
@@ -82,12 +83,12 @@ def _died(
 ) -> Event:  # fmt: skip
     """Tell of the nodes that are newly degenerate: how many, when most of them fell, and whether they came back."""
     since = Counter(node.degenerate_since for node in new if node.degenerate_since is not None)
-    word = _what_befell(layer)
+    became, now, beside = _what_befell(layer)
     whole = course.whole_since
     if whole and layer.nodes > 1:
-        sentence = f"{_start(layer)}: all {layer.nodes:,} nodes have {word} since {run.at(whole)}"
+        sentence = f"{_start(layer)}: all {layer.nodes:,} nodes are {now} since {run.at(whole)}{beside}"
     else:
-        sentence = f"{_start(layer)}: {share(len(new), layer.nodes)} {word}"
+        sentence = f"{_start(layer)}: {share(len(new), layer.nodes)} {became}{beside}"
     falls = _falls(layer)
     worst = max(falls, key=lambda step: (since.get(step, 0), falls[step], -step), default=0)
     if worst and len(run.labels) > 2:
@@ -120,12 +121,14 @@ def _falls(layer: LayerComparison) -> dict[int, int]:
     return found
 
 
-def _what_befell(layer: LayerComparison) -> str:
-    last, dead = layer.verdicts[-1] or {}, layer.dead[-1] or 0
-    bad = max(layer.degenerate[-1] or 0, 1)
-    if 2 * dead > bad:
-        return "died"
-    return "collapsed" if 2 * last.get("collapsed", 0) > bad else "become degenerate"
+def _what_befell(layer: LayerComparison) -> tuple[str, str, str]:
+    """Return what became of the degenerate nodes of a layer, what they are now, and how many are dead beside others."""
+    last, dead, bad = layer.verdicts[-1] or {}, layer.dead[-1] or 0, layer.degenerate[-1] or 0
+    if dead == bad:
+        return "died", "dead", ""
+    if last.get("collapsed", 0) == bad:
+        return "collapsed", "collapsed", ""
+    return "became degenerate", "degenerate", f" ({dead:,} dead)" if dead else ""
 
 
 def _at_that_step(comparison: Comparison, place: int) -> str:
@@ -241,18 +244,9 @@ def compared_advice(comparison: Comparison, run: Course) -> tuple[str, ...]:
 
 
 def _beginning(comparison: Comparison, members: Mapping[str, ByLayer]) -> int | None:
-    """Return the checkpoint at which the first layer lost a quarter of its nodes to a lasting state, or ran away."""
-    starts = []
-    for layer in comparison.layers:
-        first = layer.degenerate[0] or 0
-        new = len(members.get("ND701", {}).get(layer.name, []))
-        if 4 * new >= layer.nodes:
-            grown = [
-                i
-                for i, n in enumerate(layer.degenerate)
-                if i and n is not None and 4 * (n - first) >= layer.nodes
-            ]
-            starts += grown[:1]
+    """Return the checkpoint from which on most of a layer was degenerate, of the first layer, or a node ran away."""
+    run = compared_course(comparison)
+    starts = [layer.since for layer in run.layers if layer.since]
     for code in ("ND704", "ND705"):
         for nodes in members.get(code, {}).values():
             growths = (node.measures.get("norm_growth", ()) for node in nodes)
