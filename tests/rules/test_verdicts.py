@@ -9,7 +9,6 @@ from nndiag.cli.catalogue import every_rule
 from nndiag.errors import UsageError
 from nndiag.records.level import Level
 from nndiag.records.measured import OptimizerFacts
-from nndiag.rules import RULES
 from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND
 from nndiag.rules.diagnose import Selection
 from nndiag.rules.thresholds import THRESHOLDS, thresholds
@@ -212,7 +211,7 @@ def test_every_threshold_is_used_by_a_rule_and_every_use_is_listed() -> None:
     assert {threshold.name for threshold in THRESHOLDS} == named
 
 
-@pytest.mark.parametrize("rule", [*RULES, *ALONG_RUNS], ids=lambda rule: rule.code)
+@pytest.mark.parametrize("rule", every_rule(), ids=lambda rule: rule.code)
 def test_every_rule_explains_itself(rule) -> None:  # type: ignore[no-untyped-def]
     for text in (rule.doc.meaning, rule.doc.measured, rule.doc.why, rule.doc.do, rule.doc.harmless):
         assert text.endswith(".")
