@@ -113,3 +113,14 @@ def test_scan_writes_the_same_formats(cli: Cli) -> None:
         ended = cli("scan", "net.pt", "--format", name, "--quiet")
         assert ended.code == 0
         assert ended.out
+
+
+def test_findings_along_a_run_can_be_forbidden(cli: Cli, work: Path) -> None:
+    (work / "p.toml").write_text('forbid = ["ND701"]\n')
+    run = written(work, document(checkpoint(step=0), checkpoint(range(6), step=10)), "run.json")
+    found = cli("gate", run, "--policy", "p.toml", "--format", "json").document(1)
+    assert [(row["rule"], row["layer"], row["value"]) for row in found["rules"] if not row["passed"]] == [
+        ("forbid ND701", "0", 6)
+    ]
+    one = written(work, document(checkpoint()), "one.json")
+    assert "this is about a run" in cli("gate", one, "--policy", "p.toml").failed(2)

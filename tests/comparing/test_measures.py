@@ -15,7 +15,7 @@ from nndiag.comparing.reading import run_of
 from nndiag.comparing.run import mean_between
 from nndiag.config.policy import Limits, Policy
 from nndiag.errors import InputError
-from nndiag.measures.directions import direction_sketch
+from nndiag.measures.sketch import NodeRows, sketch
 from nndiag.records.packed import pack, unpack
 from tests.comparing.runs import along, compared, diagnosis, layer
 
@@ -128,6 +128,10 @@ def test_a_permuted_network_is_found_again() -> None:
     assert again.norms[0] == pytest.approx(again.norms[1])
 
 
+def direction_sketch(rows: torch.Tensor, weights: int) -> np.ndarray:
+    return sketch(NodeRows.split(rows, weights)).directions.numpy().astype(np.float16)
+
+
 @pytest.mark.parametrize("size", [1, 7, 16, 17, 100, 576])
 def test_sketches_keep_distances(size: int) -> None:
     generator = torch.Generator().manual_seed(size)
@@ -141,6 +145,13 @@ def test_sketches_keep_distances(size: int) -> None:
     else:
         assert np.mean(found**2 / true**2) == pytest.approx(1, abs=0.03)
         assert np.std(found / true) < 0.21
+
+
+def test_parts_and_tiles_make_one_sketch() -> None:
+    rows = torch.randn(3, 40_007, generator=torch.Generator().manual_seed(0))
+    whole = sketch(NodeRows((rows,))).directions
+    parts = sketch(NodeRows((rows[:, :7], rows[:, 7:20_000], rows[:, 20_000:]))).directions
+    assert torch.allclose(whole, parts, atol=1e-12)
 
 
 def test_a_direction_that_is_none() -> None:

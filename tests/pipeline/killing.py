@@ -27,13 +27,16 @@ def main() -> None:
     run, folder, output = (Path(word) for word in sys.argv[1:4])
     torch.set_num_threads(1)
     moments = random.Random(5)
-    rounds = [attempt(run, folder, output, moments.uniform(0.0, 0.25)) for _ in range(KILLS)]
+    rounds = [
+        attempt(run, folder, output, (moments.randint(0, 2), moments.uniform(0.0, 0.05)))
+        for _ in range(KILLS)
+    ]
     rounds.append(attempt(run, folder, output, None))
     print(json.dumps(rounds))
 
 
-def attempt(run: Path, folder: Path, output: Path, after: float | None) -> dict[str, object]:
-    """Scan in a child that lives so many seconds."""
+def attempt(run: Path, folder: Path, output: Path, moment: tuple[int, float] | None) -> dict[str, object]:
+    """Scan in a child that is killed so long after it began to measure its n-th checkpoint, or its work at all."""
     log = output.with_suffix(".log")
     log.write_text("")
     before = kept(folder)
@@ -44,10 +47,17 @@ def attempt(run: Path, folder: Path, output: Path, after: float | None) -> dict[
             os._exit(0)
         finally:
             os._exit(1)
-    if after is not None:
-        time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    done, status = 0, 0
+    if moment is not None:
+        count, delay = moment
+        while not done and len(log.read_text().split()) < count:
+            done, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.005)
+        time.sleep(delay)
+        if not done:
+            os.kill(child, signal.SIGKILL)
+    if not done:
+        _, status = os.waitpid(child, 0)
     return {"status": status, "kept": before, "measured": log.read_text().split()}
 
 

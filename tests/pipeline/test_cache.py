@@ -193,7 +193,7 @@ def test_killed_at_twenty_moments_it_ends_the_same(tmp_path: Path) -> None:
     output = tmp_path / "report.json"
     done = subprocess.run(
         [sys.executable, "-m", "tests.pipeline.killing", str(run), str(tmp_path / "cache"), str(output)],
-        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120, check=True,
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300, check=True,
     )  # fmt: skip
     rounds = json.loads(done.stdout)
     killed = [one for one in rounds if one["status"] == 9]

@@ -60,6 +60,7 @@ def gate(
     from nndiag.cli.output import parse_targets, refuse_overwriting, write_text
     from nndiag.gating.document import load_document
     from nndiag.gating.policies import find_policy
+    from nndiag.pipeline.gating import with_course
     from nndiag.report.checks import FORMATS, render_checks
 
     if update_baseline and baseline is None:
@@ -69,6 +70,7 @@ def gate(
     refuse_overwriting(targets, inputs)
     document = load_document(report)
     chosen = find_policy(document, report, policy, Path.cwd())
+    document = with_course(document, chosen)
     if update_baseline and baseline is not None:
         _update(document, chosen, baseline, report)
     verdict = _decide(document, chosen, baseline)

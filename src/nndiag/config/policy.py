@@ -85,6 +85,12 @@ class Policy:
         """Whether it says nothing."""
         return not self.limits.given and not self.layers
 
+    def forbids(self, code: str) -> bool:
+        """Whether a code, or codes that begin so, are forbidden anywhere."""
+        parts = (self.limits.forbid, *(limits.forbid for limits in self.layers.values()))
+        tokens = (token for part in parts if part is not None for token in part)
+        return any(token.startswith(code) or code.startswith(token) for token in tokens)
+
     def unmatched(self, layers: Mapping[str, object]) -> tuple[str, ...]:
         """Return the patterns that match none of these layers."""
         return tuple(p for p in self.layers if not any(fnmatchcase(name, p) for name in layers))

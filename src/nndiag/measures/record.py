@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from nndiag.measures.activations import Sums
-from nndiag.measures.directions import direction_sketch
 from nndiag.measures.duplicates import duplicate_rows
 from nndiag.measures.gradients import (
     GradientSums,
@@ -78,7 +77,6 @@ def layer_record(
         reached=reached,
         observed=None if lookups is None else numbers(lookups) > 0,
         is_output=activity is not None and activity.is_output,
-        directions=direction_sketch(rows, layer.weight_size),
     )
 
 
@@ -99,6 +97,7 @@ def weights_record(layer: Layer, rows: NodeRows) -> LayerMeasures:
         per_fold={},
         duplicates={"weights": same, "negated_weights": turned},
         reached=False,
+        directions=seen.directions.numpy().astype(np.float16),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nndiag.checkpoint.lazy import LazyTensors
+from nndiag.measures.directions import WIDTH, projected, unit
 from nndiag.replay.kinds import Layer, Slot
 
 TILE = 1 << 17
@@ -112,6 +113,8 @@ class NodeRows:
 class Sketch:
     """Sums over a node's row, each ``(nodes,)`` or ``(nodes, DIRECTIONS)``, float64 on the CPU.
 
+    ``directions`` are sketches of the unit weight vectors (``measures.directions``).
+
     ``projections`` are products with random directions of expected length 1: rows that are nearly equal have
     nearly equal ones.
     """
@@ -120,21 +123,29 @@ class Sketch:
     parameter_norm: Tensor
     nonfinite: Tensor
     projections: Tensor
+    directions: Tensor
 
 
 def sketch(rows: NodeRows) -> Sketch:
     """Return the sums of every row, reading every number once."""
     of_weights, of_biases = _Sums(rows.nodes), _Sums(rows.nodes)
     directions = _directions(min(max(part.shape[1] for part in rows.parts), _WIDEST))
-    for parts, sums in ((rows.weights, of_weights), (rows.biases, of_biases)):
-        for part in parts:
-            for nodes, tile in _tiles(part):
-                sums.add(nodes, tile, directions[: tile.shape[1]])
+    count, before = sum(part.shape[1] for part in rows.weights), 0
+    turned = torch.zeros(rows.nodes, WIDTH, dtype=torch.float64)
+    for part in rows.weights:
+        for nodes, column, tile in _tiles(part):
+            exact = of_weights.add(nodes, tile, directions[: tile.shape[1]])
+            turned[nodes] += projected(exact, before + column, count)
+        before += part.shape[1]
+    for part in rows.biases:
+        for nodes, _, tile in _tiles(part):
+            of_biases.add(nodes, tile, directions[: tile.shape[1]])
     return Sketch(
         weight_norm=of_weights.squares.sqrt(),
         parameter_norm=(of_weights.squares + of_biases.squares).sqrt(),
         nonfinite=_nonfinite(rows, of_weights.squares + of_biases.squares),
         projections=(of_weights.projections + of_biases.projections) / math.sqrt(rows.size),
+        directions=unit(turned, of_weights.squares.sqrt(), count),
     )
 
 
@@ -157,11 +168,12 @@ class _Sums:
         self.projections = torch.zeros(nodes, DIRECTIONS, dtype=torch.float64)
         self._exact = torch.empty(0, dtype=torch.float64)
 
-    def add(self, nodes: slice, tile: Tensor, directions: Tensor) -> None:
-        """Add one tile, ``(rows, columns)`` as it is stored."""
+    def add(self, nodes: slice, tile: Tensor, directions: Tensor) -> Tensor:
+        """Add one tile, ``(rows, columns)`` as it is stored, and return it as doubles."""
         exact = self._copied(tile)
         self.squares[nodes] += torch.linalg.vector_norm(exact, dim=1).square()
         self.projections[nodes] += exact @ directions
+        return exact
 
     def _copied(self, tile: Tensor) -> Tensor:
         """Return the tile as doubles, in memory that is warm from the last one."""
@@ -170,13 +182,14 @@ class _Sums:
         return self._exact.copy_(tile)
 
 
-def _tiles(part: Table) -> Iterator[tuple[slice, Tensor]]:
+def _tiles(part: Table) -> Iterator[tuple[slice, int, Tensor]]:
+    """Yield tiles with their rows and first column."""
     columns = max(min(part.shape[1], _WIDEST), 1)
     rows = max(TILE // columns, 1)
     for first in range(0, len(part), rows):
         nodes = slice(first, first + rows)
         for column in range(0, part.shape[1], columns):
-            yield nodes, part[nodes, column : column + columns]
+            yield nodes, column, part[nodes, column : column + columns]
 
 
 def _directions(columns: int) -> Tensor:

@@ -114,6 +114,9 @@ def _scanned(
 
     asked = settings.scan or ScanSettings()
     outcome = scan(paths, replace(asked, last=last) if last is not None else asked, listener)
+    for error in outcome.refused:
+        if listener is not None:
+            listener.note(f"left out: {error}")
     found: list[Json] = outcome.report.model_dump(mode="json")["checkpoints"]
     return found
 

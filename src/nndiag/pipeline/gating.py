@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nndiag.config.policy import Policy, parse_policy
+from nndiag.errors import UsageError
 from nndiag.records.gate import Verdict
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def gate(
         document = _document(report if isinstance(report, Report) else report.report)
     chosen = _policy(policy, document, path)
     known = None if baseline is None else load_baseline(Path(baseline), chosen)
-    return decide(document, chosen, known)
+    return decide(with_course(document, chosen), chosen, known)
 
 
 def assert_healthy(
@@ -89,6 +90,31 @@ def assert_healthy(
     verdict = decide(found, chosen)
     if not verdict.passed:
         raise AssertionError(render_gate(verdict))
+
+
+def with_course(document: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
+    """Return a report with the findings along its run (ND701 to ND708) on its last checkpoint, where a policy forbids
+    any.
+
+    Raises:
+        UsageError: the report holds one checkpoint, so that it cannot tell.
+    """
+    if not policy.forbids("ND7"):
+        return dict(document)
+    checkpoints = list(document["checkpoints"])
+    if len(checkpoints) < 2:
+        why = "the report holds one checkpoint, and this is about a run"
+        raise UsageError("policy forbid ND7", why, "scan the run, or remove the code")
+    from nndiag.comparing.judging import compare_run
+    from nndiag.comparing.reading import run_of
+
+    found = compare_run(run_of(checkpoints), "").model_dump(mode="json")
+    last = dict(checkpoints[-1])
+    last["nodes"] = [*last["nodes"], *found["nodes"]]
+    last["model"] = {
+        **last["model"], "findings": [*last["model"].get("findings", ()), *found["model"]["findings"]],
+    }  # fmt: skip
+    return {**document, "checkpoints": [*checkpoints[:-1], last]}
 
 
 def _document(report: Report) -> dict[str, Any]:
