@@ -223,3 +223,41 @@ def test_weights_alone() -> None:
     (found,) = judged(layer(weight_norm=at(3, 0, 1.0)), level=Level.WEIGHTS)
     assert codes(found, 3) == ["ND102"]
     assert found.verdicts[3] == "collapsed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weight_norm": np.array([1e-9] * 8 + [1.0] * 2)}, "their incoming weights have collapsed (ND102)"),
+        (
+            {
+                "active_fraction": np.array([0.0] * 8 + [0.5] * 2), "output_range": np.array([0.0] * 8 + [2.0] * 2),
+                "bias": np.array([-5.1] * 8 + [0.0] * 2),
+            },
+            "their biases ran away (ND201)",
+        ),
+        (
+            {
+                "active_fraction": np.array([0.0] * 8 + [0.5] * 2), "output_range": np.array([0.0] * 8 + [2.0] * 2),
+                "bias": np.array([-5.1] * 4 + [-4.9] * 4 + [0.0] * 2),
+            },
+            "they never fire (ND201)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_layer_whose_nodes_share_a_cause_names_it(changes: dict[str, np.ndarray], words: str) -> None:
+    (found,) = judged(layer(**changes))
+    (one,) = (finding for finding in found.findings if finding.code == "ND252")
+    assert one.message.endswith(words)
+
+
+def test_a_layer_of_many_causes_names_none() -> None:
+    (found,) = judged(
+        layer(
+            weight_norm=np.array([1e-9] * 4 + [1.0] * 6),
+            active_fraction=np.array([0.5] * 4 + [0.0] * 4 + [0.5] * 2),
+            output_range=np.array([2.0] * 4 + [0.0] * 4 + [2.0] * 2),
+        )
+    )
+    (one,) = (finding for finding in found.findings if finding.code == "ND252")
+    assert "shared_cause" not in one.evidence
