@@ -223,3 +223,61 @@ def test_weights_alone() -> None:
     (found,) = judged(layer(weight_norm=at(3, 0, 1.0)), level=Level.WEIGHTS)
     assert codes(found, 3) == ["ND102"]
     assert found.verdicts[3] == "collapsed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weight_norm": np.array([1e-9] * 8 + [1.0] * 2)}, "their incoming weights have collapsed (ND102)"),
+        (
+            {
+                "active_fraction": np.array([0.0] * 8 + [0.5] * 2), "output_range": np.array([0.0] * 8 + [2.0] * 2),
+                "bias": np.array([-5.1] * 8 + [0.0] * 2),
+            },
+            "their biases ran away (ND201)",
+        ),
+        (
+            {
+                "active_fraction": np.array([0.0] * 8 + [0.5] * 2), "output_range": np.array([0.0] * 8 + [2.0] * 2),
+                "bias": np.array([-5.1] * 4 + [-4.9] * 4 + [0.0] * 2),
+            },
+            "they never fire (ND201)",
+        ),
+    ],
+)  # fmt: skip
+def test_a_layer_whose_nodes_share_a_cause_names_it(changes: dict[str, np.ndarray], words: str) -> None:
+    (found,) = judged(layer(**changes))
+    (one,) = (finding for finding in found.findings if finding.code == "ND252")
+    assert one.message.endswith(words)
+
+
+def test_a_layer_of_many_causes_names_none() -> None:
+    (found,) = judged(
+        layer(
+            weight_norm=np.array([1e-9] * 4 + [1.0] * 6),
+            active_fraction=np.array([0.5] * 4 + [0.0] * 4 + [0.5] * 2),
+            output_range=np.array([2.0] * 4 + [0.0] * 4 + [2.0] * 2),
+        )
+    )
+    (one,) = (finding for finding in found.findings if finding.code == "ND252")
+    assert "shared_cause" not in one.evidence
+
+
+def test_what_an_exploded_node_drowns_names_it() -> None:
+    exploded = layer("1", weight_norm=at(3, 1e4, 1.0))
+    head = layer("0", is_output=True, duplicates={"outputs": ((4, 1),)})  # made first, and run last
+    later = layer("2", dormancy=at(5, 0.01, 1.0), output_reach=at(5, 1e-6, 0.8))
+    before = layer("a", dormancy=at(5, 0.01, 1.0), output_reach=at(5, 1e-6, 0.8))
+    first, drowned, middle, last = judged(before, head, exploded, later)
+    assert [f.cause for f in drowned.by_node[4]] == ["ND103"]
+    assert [f.cause for f in last.by_node[5] if f.code == "ND204"] == ["ND103"]
+    assert "layer 1 before it has 1 node whose weights have exploded" in last.by_node[5][-1].message
+    assert [f.cause for f in first.by_node[5] if f.code == "ND204"] == [None]
+    assert [f.cause for f in middle.by_node[3]] == [None]
+
+
+def test_a_dormant_unit_that_matters_is_a_note() -> None:
+    silent = at(3, 0.01, 1.0)
+    for reach, severity in ((0.8 * 0.011, "info"), (0.8 * 0.009, "warning")):
+        found = judged(layer(dormancy=silent, output_std=0.5, output_reach=at(3, reach, 0.8)))[0]
+        assert finding(found, 3, "ND204").severity == severity

@@ -48,9 +48,15 @@ def dead(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     if context.few:
         enough = math.ceil(math.log(0.05) / math.log(1 - ENOUGH_RATE))
         message += f"; {enough} samples would rule out {100 * ENOUGH_RATE:g} %"
-    noisy = layer.per_node.get("jitter_active")
+    noisy, far = layer.per_node.get("jitter_active"), _bias_ran_away(layer)
+    usual = message
     for i in where((active == 0) & ~_switches(layer)):
-        evidence = {"active_fraction": 0.0, "threshold": 0.0, "samples": context.samples, "rate_below": bound}
+        evidence: dict[str, float | int | str | bool | None] = {
+            "active_fraction": 0.0, "threshold": 0.0, "samples": context.samples, "rate_below": bound,
+        }  # fmt: skip
+        message = usual
+        if far[i]:
+            message, evidence["reason"] = f"{usual}; its bias ran away", "bias"
         if noisy is None:
             yield Hit(i, message, evidence)
         else:
@@ -60,6 +66,18 @@ def dead(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
                 else "nor under noise on the inputs"
             )
             yield Hit(i, f"{message}; {said}", evidence | {"jitter_active": float(noisy[i])})
+
+
+RAN_AWAY = 5.0
+"""Times the standard deviation of its pre-activation that the bias of a unit lies below zero where it ran away."""
+
+
+def _bias_ran_away(layer: LayerMeasures) -> Mask:
+    """Return the mask of units whose bias alone holds them down: ``b_i < −5 std(z_i)`` with weights that still act."""
+    nothing = layer.per_node["weight_norm"] * 0
+    bias, spread = layer.per_node.get("bias", nothing), layer.per_node.get("preactivation_std", nothing)
+    mask: Mask = (spread > 0) & (bias < -RAN_AWAY * spread)
+    return mask
 
 
 def saturated(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -181,8 +199,12 @@ def layer_degenerate(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     edge = context.threshold("degenerate_fraction")
     if share > edge:
         message = f"{context.degenerate:,} of its {layer.nodes:,} nodes are dead, collapsed or on a plateau"
+        evidence: dict[str, float | str] = {"degenerate_fraction": share, "threshold": edge}
+        if context.shared is not None:
+            message += f": {context.shared[1]} ({context.shared[0]})"
+            evidence["shared_cause"] = context.shared[0]
         sure = not context.few or context.collapsed / layer.nodes > edge
-        yield Hit(None, message, {"degenerate_fraction": share, "threshold": edge}, sure)
+        yield Hit(None, message, evidence, sure)
 
 
 RULES = (
@@ -190,7 +212,8 @@ RULES = (
         meaning="The unit never activates on the probe: for a ReLU, its pre-activation is at or below zero for every "
         "sample and position. It puts out one constant, receives no gradient and cannot recover by gradient steps.",
         measured="active_fraction, the share of samples and positions at which the activation is not flat, is exactly "
-        "zero, and its output is one number. For N samples and none active the unit's true firing rate is below "
+        "zero, and its output is one number. The bias ran away where it is more than five standard deviations of the "
+        "pre-activation below zero. For N samples and none active the unit's true firing rate is below "
         "1 − 0.05^(1/N) at 95 % confidence (about 3/N).",
         why="A step that pushed the bias far down (learning rate too large), weight decay, an input layer that died "
         "before it, an unlucky initialisation.",
@@ -288,8 +311,8 @@ RULES = (
         meaning="More than half of the layer's nodes are dead, collapsed or on a plateau. The layer has lost most of "
         "its capacity.",
         measured="Nodes whose verdict is collapsed or plateau (dead units are on a plateau), over all nodes of the "
-        "layer: above degenerate_fraction. With fewer than few_samples samples it is a warning, unless the weights "
-        "alone show it.",
+        "layer: above degenerate_fraction. Where nine in ten of them have one cause, the message names it. With fewer "
+        "than few_samples samples it is a warning, unless the weights alone show it.",
         why="See the findings of its nodes, which share a cause as a rule.",
         do="While training: go back to the checkpoint before it happened and lower the learning rate, or reinitialise "
         "the nodes. For a finished network that works: prune; the layer is wider than it needs to be.",

@@ -51,8 +51,9 @@ class Context:
     """What a rule may know beside the layer: the whole measurement, the thresholds, and the scales of the
     layer.
 
-    ``place`` is the layer's own among ``measured.layers``. ``degenerate`` counts the layer's dead, collapsed
-    and plateau nodes, ``collapsed`` those that are so by their weights alone; both are set for layer rules only.
+    ``place`` is the layer's own among ``measured.layers``. For layer rules only, ``degenerate`` counts the layer's
+    dead, collapsed and plateau nodes, ``collapsed`` those that are so by their weights alone, and ``shared`` is the
+    finding that nearly all of them have, with what to say of them.
     """
 
     measured: Measured
@@ -61,6 +62,7 @@ class Context:
     place: int = 0
     degenerate: int = 0
     collapsed: int = 0
+    shared: tuple[str, str] | None = None
 
     @property
     def samples(self) -> int:

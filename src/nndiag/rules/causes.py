@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+
+from nndiag.rules.base import Hit
 
 FOLLOWS: tuple[tuple[str, frozenset[str]], ...] = (
     (
@@ -52,4 +54,30 @@ def cause_of(code: str, present: Collection[str]) -> str | None:
     for cause, consequences in FOLLOWS:
         if cause in present and code in consequences and cause != code:
             return cause
+    return None
+
+
+NEARLY_ALL = 0.9
+"""Share of a layer's degenerate nodes that must have one cause for the layer's finding to name it."""
+
+_SHARED = (
+    ("ND102", None, "their incoming weights have collapsed"),
+    ("ND201", "bias", "their biases ran away"),
+    ("ND201", None, "they never fire"),
+    ("ND202", None, "they are saturated"),
+    ("ND304", None, "nothing listens to them"),
+)
+
+
+def shared_cause(hits: Mapping[str, Sequence[Hit]], degenerate: Sequence[int]) -> tuple[str, str] | None:
+    """Return the finding that nearly all degenerate nodes of a layer have, and what to say of them; the deepest first.
+
+    Args:
+        hits: the findings of the layer's nodes by code.
+        degenerate: the indices of its degenerate nodes.
+    """
+    for code, reason, words in _SHARED:
+        found = [hit for hit in hits.get(code, ()) if reason is None or hit.evidence.get("reason") == reason]
+        if degenerate and len({hit.index for hit in found} & {*degenerate}) >= NEARLY_ALL * len(degenerate):
+            return code, words
     return None

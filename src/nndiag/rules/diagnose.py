@@ -13,7 +13,7 @@ from nndiag.records.report import DEGENERATE, Finding
 from nndiag.rules import RULES, Rule
 from nndiag.rules.across import Blame, blames, own_fault
 from nndiag.rules.base import CHANNEL, ELSEWHERE, LAYER_TO_MEND, Context, Hit, Scales
-from nndiag.rules.causes import cause_of
+from nndiag.rules.causes import cause_of, shared_cause
 from nndiag.rules.channels import channel_blames
 from nndiag.rules.elsewhere import Elsewhere
 from nndiag.rules.literal import LITERAL_CODES, literal_hits
@@ -124,7 +124,8 @@ def _judge_layer(
         if words[node] == "healthy":
             words[node] = "unknown"
     degenerate = sum(word in DEGENERATE for word in words)
-    aware = replace(context, degenerate=degenerate, collapsed=words.count("collapsed"))
+    shared = shared_cause(hits, [i for i, word in enumerate(words) if word in DEGENERATE])
+    aware = replace(context, degenerate=degenerate, collapsed=words.count("collapsed"), shared=shared)
     whole = [(rule, hit) for rule in rules if rule.on == "layer" for hit in rule.find(layer, aware)]
     present = {rule.code for rule, _ in whole}
     if own_fault(hits, elsewhere.layers) > context.threshold("degenerate_fraction") * layer.nodes:
