@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CASES = 70
+CASES = 50
 
 
 @pytest.mark.parametrize("first", [0, CASES])
