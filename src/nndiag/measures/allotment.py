@@ -17,9 +17,9 @@ NEGLIGIBLE = 1e-12
 """Share of the batch's trace below which an atom is nothing but rounding."""
 PICKED_COST = 1.8
 """Cost of a row that is picked from its batch, over one in a pass of the whole batch: it needs a forward pass too."""
-OWN_NOISE, OWN_PASSES, LIGHT = 0.05, 4, 1e-2
-"""Standard deviation wanted for a sample by itself, as a share of its trace, where so many passes reach it, unless it
-is this light beside the mean: of networks trained to a loss of 0.01 it takes 99 % of the nodes to 1 %, from 5 %."""
+OWN_NOISE, OWN_PASSES, LIGHT = 25, 4, 1e-2
+"""A sample by itself may be so many times as noisy, where so many passes reach that and unless it is this light beside
+the mean: of networks trained to a loss of 0.01 it takes 99 % of the nodes to 1 % at the default, from 5 %."""
 CHEAPEST, PRICES, ROUNDS = 1e-12, 16, 3
 """Search for the price of a pass: the least, relative to the largest value, how many are tried at once, how often."""
 
@@ -58,7 +58,7 @@ def allot(weights: Tensor, ranks: Tensor, *, noise: float, coverage: float, limi
     else:
         tables = atoms.tables(min(most, limit))
         passes, whole = _cheapest(
-            tables, ((noise * total) ** 2, (1 - coverage) * total), atoms.least(tables[0])
+            tables, ((noise * total) ** 2, (1 - coverage) * total), atoms.least(tables[0], noise)
         )
     singles = atoms.singles(passes[:, None])
     shared = float(atoms.shared(singles).sum())
@@ -108,13 +108,13 @@ class _Sorted:
         together += self._first_mixed_squares.gather(1, singles) - self._rest_pure.gather(1, singles)
         return 2 * together.clamp_min(0), self.shared(singles)
 
-    def least(self, variances: Tensor) -> Tensor:
+    def least(self, variances: Tensor, noise: float) -> Tensor:
         """Return the fewest passes of each sample that keep its own noise low, ``(batch,)``.
 
         A node may see a few samples alone, and light ones: the noise of the batch says nothing of it.
         """
         own = self._rest[:, :1]
-        enough = (variances[:, :OWN_PASSES] <= (OWN_NOISE * own) ** 2) & (own > LIGHT * own.mean())
+        enough = (variances[:, :OWN_PASSES] <= (OWN_NOISE * noise * own) ** 2) & (own > LIGHT * own.mean())
         return torch.where(enough.any(dim=1), enough.long().argmax(dim=1) + 1, 1)
 
     def unsorted(self, place: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def import_transformers(option: str) -> Any:
     except ImportError as error:
         why = f"transformers cannot be imported ({reason(error)})"
         raise UsageError(option, why, 'pip install "nndiag[hf]", or give --model file.py:callable') from error
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call, unused-ignore]
     return modeling_auto
 
 
