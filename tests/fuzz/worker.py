@@ -17,9 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+import torch
+
 import nndiag.cli.app as program
 from tests.fuzz.mutate import damage
 from tests.fuzz.valid import FORMATS, Format
+
+torch.set_num_threads(1)  # a forked process would wait for the threads that only its parent has
 
 MEMORY = 400 << 20
 """Bytes that a case may take beyond what the program itself has."""

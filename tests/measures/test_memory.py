@@ -73,7 +73,8 @@ def agree(one: Measured, two: Measured, tolerance: float) -> None:
         assert here.per_node.keys() == there.per_node.keys()
         for name, values in {**here.per_node, **here.per_fold}.items():
             found = {**there.per_node, **there.per_fold}[name]
-            like = here.per_node["lambda_max"] if name.startswith("lambda") else values
+            eigenvalue = name.startswith("lambda") or name == "sigma_min"
+            like = here.per_node["lambda_max"] if eigenvalue else values
             scale = np.abs(like[np.isfinite(like)]).max(initial=0.0)
             np.testing.assert_allclose(
                 found, values, rtol=0, atol=tolerance * scale, err_msg=f"{here.name} {name}"
