@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed import checkpoint as dcp
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlan
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from nndiag import ScanSettings, scan
 from nndiag.checkpoint import find_checkpoints, open_checkpoint
 from nndiag.checkpoint.lazy import LazyTensors
 from nndiag.errors import InputError
@@ -73,6 +75,36 @@ def test_weights_state_and_step_of_two_ranks_come_back_whole(
             found = saved.state[name][moment]
             assert isinstance(found, torch.Tensor)
             assert torch.equal(found, expected[moment])
+
+
+NETWORK = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3))
+"""
+
+
+@pytest.mark.parametrize("form", ["nested", "flat"])
+def test_a_scan_reaches_the_deepest_level(
+    written: Path, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NETWORK)
+    draw = np.random.default_rng(0)
+    np.savez("probe.npz", x=draw.normal(size=(64, 4)).astype("f4"), y=draw.integers(0, 3, 64))
+    torch.save(torch.load(written / "whole.pt", weights_only=True)["model"], "whole.pt")
+    settings = ScanSettings(model="net.py:build", data="probe.npz", loss="cross_entropy", all_nodes=True)
+    (parts,) = scan(written / form, settings).report.checkpoints
+    (whole,) = scan("whole.pt", settings).report.checkpoints
+    assert parts.level == "curvature"
+    assert parts.checkpoint.optimizer is not None
+    assert (parts.checkpoint.optimizer["name"], parts.checkpoint.optimizer["lr"]) == ("adamw", 1e-2)
+    for one, two in zip(parts.nodes, whole.nodes, strict=True):
+        assert one.measures["lambda_max"] == two.measures["lambda_max"]
+        assert "stability_margin" in one.measures
+        assert "stability_margin" not in two.measures
 
 
 def test_directories_are_found_in_a_run(written: Path) -> None:
