@@ -210,11 +210,12 @@ def turning(layer: LayerRun, run: Run) -> Floats:
         return np.full(layer.nodes, np.nan)
     part = layer.directions[_from_mid_on(run) :]
     difference = np.diff(part, axis=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a node whose direction was never known
-        distances = np.sqrt(np.einsum("tnk,tnk->tn", difference, difference))
-        # of an even number the lower one in the middle: a single jump among few checkpoints is no habit
-        found: Floats = np.nanquantile(distances, 0.5, axis=0, method="lower").astype(float)
+    if not len(difference):
+        return np.full(layer.nodes, np.nan)
+    # NaN comes last; of an even number the lower one in the middle: a single jump among few checkpoints is no habit
+    distances = np.sort(np.sqrt(np.einsum("tnk,tnk->tn", difference, difference)), axis=0)
+    middle = np.maximum((~np.isnan(distances)).sum(axis=0) - 1, 0) // 2
+    found: Floats = np.take_along_axis(distances, middle[None], axis=0)[0].astype(float)
     return found
 
 
