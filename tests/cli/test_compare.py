@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -133,3 +135,18 @@ def test_the_catalogue_has_the_findings_along_runs(cli: Cli) -> None:
     assert all(f"ND70{i}" in listed for i in range(1, 9))
     assert "absorbed_share = 0.5" in cli("explain", "ND702").out
     assert "ND703" in cli("explain", "shrinking-to-zero").out
+
+
+def test_thresholds_of_the_run_count(cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "weight_decay_collapse", tmp_path / "decay")
+    before = cli("compare", "decay", "--format", "json", "--level", "weights").document()
+    with (tmp_path / "decay" / "nndiag.toml").open("a") as file:
+        file.write("\n[rules.thresholds]\nshrink_ratio = 1e-9\n")
+    after = cli("compare", "decay", "--format", "json", "--level", "weights").document()
+
+    def shrinking(found: dict[str, Any]) -> int:
+        return sum(f["code"] == "ND703" for node in found["nodes"] for f in node["findings"])
+
+    assert shrinking(before) > 0
+    assert shrinking(after) == 0
+    assert after["settings"]["thresholds"] == {"shrink_ratio": 1e-9}

@@ -25,7 +25,8 @@ class CompareSettings:
     """What to do: list every node, take two runs for each other's nodes in any order, and how to scan what is no
     report.
 
-    ``thresholds`` changes those of the rules by name.
+    ``thresholds`` changes those of the rules by name, over those that the last run's ``nndiag.toml`` and the user's
+    ``pyproject.toml`` change.
     """
 
     all_nodes: bool = False
@@ -74,9 +75,10 @@ def compare(
     run = run_of(diagnoses)
     if chosen.match:
         run = matched(run)
+    changed = _thresholds(diagnoses) | (chosen.thresholds or {})
     return compare_run(
-        run, nndiag.__version__, policy=_policy(diagnoses), changed=chosen.thresholds, all_nodes=chosen.all_nodes,
-        settings={"match": chosen.match, "all_nodes": chosen.all_nodes, "thresholds": dict(chosen.thresholds or {})},
+        run, nndiag.__version__, policy=_policy(diagnoses), changed=changed, all_nodes=chosen.all_nodes,
+        settings={"match": chosen.match, "all_nodes": chosen.all_nodes, "thresholds": changed},
     )  # fmt: skip
 
 
@@ -125,3 +127,12 @@ def _policy(diagnoses: Sequence[Json]) -> Policy | None:
     from nndiag.gating.policies import find_policy
 
     return find_policy({"checkpoints": [diagnoses[-1]]}, None, None, Path.cwd())
+
+
+def _thresholds(diagnoses: Sequence[Json]) -> dict[str, float]:
+    """Return the thresholds that the configuration of the last run, or the user's, changes."""
+    from nndiag.config.load import load_run_config, load_user_config
+    from nndiag.gating.document import subject_of
+
+    run, user = load_run_config(Path(subject_of(diagnoses[-1]))), load_user_config(Path.cwd())
+    return {**user.rules.thresholds, **run.rules.thresholds}
