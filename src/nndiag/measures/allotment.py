@@ -19,7 +19,7 @@ PICKED_COST = 1.8
 """Cost of a row that is picked from its batch, over one in a pass of the whole batch: it needs a forward pass too."""
 OWN_NOISE, OWN_PASSES, LIGHT = 25, 4, 1e-2
 """A sample by itself may be so many times as noisy, where so many passes reach that and unless it is this light beside
-the mean: of networks trained to a loss of 0.01 it takes 99 % of the nodes to 1 % at the default, from 5 %."""
+the mean: a node may see few samples, and light ones, of which the noise of the batch says nothing."""
 CHEAPEST, PRICES, ROUNDS = 1e-12, 16, 3
 """Search for the price of a pass: the least, relative to the largest value, how many are tried at once, how often."""
 
