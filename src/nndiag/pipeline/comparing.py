@@ -132,7 +132,8 @@ def _policy(diagnoses: Sequence[Json]) -> Policy | None:
 def _thresholds(diagnoses: Sequence[Json]) -> dict[str, float]:
     """Return the thresholds that the configuration of the last run, or the user's, changes."""
     from nndiag.config.load import load_run_config, load_user_config
+    from nndiag.config.record import merge
     from nndiag.gating.document import subject_of
 
-    run, user = load_run_config(Path(subject_of(diagnoses[-1]))), load_user_config(Path.cwd())
-    return {**user.rules.thresholds, **run.rules.thresholds}
+    run = load_run_config(Path(subject_of(diagnoses[-1])))
+    return dict(merge(load_user_config(Path.cwd()), run).rules.thresholds)

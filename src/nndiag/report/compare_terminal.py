@@ -5,7 +5,7 @@ layers.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -20,6 +20,7 @@ from nndiag.report.events import Event
 from nndiag.report.look import Look
 from nndiag.report.numbers import counted, number, percent
 from nndiag.report.picture import picture
+from nndiag.report.screen import print_parts
 from nndiag.report.strip import legend as strip_legend
 from nndiag.report.words import event_list, heading
 
@@ -36,14 +37,7 @@ _SHARES = ("degenerate_fraction", "dead_data_fraction", "dormant_fraction")
 def render_comparison(comparison: Comparison, console: Console, *, verbose: bool = False) -> None:
     """Print a comparison for people; the console decides width, signs and colour."""
     look = Look.of(console)
-    parts = _parts(comparison, look, verbose)
-    if look.styled:
-        _print(parts, console, look)
-        return
-    with console.capture() as captured:
-        _print(parts, console, look)
-    for line in captured.get().splitlines():
-        console.print(Text(line.rstrip()), soft_wrap=True, highlight=False)
+    print_parts(_parts(comparison, look, verbose), console, look)
 
 
 def render_comparison_text(comparison: Comparison) -> str:
@@ -60,11 +54,6 @@ def render_comparison_text(comparison: Comparison) -> str:
     )
     render_comparison(comparison, console)
     return sheet.getvalue()
-
-
-def _print(parts: Iterable[RenderableType], console: Console, look: Look) -> None:
-    for part in parts:
-        console.print(part, highlight=False, markup=False, emoji=False, width=look.width)
 
 
 def _parts(comparison: Comparison, look: Look, verbose: bool) -> Iterator[RenderableType]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -19,6 +19,7 @@ from nndiag.report.groups import advise
 from nndiag.report.look import Look
 from nndiag.report.numbers import counted, number
 from nndiag.report.picture import legend, picture
+from nndiag.report.screen import print_parts
 from nndiag.report.turning_back import turning_back
 from nndiag.report.words import advice_list, event_list, heading
 
@@ -37,14 +38,7 @@ def render_terminal(report: Report, console: Console, *, verbose: bool, hints: S
         hints: sentences to close "What to do" with, e.g. the flag that gets the next level.
     """
     look = Look.of(console)
-    parts = _parts(report, look, verbose, hints)
-    if look.styled:
-        _print(parts, console, look)
-        return
-    with console.capture() as captured:
-        _print(parts, console, look)
-    for line in captured.get().splitlines():
-        console.print(Text(line.rstrip()), soft_wrap=True, highlight=False)
+    print_parts(_parts(report, look, verbose, hints), console, look)
 
 
 def render_text(report: Report, *, width: int = 80, verbose: bool = False, hints: Sequence[str] = ()) -> str:
@@ -61,11 +55,6 @@ def render_text(report: Report, *, width: int = 80, verbose: bool = False, hints
     )
     render_terminal(report, console, verbose=verbose, hints=hints)
     return sheet.getvalue()
-
-
-def _print(parts: Iterable[RenderableType], console: Console, look: Look) -> None:
-    for part in parts:
-        console.print(part, highlight=False, markup=False, emoji=False, width=look.width)
 
 
 def _parts(report: Report, look: Look, verbose: bool, hints: Sequence[str]) -> Iterator[RenderableType]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nndiag.errors import InputError, ModelError
 from nndiag.measures.blocks import GramBlocks, OuterBlocks
-from nndiag.measures.curvature import LayerCurvature, layer_curvature
+from nndiag.measures.curvature import LayerCurvature, joined, layer_curvature
 from nndiag.measures.exact.blocks import SIGNS, SKETCH, TiledBlocks, formed_blocks
 from nndiag.measures.exact.bound import BOUND_PRODUCTS, TRACE_SIGNS, estimated_traces, layer_bound
 from nndiag.measures.exact.choose import Signs, choose_nodes
@@ -175,7 +175,7 @@ class _Refining:
             parts.append(part)
         if not parts:
             return ExactLayer(np.zeros(0, dtype=np.intp), None, bound)
-        return ExactLayer(np.concatenate(kept), _joined(parts), bound)
+        return ExactLayer(np.concatenate(kept), joined(parts), bound)
 
     def _signs(
         self, layer: Layer, products: HessianProducts, places: Tensor
@@ -277,15 +277,3 @@ class _Refining:
             return None
         which = "every layer" if left == len(self.layers) else f"{left} of {len(self.layers)} layers"
         return f"exact blocks of {which} would cost too much for --curvature auto, and stay those of Gauss-Newton"
-
-
-def _joined(parts: Sequence[LayerCurvature]) -> LayerCurvature:
-    """Put the nodes of several tiles side by side."""
-    if len(parts) == 1:
-        return parts[0]
-    return LayerCurvature(
-        {name: np.concatenate([part.per_node[name] for part in parts]) for name in parts[0].per_node},
-        {name: np.concatenate([part.per_fold[name] for part in parts], axis=1) for name in parts[0].per_fold},
-        all(part.converged for part in parts),
-        max(part.products for part in parts),
-    )
