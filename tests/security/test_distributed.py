@@ -150,24 +150,28 @@ def test_parts_that_lie_nowhere(run: Path, refused: Refused, fields: dict[str, o
     refused("x")
 
 
+def cut_anew(
+    metadata: Metadata, shape: tuple[int, ...], chunks: list[ChunkStorageMetadata], **stored: int
+) -> None:
+    """Let a tensor have another shape and other parts, all of them where its one part was."""
+    name = "model.0.bias"
+    (index,) = (index for index in metadata.storage_data if index.fqn == name)
+    info = replace(metadata.storage_data.pop(index), **stored)
+    old = metadata.state_dict_metadata[name]
+    assert isinstance(old, TensorStorageMetadata)
+    metadata.state_dict_metadata[name] = TensorStorageMetadata(old.properties, torch.Size(shape), chunks)
+    for row, chunk in enumerate(chunks):
+        metadata.storage_data[replace(index, offset=chunk.offsets, index=row)] = info
+
+
 def test_tensor_of_terabytes(run: Path, refused: Refused) -> None:
     """Parts that all lie in the same few bytes would add up to any size."""
     save(run / "x")
 
     def edit(metadata: Metadata) -> None:
-        name = "model.0.bias"
-        (index,) = (index for index in metadata.storage_data if index.fqn == name)
-        info = metadata.storage_data.pop(index)
-        old = metadata.state_dict_metadata[name]
-        assert isinstance(old, TensorStorageMetadata)
         rows, wide = 1000, 1 << 28
         chunks = [ChunkStorageMetadata(torch.Size([row, 0]), torch.Size([1, wide])) for row in range(rows)]
-        metadata.state_dict_metadata[name] = TensorStorageMetadata(
-            old.properties, torch.Size([rows, wide]), chunks
-        )
-        for row, chunk in enumerate(chunks):
-            at = replace(index, offset=chunk.offsets, index=row)
-            metadata.storage_data[at] = replace(info, length=4 * wide)
+        cut_anew(metadata, (rows, wide), chunks, length=4 * wide)
 
     change(run / "x", edit)
     refused("x")
@@ -178,15 +182,8 @@ def test_parts_that_overlap(run: Path, scan: Program) -> None:
     save(run / "x")
 
     def edit(metadata: Metadata) -> None:
-        name = "model.0.bias"
-        (index,) = (index for index in metadata.storage_data if index.fqn == name)
-        info = metadata.storage_data.pop(index)
-        old = metadata.state_dict_metadata[name]
-        assert isinstance(old, TensorStorageMetadata)
         chunks = [ChunkStorageMetadata(torch.Size([at]), torch.Size([3])) for at in (0, 2, 3)]
-        metadata.state_dict_metadata[name] = TensorStorageMetadata(old.properties, torch.Size([9]), chunks)
-        for row, chunk in enumerate(chunks):
-            metadata.storage_data[replace(index, offset=chunk.offsets, index=row)] = info
+        cut_anew(metadata, (9,), chunks)
 
     change(run / "x", edit)
     assert scan("x").code in (0, 3)
