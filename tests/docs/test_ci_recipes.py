@@ -1,4 +1,4 @@
-"""The README's ready workflow and job: valid by the published schemas, and their commands do what they are there for."""
+"""The README's ready workflow and job: valid by the published schemas, and their commands do what they are for."""
 
 from __future__ import annotations
 

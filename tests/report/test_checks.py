@@ -90,8 +90,8 @@ def test_sarif_is_what_its_schema_allows(verdict: Verdict) -> None:
 
 
 WRONG_JSON: tuple[tuple[str, Any], ...] = (
-    ("ruleId", 7), ("level", "fatal"), ("message", {}), ("ruleIndex", -2), ("colour", "red"), ("locations", [{"line": 1}]),
-    ("partialFingerprints", {"a": 1}),
+    ("ruleId", 7), ("level", "fatal"), ("message", {}), ("ruleIndex", -2), ("colour", "red"),
+    ("locations", [{"line": 1}]), ("partialFingerprints", {"a": 1}),
 )  # fmt: skip
 
 
