@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nndiag.comparing.matching import assignment, matched
+from nndiag.comparing.assigning import assignment
+from nndiag.comparing.matching import matched
 from nndiag.comparing.motion import smoothed
 from nndiag.comparing.reading import run_of
 from nndiag.comparing.run import mean_between
@@ -99,14 +100,37 @@ def test_better_and_worse() -> None:
                      "stability_margin_max": "same"}  # fmt: skip
 
 
-def test_assignment_against_all_permutations() -> None:
+COSTS = {
+    "random": lambda g, n: g.random((n, n)), "ties": lambda g, n: g.integers(0, 3, (n, n)).astype(float),
+    "equal": lambda g, n: np.ones((n, n)), "far apart": lambda g, n: 10.0 ** g.integers(-9, 9, (n, n)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_assignment_against_all_permutations(kind: str) -> None:
     generator = np.random.default_rng(0)
-    for n in (1, 2, 3, 5, 6):
-        cost = generator.random((n, n))
+    for n in (1, 2, 3, 3, 5, 5, 6, 6):
+        cost = COSTS[kind](generator, n)
         best = min(sum(cost[i, p[i]] for i in range(n)) for p in itertools.permutations(range(n)))
-        order = assignment(cost)
-        assert sorted(order) == list(range(n))
-        assert cost[np.arange(n), order].sum() == pytest.approx(best)
+        found = assignment(n, cost.__getitem__)
+        assert sorted(found.columns) == list(range(n))
+        assert cost[np.arange(n), found.columns].sum() == pytest.approx(best)
+
+
+@pytest.mark.parametrize("kind", COSTS)
+def test_what_is_not_exact_says_how_far_it_may_be_off(kind: str) -> None:
+    generator = np.random.default_rng(1)
+    above = []
+    for _ in range(20):
+        cost = COSTS[kind](generator, 60)
+        rough, best = (assignment(60, cost.__getitem__, exact) for exact in (0, 60))
+        assert sorted(rough.columns) == list(range(60))
+        sums = [cost[np.arange(60), one.columns].sum() for one in (rough, best)]
+        assert sums[1] <= sums[0] * (1 + 1e-12)
+        assert (sums[0] - sums[1]) / max(sums[0], 1e-300) <= rough.excess + 1e-12
+        assert best.excess == 0.0
+        above.append(rough.excess)
+    assert (max(above) > 0) == (kind != "equal")
 
 
 def test_a_permuted_network_is_found_again() -> None:
@@ -123,9 +147,27 @@ def test_a_permuted_network_is_found_again() -> None:
         [diagnosis(layer("h", name="0"), first, step=0), diagnosis(layer("h", name="0"), moved, step=1)]
     )
     assert (run.layers[1].states[0] != run.layers[1].states[1]).any()
-    again = matched(run).layers[1]
+    again = matched(run).run.layers[1]
     assert (again.states[0] == again.states[1]).all()
     assert again.norms[0] == pytest.approx(again.norms[1])
+
+
+def test_a_wide_layer_that_was_permuted_is_found_again_too() -> None:
+    generator = np.random.default_rng(2)
+    norms, order = generator.random(300) + 0.5, generator.permutation(300)
+    run = run_of(
+        [diagnosis(layer("h" * 300, n, name="2"), step=i) for i, n in enumerate((norms, norms[order]))]
+    )
+    found = matched(run, exact=10)
+    assert found.excess == {"2": pytest.approx(0.0, abs=1e-9)}
+    assert found.run.layers[0].norms[0] == pytest.approx(found.run.layers[0].norms[1])
+
+
+@pytest.mark.parametrize("fixed", [{"kind": "Embedding"}, {"is_output": True}])
+def test_nodes_that_mean_the_same_in_both_keep_their_order(fixed: dict[str, object]) -> None:
+    norms = np.array([1.0, 2.0, 3.0])
+    run = run_of([diagnosis(layer("hhh", n) | fixed, step=i) for i, n in enumerate((norms, norms[::-1]))])
+    assert matched(run).run.layers[0].norms[0] == pytest.approx(norms)
 
 
 def direction_sketch(rows: torch.Tensor, weights: int) -> np.ndarray:

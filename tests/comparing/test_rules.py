@@ -42,6 +42,15 @@ def test_what_the_first_level_could_not_judge_is_not_new() -> None:
     assert len(having(compared(same, diagnosis(layer("pp"), step=1)), "ND701")) == 2
 
 
+def test_what_does_not_hold_in_every_fold_is_no_error() -> None:
+    run = along(5, ["hhh", "hdd", "hdd", "hdd"])
+    run[-1]["layers"][0]["every_node"]["unsteady"] = [2]
+    found = {n.index: {f.code: f for f in n.findings} for n in compared(*run).nodes}
+    for code in ("ND701", "ND702"):
+        assert (found[1][code].severity, found[2][code].severity) == ("error", "warning")
+        assert "not in every fold" in found[2][code].message
+
+
 def turning(share: float) -> np.ndarray:
     """Node 0 turns all along the run, the others stand still."""
     u = np.eye(4, 8)

@@ -168,8 +168,16 @@ def _layer_run(
     return LayerRun(
         name, str(last.get("kind", "")), nodes, int(last.get("fan_in", 0)), states, columns["parameter_norm"],
         columns["weight_norm"], columns["bias"], columns["lambda_max"], _stacked(directions, count, nodes),
-        _measures(there),
+        _measures(there), _unsteady(there[-1], listed[-1].get(name, ())), last.get("is_output") is True,
     )  # fmt: skip
+
+
+def _unsteady(layer: Json | None, nodes: Iterable[Json]) -> frozenset[int]:
+    """Return the nodes whose last verdict does not hold in every fold of the probe."""
+    compact = None if layer is None else layer.get("every_node")
+    if isinstance(compact, dict) and isinstance(listed := compact.get("unsteady", []), list):
+        return frozenset(i for i in listed if isinstance(i, int))
+    return frozenset(node.get("index", -1) for node in nodes if node.get("steady") is False)
 
 
 def _letters(text: str, nodes: int) -> Bytes:

@@ -47,7 +47,8 @@ class LayerRun:
     ``states`` has letters ``(checkpoints, nodes)``. ``norms`` (of weights and bias), ``weights`` (norms of the
     weights), ``biases`` and ``curvatures`` (λ_max) are ``(checkpoints, nodes)``, NaN where a number was not taken or
     is not finite. ``directions`` is ``(checkpoints, nodes, k)`` or ``None``. ``measures`` are the layer's own,
-    ``(checkpoints,)``.
+    ``(checkpoints,)``. ``unsteady`` nodes have a verdict at the last checkpoint that does not hold in every fold of the
+    probe. The units of an ``is_output`` layer are the network's outputs.
     """
 
     name: str
@@ -61,6 +62,8 @@ class LayerRun:
     curvatures: Floats
     directions: NDArray[np.float32] | None
     measures: Mapping[str, Floats] = field(default_factory=dict)
+    unsteady: frozenset[int] = frozenset()
+    is_output: bool = False
 
     @cached_property
     def degenerate(self) -> Mask:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,13 +79,16 @@ def compare(
     if chosen.match and len(diagnoses) != 2:
         raise UsageError("--match", "nodes are matched between two checkpoints or runs", "give two of them")
     run = run_of(diagnoses)
+    excess: Mapping[str, float] = {}
     if chosen.match:
-        run = matched(run)
+        found = matched(run)
+        run, excess = found.run, found.excess
+        _tell(excess, listener)
     selection = _selection(diagnoses, chosen)
     return compare_run(
         run, nndiag.__version__, policy=_policy(diagnoses), selection=selection, all_nodes=chosen.all_nodes,
         settings={
-            "match": chosen.match, "select": selection.select, "ignore": selection.ignore,
+            "match": chosen.match, "match_excess": dict(excess), "select": selection.select, "ignore": selection.ignore,
             "all_nodes": chosen.all_nodes, "thresholds": dict(selection.thresholds),
         },
     )  # fmt: skip
@@ -142,6 +145,15 @@ def _policy(diagnoses: Sequence[Json]) -> Policy | None:
     from nndiag.gating.policies import find_policy
 
     return find_policy({"checkpoints": [diagnoses[-1]]}, None, None, Path.cwd())
+
+
+def _tell(excess: Mapping[str, float], listener: Listener | None) -> None:
+    for name, share in excess.items():
+        if listener is not None:
+            listener.note(
+                f"layer {name} is too wide to be matched exactly: the sum of distances may be up to {share:.1%} "
+                "above the least"
+            )
 
 
 def _selection(diagnoses: Sequence[Json], settings: CompareSettings) -> Selection:

@@ -121,6 +121,7 @@ def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
     return report.LayerDiagnosis(
         name=layer.name,
         kind=layer.kind,
+        is_output=layer.is_output,
         nodes=layer.nodes,
         fan_in=layer.fan_in,
         parameters=layer.parameters,
@@ -150,6 +151,7 @@ def _every_node(judged: JudgedLayer) -> report.EveryNode:
     bias = of_node.get("bias")
     return report.EveryNode(
         states=states,
+        unsteady=tuple(i for i, steady in enumerate(judged.steady) if not steady),
         parameter_norm=pack(of_node["parameter_norm"]),
         weight_norm=pack(of_node["weight_norm"]),
         bias=None if bias is None else pack(bias),
