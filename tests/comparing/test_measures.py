@@ -155,12 +155,13 @@ def test_a_permuted_network_is_found_again() -> None:
 def test_a_wide_layer_that_was_permuted_is_found_again_too() -> None:
     generator = np.random.default_rng(2)
     norms, order = generator.random(300) + 0.5, generator.permutation(300)
+    first = layer("h", name="0")
     run = run_of(
-        [diagnosis(layer("h" * 300, n, name="2"), step=i) for i, n in enumerate((norms, norms[order]))]
+        [diagnosis(first, layer("h" * 300, n, name="2"), step=i) for i, n in enumerate((norms, norms[order]))]
     )
     found = matched(run, exact=10)
-    assert found.excess == {"2": pytest.approx(0.0, abs=1e-9)}
-    assert found.run.layers[0].norms[0] == pytest.approx(found.run.layers[0].norms[1])
+    assert found.excess == {"2": 0.0}
+    assert found.run.layers[1].norms[0] == pytest.approx(found.run.layers[1].norms[1])
 
 
 @pytest.mark.parametrize("fixed", [{"kind": "Embedding"}, {"is_output": True}])

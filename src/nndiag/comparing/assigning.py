@@ -19,7 +19,7 @@ from nndiag.comparing.run import Floats
 
 Row = Callable[[int], Floats]
 
-EXACT = 2048
+EXACT = 1024
 """Rows up to which the sum is the least."""
 
 _FREE = -1

@@ -57,7 +57,14 @@ def _assigned(layer: LayerRun, *, first: bool, exact: int) -> Assignment | None:
     before, after = _features(layer, 0, first), _features(layer, 1, first)
     if not before.size:
         return None
-    return assignment(layer.nodes, lambda i: np.square(before - after[i]).sum(axis=1), exact)
+
+    def costs(node: int) -> Floats:
+        found: Floats = np.square(before - after[node]).sum(axis=1)
+        return found
+
+    if layer.nodes > exact:
+        return assignment(layer.nodes, costs, exact)
+    return assignment(layer.nodes, np.stack([costs(i) for i in range(layer.nodes)]).__getitem__)
 
 
 def _features(layer: LayerRun, place: int, first: bool) -> Floats:
