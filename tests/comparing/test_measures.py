@@ -75,6 +75,15 @@ def test_half_life_and_crossing_of_an_exponential_decline() -> None:
     assert (crossed.crossed, crossed.crosses_at, crossed.crosses_error) == (True, 50.0, 50.0)
 
 
+def test_the_half_life_of_what_dies_at_once_is_when_it_did() -> None:
+    dead = [0, 0, 2, 2, 3, 80, 100, 100, 100]
+    run = [diagnosis(layer("d" * n + "h" * (100 - n), fan_in=1, directions=np.ones((100, 1))), step=10 * i)
+           for i, n in enumerate(dead)]  # fmt: skip
+    fall = compared(*run).layers[0].decline
+    assert fall is not None
+    assert (fall.half_life, fall.half_life_error) == (35.0, 5.0)  # between 40 and 50, from 10 on
+
+
 def test_a_layer_that_loses_nothing_does_not_decline() -> None:
     assert compared(*along(5, ["hd"])).layers[0].decline is None
 
