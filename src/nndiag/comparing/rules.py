@@ -58,7 +58,7 @@ def newly_degenerate(layer: LayerRun, context: RunContext) -> Iterator[Hit]:
             i not in layer.unsteady,
         )
         evidence = {
-            **_since(context.run, int(since[i])), "verdict": layer.verdicts(i)[-1], "steady": steady,
+            **_since(context.run, int(since[i])), "verdict": layer.last_verdict(i), "steady": steady,
         }  # fmt: skip
         yield Hit(i, message if steady else f"{message}; not in every fold", evidence, sure=steady)
 

@@ -20,6 +20,8 @@ STATES = {
 }  # fmt: skip
 """Letters of ``every_node.states`` and the verdicts that they stand for."""
 
+_VERDICTS = {ord(letter): verdict for letter, verdict in STATES.items()}
+
 ABSENT = ord(" ")
 """The state of a node in a checkpoint that lacks its layer."""
 
@@ -79,7 +81,11 @@ class LayerRun:
 
     def verdicts(self, node: int) -> list[str | None]:
         """Return the verdict of a node at every checkpoint."""
-        return [STATES.get(chr(letter)) for letter in self.states[:, node]]
+        return [_VERDICTS.get(letter) for letter in self.states[:, node].tolist()]
+
+    def last_verdict(self, node: int) -> str | None:
+        """Return the verdict of a node at the last checkpoint."""
+        return _VERDICTS.get(int(self.states[-1, node]))
 
 
 @dataclass(frozen=True)
