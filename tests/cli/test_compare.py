@@ -62,6 +62,11 @@ def test_the_screen_tells_the_story_first(cli: Cli) -> None:
     assert ended.out.index("What else happened") < ended.out.index("What to do") < ended.out.index("Layers  ")
 
 
+def test_what_could_not_be_judged_is_not_called_well(cli: Cli) -> None:
+    ended = cli("compare", str(ROOT / "two_cycle"), "--level", "weights", "--last", "2", "--quiet")
+    assert ended.out.startswith("• Nothing wrong was seen, but 1 of 1 node could not be judged.")
+
+
 def test_two_runs_are_compared_where_they_ended(cli: Cli, work: Path) -> None:
     other = work / "other"
     other.mkdir()
@@ -104,6 +109,10 @@ def test_what_cannot_be_compared(cli: Cli, reports: list[str], work: Path) -> No
     (work / "bad.json").write_text("{")
     assert "is not JSON" in cli("compare", reports[0], "bad.json").failed(3)
     assert "no such file" in cli("compare", "gone.json", "gone.json").failed(3)
+    (work / "empty.json").write_text('{"schema_version": 1, "checkpoints": []}')
+    assert "holds no checkpoint" in cli("compare", "empty.json", "empty.json").failed(3)
+    (work / "later.json").write_text('{"schema_version": 2, "checkpoints": []}')
+    assert "schema version 2" in cli("compare", reports[0], "later.json").failed(3)
     wide = dict(network(width=5).state_dict())
     save_file(wide, work / "wide.safetensors")
     assert "compare checkpoints of one network" in cli("compare", "net.pt", "wide.safetensors").failed(3)

@@ -231,6 +231,11 @@ def test_damage_is_one_line() -> None:
         run_of([diagnosis(layer("hhh"), step=0), diagnosis(layer("hh"), step=1)])
 
 
+def test_networks_without_a_layer_in_common_are_not_compared() -> None:
+    with pytest.raises(InputError, match=r"e0.pt: and e1.pt have no layer in common"):
+        run_of([diagnosis(layer("hh", name="a"), step=0), diagnosis(layer("hh", name="b"), step=1)])
+
+
 def test_a_layer_that_comes_later_is_absent_before() -> None:
     found = compared(diagnosis(layer("h"), step=0), diagnosis(layer("h"), layer("dd", name="new"), step=1))
     assert {one.name: one.degenerate for one in found.layers} == {"0": (0, 0), "new": (None, 2)}

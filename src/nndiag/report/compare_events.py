@@ -32,7 +32,7 @@ def compared_events(comparison: Comparison, run: Course) -> tuple[Event, ...]:
         found += _of_layer(comparison, run, layer, course, members, place)
     found += _runaways(comparison, members)
     if all(event.kind in ("info", "good") for event in found):
-        found.append(_all_is_well(comparison, run))
+        found.append(_all_is_well(comparison, members))
     return tuple(sorted(found, key=lambda event: event.rank))
 
 
@@ -219,12 +219,17 @@ def _of_model(comparison: Comparison, run: Course) -> Iterator[Event]:
             yield Event((3, at), "warning", words)
 
 
-def _all_is_well(comparison: Comparison, run: Course) -> Event:
+def _all_is_well(comparison: Comparison, members: Mapping[str, ByLayer]) -> Event:
+    """Tell of a run of which there is nothing bad to tell; what could not be judged is not called well."""
     bad = sum(layer.degenerate[-1] or 0 for layer in comparison.layers)
     nodes = sum(layer.nodes for layer in comparison.layers)
-    words = (
-        f"Nothing went wrong along the run: {bad:,} of {counted(nodes, 'node')} are degenerate at its end."
-    )
+    unknown = sum((layer.verdicts[-1] or {}).get("unknown", 0) for layer in comparison.layers)
+    if 2 * unknown > nodes:
+        words = f"Nothing wrong was seen, but {unknown:,} of {counted(nodes, 'node')} could not be judged."
+        return Event((6, 0), "info", words)
+    new = sum(len(found) for found in members.get("ND701", {}).values())
+    what, more = ("Little", f", {new:,} of them newly") if new else ("Nothing", "")
+    words = f"{what} went wrong along the run: {bad:,} of {counted(nodes, 'node')} are degenerate at its end{more}."
     return Event((6, 0), "good", words)
 
 
