@@ -253,9 +253,7 @@ def _require_known(token: str) -> None:
 
     known = (*(rule.code for rule in RULES), *OF_RUNS)
     if not any(code.startswith(token) for code in known):
-        raise UsageError(
-            f"policy forbid {token}", "no finding has this code or prefix", suggest(token, known)
-        )
+        raise UsageError(f"policy forbid {token}", "no finding has this code or prefix", "see `nndiag rules`")
 
 
 def _tokens(policy: Policy) -> tuple[str, ...]:
