@@ -42,14 +42,18 @@ class Clock:
 
 def clock_of(comparison: Comparison, word: str) -> Clock:
     """Return the clock of a comparison whose picture counts in ``word``."""
-    counted = {
-        "step": [mark.step for mark in comparison.checkpoints],
-        "epoch": [mark.epoch for mark in comparison.checkpoints],
-        "checkpoint": list(range(len(comparison.checkpoints))),
-    }
-    times = tuple(float(value or 0) for value in counted[comparison.settings["clock"]])
-    shown = times if word == comparison.settings["clock"] else tuple(float(v or 0) for v in counted[word])
+    count = comparison.settings["clock"]
+    times = _counted(comparison, count)
+    shown = times if word == count else _counted(comparison, word)
     return Clock(word, times, tuple(v + 1 for v in shown) if word == "checkpoint" else shown)
+
+
+def _counted(comparison: Comparison, word: str) -> tuple[float, ...]:
+    """Return the steps or epochs of the checkpoints, or their places."""
+    marks = comparison.checkpoints
+    if word == "checkpoint":
+        return tuple(float(place) for place in range(len(marks)))
+    return tuple(float((mark.step if word == "step" else mark.epoch) or 0) for mark in marks)
 
 
 def within(value: float, error: float) -> str:
