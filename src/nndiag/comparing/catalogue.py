@@ -27,8 +27,8 @@ RULES: tuple[Rule, ...] = (
         meaning="The node was usable when the run began. At its last checkpoint it has collapsed or lies on a plateau: "
         "training has broken it.",
         measured="The verdicts of the first and the last checkpoint. A node that the first checkpoint's level could "
-        "not judge does not count as usable then. Where the last verdict does not hold in every fold of the probe, it is a "
-        "warning.",
+        "not judge does not count as usable then. Where the last verdict does not hold in every fold of the probe, it "
+        "is a warning.",
         why="Too large a learning rate or a spike of the gradient throws biases and weights to where a unit never "
         "fires; weight decay that outweighs the loss; a layer further on that died and passes no gradient back.",
         do="Go back to the last checkpoint before most of the nodes died, and train on with a smaller learning rate "
