@@ -13,7 +13,7 @@ from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 from nndiag.records.report import Finding
-from nndiag.rules.diagnose import Selection, judge_model
+from nndiag.rules.diagnose import JudgedLayer, Selection, judge, judge_model
 
 X = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(200) % 4
@@ -96,6 +96,49 @@ def test_a_class_is_left_out() -> None:
 
 def test_classes_that_the_probe_lacks_are_not_observed() -> None:
     assert "ND502" not in said(sure_of(Y % 3, 3.0), Y % 3)
+
+
+def layers_of(y: Tensor, bias: float = 0.0) -> tuple[JudgedLayer, ...]:
+    """Return what is said of the layers of a network with four classes, the last one's output at zero weights."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU())
+    with torch.no_grad():
+        model[2].bias[3] = bias
+    measured = measure(model, Probe((X,), y, named_loss("cross_entropy")), Plan(Level.CURVATURE))
+    return judge(measured, Selection())
+
+
+def test_an_output_of_a_class_that_the_probe_lacks_is_not_observed_and_not_dead() -> None:
+    absent, there = layers_of(Y % 3, bias=-100.0)[1], layers_of(Y, bias=-100.0)[1]
+    assert (absent.verdicts[3], there.verdicts[3]) == ("unknown", "plateau")
+    assert "unknown" not in absent.verdicts[:3]
+    assert absent.measures.per_node["class_samples"].tolist() == [100, 50, 50, 0]
+    assert absent.measures.per_layer["absent_classes"] == 1
+    severities = {f.code: f.severity for f in there.by_node[3]}
+    assert severities["ND201"] == "warning"
+    for finding in absent.by_node[3]:
+        assert finding.severity == "info"
+        assert "not observed: the probe has no sample of its class" in finding.message
+
+
+def test_an_output_that_the_probe_lacks_is_not_observed_though_it_is_well() -> None:
+    assert layers_of(Y % 3)[1].verdicts[3] == "unknown"
+    assert layers_of(Y)[1].verdicts[3] == "healthy"
+
+
+def test_what_the_weights_say_of_such_an_output_is_said() -> None:
+    model = nn.Linear(3, 4)
+    with torch.no_grad():
+        model.weight[2:] = 0
+    measured = measure(model, Probe((X,), Y % 3, named_loss("cross_entropy")), Plan(Level.CURVATURE))
+    (one,) = judge(measured, Selection())
+    assert one.verdicts[2:] == ("collapsed", "collapsed")
+
+
+def test_without_labels_nobody_knows_which_classes_are_absent() -> None:
+    measured = measure(nn.Linear(3, 4), Probe((X,), None, named_loss("cross_entropy")), Plan(Level.CURVATURE))
+    assert "class_samples" not in measured.layers[0].per_node
+    assert "unknown" not in judge(measured, Selection())[0].verdicts
 
 
 def test_a_class_of_few_samples_proves_little() -> None:

@@ -281,3 +281,18 @@ def test_a_dormant_unit_that_matters_is_a_note() -> None:
     for reach, severity in ((0.8 * 0.011, "info"), (0.8 * 0.009, "warning")):
         found = judged(layer(dormancy=silent, output_std=0.5, output_reach=at(3, reach, 0.8)))[0]
         assert finding(found, 3, "ND204").severity == severity
+
+
+def test_a_dormant_unit_is_judged_by_what_it_does_when_it_fires() -> None:
+    rare = {"active_fraction": at(3, 0.005, 0.5), "output_std": 0.5, "dormancy": at(3, 0.01, 1.0)}
+    usual = 0.8 * (0.005 / 0.5) ** 0.5  # the same derivative as the others', on fewer samples
+    for reach, severity in ((usual * 0.011, "info"), (usual * 0.009, "warning")):
+        found = judged(layer(output_reach=at(3, reach, 0.8), **rare))[0]
+        assert finding(found, 3, "ND204").severity == severity
+
+
+def test_a_rare_unit_that_moves_the_output_when_it_fires_is_on_no_plateau() -> None:
+    kernel = 1.1e-4 * 3.0 * (0.005 / 0.5)  # a little above the edge on the samples on which it fires
+    rare = {"active_fraction": at(3, 0.005, 0.5), "lambda_max": at(3, 0.0, 1.0)}
+    assert "ND401" not in codes(judged(layer(tangent_kernel=at(3, kernel, 3.0), **rare))[0], 3)
+    assert "ND401" in codes(judged(layer(tangent_kernel=at(3, kernel / 2, 3.0), **rare))[0], 3)

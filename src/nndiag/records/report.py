@@ -182,8 +182,8 @@ class EveryNode(Record):
 class LayerDiagnosis(Record):
     """One layer: its size, how many of its nodes have which verdict, its own measures and findings.
 
-    ``unobserved`` nodes were never used by the probe, as rows of an embedding that it never looks up: of them only the
-    weights are known.
+    ``unobserved`` nodes were never used by the probe: rows of an embedding that it never looks up, of which only the
+    weights are known, and outputs whose class no label of it names.
     """
 
     name: str

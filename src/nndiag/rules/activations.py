@@ -8,6 +8,8 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
+from nndiag.rules.gradients import acts_detached
+from nndiag.rules.nodes import while_active
 from nndiag.rules.weights import exploding_norm
 
 if TYPE_CHECKING:
@@ -128,14 +130,17 @@ def dormant(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
 
 
 def _matters(layer: LayerMeasures, context: Context) -> Mask:
-    """Return the mask of nodes for which ``√E‖∂f/∂z_i‖² · std(y_i)`` is more than a share of its median: what taking
-    one out would do to the outputs, to first order.
+    """Return the mask of nodes for which ``√E[‖∂f/∂z_i‖² | active] · std(y_i)`` is more than a share of its median.
+
+    That is what taking one out would do to the outputs, to first order. Or they were seen to change without the node,
+    where no gradient leads to it.
     """
     none = layer.per_node["dormancy"] * 0
-    effect = layer.per_node.get("output_reach", none) * layer.per_node.get("output_std", none)
+    reach = while_active(layer, layer.per_node.get("output_reach", none) ** 2) ** 0.5
+    effect = reach * layer.per_node.get("output_std", none)
     there = effect[effect > 0].tolist()
     mask: Mask = effect > (context.threshold("dormant_effect") * median(there) if there else math.inf)
-    return mask
+    return mask | acts_detached(layer)
 
 
 def always_on(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -257,7 +262,8 @@ RULES = (
         "changing targets lose plasticity as such units pile up.",
         measured="E|y_i| divided by the layer's mean of it, at most the threshold dormancy, τ = 0.025; the mean over "
         "the nodes whose weights have not exploded (ND103). Where taking it out would change the output, to first "
-        "order √E‖∂f/∂z‖²·std(y) above dormant_effect of the layer's median, it is a rare detector and this is a note.",
+        "order √E‖∂f/∂z‖²·std(y) above dormant_effect of the layer's median, the first mean over the samples on which "
+        "it is active, it is a rare detector and this is a note.",
         why="As for dead units, before the end; small incoming weights; a feature that is rare in the probe.",
         do="While training: reinitialise (ReDo). For a finished network it is a candidate for pruning, to be verified "
         "on data: a rare feature may matter.",

@@ -17,6 +17,7 @@ from nndiag.rules.causes import cause_of, shared_cause
 from nndiag.rules.channels import channel_blames
 from nndiag.rules.elsewhere import Elsewhere
 from nndiag.rules.literal import LITERAL_CODES, literal_hits
+from nndiag.rules.nodes import absent
 from nndiag.rules.scales import layer_scales, model_scales
 from nndiag.rules.thresholds import thresholds
 from nndiag.rules.verdict import verdicts
@@ -85,6 +86,8 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
         for layer, context in zip(measured.layers, contexts, strict=True)
     }
     of_layers, of_nodes = blames(measured.layers, hits), channel_blames(measured.layers, hits)
+    if not literal:
+        hits = {layer.name: _of_classes_there(layer, hits[layer.name]) for layer in measured.layers}
     return tuple(
         _judge_layer(
             layer, context, selection, rules, hits[layer.name],
@@ -92,6 +95,28 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
         )
         for layer, context in zip(measured.layers, contexts, strict=True)
     )  # fmt: skip
+
+
+_OF_THE_CLASS = frozenset("ND201 ND202 ND203 ND204 ND206 ND301 ND302 ND304 ND401".split())
+"""What an output may show because the probe has no sample of its class."""
+
+
+def _of_classes_there(layer: LayerMeasures, hits: dict[str, list[Hit]]) -> dict[str, list[Hit]]:
+    """Return the findings, those that an output has for want of samples of its class as notes."""
+    lacking = absent(layer)
+    if lacking is None:
+        return hits
+    return {
+        code: [
+            replace(
+                hit, note=True, message=f"{hit.message}; not observed: the probe has no sample of its class"
+            )
+            if code in _OF_THE_CLASS and hit.index is not None and lacking[hit.index]
+            else hit
+            for hit in found
+        ]
+        for code, found in hits.items()
+    }
 
 
 def judge_model(measured: Measured, selection: Selection) -> tuple[Finding, ...]:
@@ -120,6 +145,11 @@ def _judge_layer(
     words, steady = verdicts(layer, context, elsewhere.own(hits))
     if selection.profile == "literal":
         steady = [True] * layer.nodes  # the rule knows no folds
+    if selection.profile != "literal" and (lacking := absent(layer)) is not None:
+        words = [
+            "unknown" if gone and word in ("healthy", "plateau") else word
+            for word, gone in zip(words, lacking, strict=True)
+        ]
     for node in elsewhere.hidden(hits):
         if words[node] == "healthy":
             words[node] = "unknown"

@@ -26,17 +26,23 @@ loss of reward at least 0.9 of the gap, as the bound has it."""
 def output_collapse(measured: Measured, context: Context) -> Iterator[Hit]:
     """``max_c (max_n y_{n,c} − min_n y_{n,c}) ≤ ratio · scale`` though the inputs differ."""
     found = measured.predictions
-    if found is None or not found.inputs_vary or context.samples < 2 or found.scale <= 0:
+    if found is None or not answers_the_same(context):
         return
     edge = context.threshold("output_ratio") * found.scale
-    if found.spread > edge:
-        return
     start = any(layer.is_output and starts_at_zero(layer) for layer in measured.layers)
     message = f"the network answers the same on all of {count(context.samples, 'sample')}, whatever the input"
     if start:
         message += ": its last layer starts at zero"
     evidence = {"output_spread": found.spread, "threshold": edge, "samples": context.samples}
     yield Hit(None, message, evidence, sure=not context.few, note=start)
+
+
+def answers_the_same(context: Context) -> bool:
+    """Whether the outputs are constant over a probe whose inputs are not."""
+    found = context.measured.predictions
+    if found is None or not found.inputs_vary or context.samples < 2 or found.scale <= 0:
+        return False
+    return found.spread <= context.threshold("output_ratio") * found.scale
 
 
 def class_never_predicted(measured: Measured, context: Context) -> Iterator[Hit]:
