@@ -282,7 +282,7 @@ def test_nodes_whose_verdict_differs_between_folds_are_said_to_be_unsteady() -> 
     shaky = node("0", 1, findings=dead(9)).model_copy(update={"steady": False})
     made = report(diagnosis([layer("0", 9, plateau=2)], [node("0", 0, findings=dead(9)), shaky]))
     shown = " ".join(render_text(made).split())
-    assert "layer 0: 2 of 9 nodes (0–1), 1 of them unsteady across folds" in shown
+    assert "layer 0: 2 of 9 nodes (0–1), 1 of them unsteady" in shown
     assert "1 of them unsteady" in render_markdown(made)
 
 

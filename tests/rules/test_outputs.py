@@ -174,3 +174,62 @@ def test_outputs_that_are_not_finite_are_left_out() -> None:
     output = sure_of(Y, 3.0)
     output[5, 1] = torch.nan
     assert said(output, batch_size=200) == {}
+
+
+def of_layers(model: nn.Module, selection: Selection | None = None) -> dict[str, Finding]:
+    measured = measure(model, Probe((X,), Y, named_loss("cross_entropy")), Plan(Level.CURVATURE))
+    return {finding.code: finding for finding in judge_model(measured, selection or Selection())}
+
+
+def deep() -> nn.Sequential:
+    torch.manual_seed(0)
+    parts = [
+        nn.Linear(3, 8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 4),
+    ]
+    return nn.Sequential(*parts)
+
+
+@pytest.mark.parametrize("select", [(), ("ND5",)])
+def test_a_dead_layer_is_the_cause_of_one_answer_for_all(select: tuple[str, ...]) -> None:
+    model = deep()
+    with torch.no_grad():
+        model[2].bias.fill_(-100)
+    found = of_layers(model, Selection(select=select))["ND501"]
+    assert (found.cause, found.evidence["layer_to_mend"]) == ("ND250", "2")
+    assert found.message.endswith("whatever the input: layer 2 is dead")
+
+
+def test_collapsed_weights_are_the_cause_and_the_first_such_layer_is_named() -> None:
+    model = deep()
+    with torch.no_grad():
+        for place in (2, 4):
+            model[place].weight *= 1e-5
+    found = of_layers(model)["ND501"]
+    assert (found.cause, found.evidence["layer_to_mend"]) == ("ND252", "2")
+    assert found.message.endswith("layer 2 has collapsed")
+
+
+def test_weights_that_exploded_are_the_cause_of_wrong_corners() -> None:
+    model = deep()
+    with torch.no_grad():
+        model[2].weight[3] *= 1e5
+        model[2].bias[3] = 1e6
+    found = of_layers(model)
+    for code in ("ND503", "ND504"):
+        assert (found[code].cause, found[code].evidence["layer_to_mend"]) == ("ND103", "2")
+        assert found[code].message.endswith("layer 2 has 1 node whose weights have exploded")
+
+
+def test_a_layer_that_is_well_is_no_cause() -> None:
+    found = said(sure_of(torch.zeros_like(Y), 2.0))["ND501"]
+    assert (found.cause, "layer_to_mend" in found.evidence) == (None, False)
+    model = deep()
+    with torch.no_grad():
+        model[2].bias[:7] = -100  # one unit of eight is left
+    assert "ND501" not in of_layers(model)

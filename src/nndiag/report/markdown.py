@@ -106,7 +106,7 @@ def _finding(group: Group) -> str:
     if group.nodes:
         where += f", {which(group.nodes, group.layer_nodes)}"
     if group.unsteady:
-        where += f", {group.unsteady:,} of them unsteady across folds"
+        where += f", {group.unsteady:,} of them unsteady"
     severity = ("error", "warning", "info")[group.gravity]
     what = f"**{inert(group.code)} {inert(group.name)}**"
     said = f"- {_ICONS[severity]} {severity} {what}, {where}: {_sentence(group.message)}"

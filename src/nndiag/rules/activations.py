@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -26,8 +27,41 @@ RECTIFIERS = frozenset(["relu", "clamp", "maximum", "threshold"])
 SWITCH_RANGE = 0.1
 """A saturated smooth unit whose output ranges over more than this takes both ends of its activation."""
 
-ENOUGH_RATE = 0.05
-"""Firing rate that enough silent samples rule out at 95 % confidence."""
+DOUBT = 0.05
+"""Chance at which silence is no proof: that of a unit that does fire and shows it nowhere."""
+RARER = 0.1
+"""Share of the layer's usual firing rate that enough samples rule out."""
+USUAL_RATE = 0.5
+"""Firing rate that is taken for usual where no unit of the layer fires."""
+
+
+@dataclass(frozen=True)
+class Silence:
+    """What it proves that a unit never fires: ``sure`` where one that fires as often as is usual in its layer would
+    have been seen; ``enough`` samples rule out a firing rate of ``rate``, a tenth of that.
+    """
+
+    sure: bool
+    enough: int
+    rate: float
+
+
+def silence(layer: LayerMeasures, context: Context) -> Silence:
+    """Return what silence on this probe proves: ``(1 − r)^M ≤ 0.05`` for ``M`` samples and positions.
+
+    ``r`` is the median firing rate over the units of the layer that fire. Fewer than ``few_samples`` samples prove
+    nothing, whatever the rate.
+    """
+    active, opened = layer.per_node["active_fraction"], layer.per_fold.get("open_count")
+    firing = active > 0
+    usual = median(active[firing].tolist()) if firing.any() else USUAL_RATE
+    places = float(context.samples)
+    if opened is not None and firing.any():
+        places = max(places, float((opened.sum(axis=0)[firing] / active[firing]).max()))
+    rate = RARER * min(usual, USUAL_RATE)
+    enough = math.ceil(math.log(DOUBT) / math.log1p(-rate))
+    missed = (1 - min(usual, USUAL_RATE)) ** places
+    return Silence(not context.few and missed <= DOUBT, enough, rate)
 
 
 def _switches(layer: LayerMeasures) -> Mask:
@@ -42,20 +76,22 @@ def dead(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     active = layer.per_node.get("active_fraction")
     if active is None or layer.activation not in EXACTLY_FLAT:
         return
-    bound = 1 - 0.05 ** (1 / max(context.samples, 1))
+    bound, proof = 1 - DOUBT ** (1 / max(context.samples, 1)), silence(layer, context)
     message = (
-        f"never active on {count(context.samples, 'sample')}{', which proves little' if context.few else ''} "
+        f"never active on {count(context.samples, 'sample')}{'' if proof.sure else ', which proves little'} "
         f"(it fires on less than {100 * bound:.2g} % of such data, with 95 % confidence)"
     )
-    if context.few:
-        enough = math.ceil(math.log(0.05) / math.log(1 - ENOUGH_RATE))
-        message += f"; {enough} samples would rule out {100 * ENOUGH_RATE:g} %"
+    if not proof.sure:
+        rate = f"{100 * proof.rate:.2g} %, a tenth of what is usual here"
+        message += f"; {count(proof.enough, 'sample')} would rule out {rate}"
     noisy, far = layer.per_node.get("jitter_active"), _bias_ran_away(layer)
     usual = message
     for i in where((active == 0) & ~_switches(layer)):
         evidence: dict[str, float | int | str | bool | None] = {
             "active_fraction": 0.0, "threshold": 0.0, "samples": context.samples, "rate_below": bound,
         }  # fmt: skip
+        if not proof.sure:
+            evidence["samples_enough"] = proof.enough
         message = usual
         if far[i]:
             message, evidence["reason"] = f"{usual}; its bias ran away", "bias"

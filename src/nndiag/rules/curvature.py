@@ -52,7 +52,8 @@ def idle(layer: LayerMeasures, context: Context) -> Mask | None:
     ):
         return None
     edge = context.threshold("output_ratio") * found.scale / layer.nodes**0.5
-    mask: Mask = _moved(layer) <= edge
+    moved = _moved(layer)
+    mask: Mask = (moved > 0) & (moved <= edge)  # where it is zero nothing depends on the node in any network
     return mask
 
 

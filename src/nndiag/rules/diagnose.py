@@ -13,6 +13,7 @@ from nndiag.records.report import DEGENERATE, Finding
 from nndiag.rules import RULES, Rule
 from nndiag.rules.across import Blame, blames, own_fault
 from nndiag.rules.base import CHANNEL, ELSEWHERE, LAYER_TO_MEND, Context, Hit, Scales
+from nndiag.rules.behind import of_the_model
 from nndiag.rules.causes import cause_of, shared_cause
 from nndiag.rules.channels import channel_blames
 from nndiag.rules.elsewhere import Elsewhere
@@ -70,24 +71,9 @@ class JudgedLayer:
 def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
     """Return every layer of a measurement with its findings and verdicts."""
     literal = selection.profile == "literal"
-    values = thresholds(selection.thresholds)
-    model = model_scales(measured)
-    contexts = [
-        Context(measured, values, layer_scales(layer, model), place)
-        for place, layer in enumerate(measured.layers)
-    ]
-    rules = [rule for rule in RULES if rule.level is not None and rule.level <= measured.level]
-    if literal:
-        rules = [rule for rule in rules if rule.code in LITERAL_CODES]
-    hits = {
-        layer.name: literal_hits(layer, context)
-        if literal
-        else {rule.code: list(rule.find(layer, context)) for rule in rules if rule.on == "node"}
-        for layer, context in zip(measured.layers, contexts, strict=True)
-    }
+    contexts, rules = _contexts(measured, selection), _rules(measured, literal)
+    hits = _node_hits(measured, contexts, rules, literal)
     of_layers, of_nodes = blames(measured.layers, hits), channel_blames(measured.layers, hits)
-    if not literal:
-        hits = {layer.name: _of_classes_there(layer, hits[layer.name]) for layer in measured.layers}
     return tuple(
         _judge_layer(
             layer, context, selection, rules, hits[layer.name],
@@ -97,11 +83,13 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
     )  # fmt: skip
 
 
+NodeHits = dict[str, list[Hit]]
+
 _OF_THE_CLASS = frozenset("ND201 ND202 ND203 ND204 ND206 ND301 ND302 ND304 ND401".split())
 """What an output may show because the probe has no sample of its class."""
 
 
-def _of_classes_there(layer: LayerMeasures, hits: dict[str, list[Hit]]) -> dict[str, list[Hit]]:
+def _of_classes_there(layer: LayerMeasures, hits: NodeHits) -> NodeHits:
     """Return the findings, those that an output has for want of samples of its class as notes."""
     lacking = absent(layer)
     if lacking is None:
@@ -119,6 +107,37 @@ def _of_classes_there(layer: LayerMeasures, hits: dict[str, list[Hit]]) -> dict[
     }
 
 
+def _contexts(measured: Measured, selection: Selection) -> list[Context]:
+    values, model = thresholds(selection.thresholds), model_scales(measured)
+    return [
+        Context(measured, values, layer_scales(layer, model), place)
+        for place, layer in enumerate(measured.layers)
+    ]
+
+
+def _rules(measured: Measured, literal: bool) -> list[Rule]:
+    return [
+        rule
+        for rule in RULES
+        if rule.level is not None
+        and rule.level <= measured.level
+        and (not literal or rule.code in LITERAL_CODES)
+    ]
+
+
+def _node_hits(
+    measured: Measured, contexts: Sequence[Context], rules: Sequence[Rule], literal: bool = False
+) -> dict[str, NodeHits]:
+    """Return the findings of the nodes, by layer and code."""
+    of_nodes = [rule for rule in rules if rule.on == "node"]
+    return {
+        layer.name: literal_hits(layer, context)
+        if literal
+        else _of_classes_there(layer, {rule.code: list(rule.find(layer, context)) for rule in of_nodes})
+        for layer, context in zip(measured.layers, contexts, strict=True)
+    }
+
+
 def judge_model(measured: Measured, selection: Selection) -> tuple[Finding, ...]:
     """Return the findings about the whole network."""
     if selection.profile == "literal":
@@ -131,7 +150,15 @@ def judge_model(measured: Measured, selection: Selection) -> tuple[Finding, ...]
         for hit in rule.find(measured, context)
     ]
     present = {rule.code for rule, hit in hits if not hit.note}
-    return tuple(_finding(rule, hit, present, True, ()) for rule, hit in hits if selection.wants(rule.code))
+    causes: tuple[Blame, ...] = ()
+    if any(not hit.note for _, hit in hits):
+        contexts = _contexts(measured, selection)
+        causes = of_the_model(measured.layers, _node_hits(measured, contexts, _rules(measured, False)))
+    return tuple(
+        _finding(rule, hit, present, True, () if hit.note else causes)
+        for rule, hit in hits
+        if selection.wants(rule.code)
+    )
 
 
 def _judge_layer(

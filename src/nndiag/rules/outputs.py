@@ -144,8 +144,8 @@ RULES = (
         "few_samples samples it is a warning.",
         why="A layer all of whose units are dead or saturated, weights that decay took to zero, a learning rate that "
         "threw the network out, inputs that were scaled to nothing.",
-        do="Look for the first layer with ND250 or ND252 and mend that. Go back to the checkpoint before the loss "
-        "stopped at that of a constant answer.",
+        do="Mend the layer that the message names, the first through which nothing gets; else look for one with ND252. "
+        "Go back to the checkpoint before the loss stopped at that of a constant answer.",
         harmless="Before the first step, where the last layer starts at zero: then it is a note.",
         source="The definition; He et al. 2015 and Lu et al. 2019 on networks born dead.",
     ), output_collapse, ("output_ratio", "few_samples"), Level.ACTIVATIONS),
