@@ -25,14 +25,14 @@ HEAD = """# How often the findings are right
 `{command}`, torch {torch}, one thread.
 
 Networks are trained on scikit-learn's digits with fixed seeds, known lesions are planted in known nodes of copies, one
-at a time and many together, at several strengths, and the copies are scanned (`benchmarks/lesions/`). The figures are of
-seeds {seeds}, on samples that neither training nor the choice of a threshold has seen.
+at a time and many together, at several strengths, and the copies are scanned (`benchmarks/lesions/`). The figures are
+of seeds {seeds}, on samples that neither training nor the choice of a threshold has seen.
 
 Thresholds were chosen on seed 0 with another split of the digits, and never on the {fresh}.
-Seeds 1 and 2 were looked at while rules were written, and led to changes: outputs are taken to run after a unit that has
-exploded, wherever they were made; what a dormant or flat unit does is judged by the samples on which it is active; in a
-network that answers the same on all samples no node is a measure for others. Seeds 3 and 4 were run once, when all rules
-stood. The samples and published checkpoints of the ablation were looked at beside seeds 1 and 2.
+Seeds 1 and 2 were looked at while rules were written, and led to changes: outputs are taken to run after a unit that
+has exploded, wherever they were made; what a dormant or flat unit does is judged by the samples on which it is active;
+in a network that answers the same on all samples no node is a measure for others. Seeds 3 and 4 were run once, when all
+rules stood. The samples and published checkpoints of the ablation were looked at beside seeds 1 and 2.
 """
 
 

@@ -221,9 +221,18 @@ def test_weights_that_exploded_are_the_cause_of_wrong_corners() -> None:
         model[2].weight[3] *= 1e5
         model[2].bias[3] = 1e6
     found = of_layers(model)
-    for code in ("ND503", "ND504"):
-        assert (found[code].cause, found[code].evidence["layer_to_mend"]) == ("ND103", "2")
-        assert found[code].message.endswith("layer 2 has 1 node whose weights have exploded")
+    assert (found["ND501"].cause, found["ND501"].evidence["layer_to_mend"]) == ("ND103", "2")
+    assert found["ND501"].message.endswith(
+        "whatever the input: layer 2 has 1 node whose weights have exploded"
+    )
+    assert {found[code].cause for code in ("ND502", "ND503", "ND504")} == {"ND501"}
+    assert "never leaves it" in found["ND503"].message
+    with torch.no_grad():
+        model[2].bias[3] = 0.0  # it is silent on some samples, and the answers differ
+    found = of_layers(model)
+    assert "ND501" not in found
+    assert (found["ND503"].cause, found["ND503"].evidence["layer_to_mend"]) == ("ND103", "2")
+    assert "layer 2 has 1 node whose weights have exploded" in found["ND503"].message
 
 
 def test_a_layer_that_is_well_is_no_cause() -> None:

@@ -255,7 +255,9 @@ RULES = (
         measured="active_fraction, the share of samples and positions at which the activation is not flat, is exactly "
         "zero, and its output is one number. The bias ran away where it is more than five standard deviations of the "
         "pre-activation below zero. For N samples and none active the unit's true firing rate is below "
-        "1 − 0.05^(1/N) at 95 % confidence (about 3/N).",
+        "1 − 0.05^(1/N) at 95 % confidence (about 3/N). Unsteady where N is below few_samples, or where a unit that "
+        "fires as often as is usual in its layer, the median rate r, would be silent too with more than 5 %: (1 − r)^N "
+        "over samples and positions.",
         why="A step that pushed the bias far down (learning rate too large), weight decay, an input layer that died "
         "before it, an unlucky initialisation.",
         do="While the network still trains: reinitialise it (incoming weights new, outgoing zero: the function does "
@@ -265,9 +267,10 @@ RULES = (
         "per cent of dead units are common in networks that trained well.",
         source="Lu et al. 2019, Dying ReLU and Initialization; the rule of three for the confidence bound.",
         sure="As sure as the samples are many: 400 without a spark rule out a firing rate above 0.75 %, 8 samples only "
-        "one above 31 %; the message says the bound for this probe, and what would be enough. `--jitter` tells a unit "
-        "far below its threshold from one at its edge.",
-    ), dead),
+        "one above 31 %. The message says the bound for this probe; where that proves little it says what "
+        "would be enough, and the node is marked unsteady. `--jitter` tells a unit far below its threshold from one at "
+        "its edge.",
+    ), dead, ("few_samples",)),
     Rule("ND202", "saturated", "node", "warning", "the unit's smooth activation is flat on every sample", Doc(
         meaning="The slope of the unit's activation (tanh, sigmoid, GELU, …) is nearly zero wherever the probe takes "
         "it, so almost no gradient passes and the unit hardly learns.",

@@ -8,13 +8,13 @@ from dataclasses import replace
 from nndiag.records.measured import LayerMeasures
 from nndiag.rules.across import Blame, Hits, stops_everything
 
-_CERTAIN = frozenset(["ND503", "ND504"])
-"""What logits show that are too large."""
+_TOO_LARGE = frozenset(["ND501", "ND503", "ND504"])
+"""What outputs show that one unit drowns: all the same, and all but certain."""
 
 
 def of_the_model(layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]) -> tuple[Blame, ...]:
     """Return what is wrong with layers for which the outputs are as they are: nothing gets through one, or the weights
-    of one have exploded, which makes choices certain.
+    of one have exploded, which drowns all others and makes choices certain.
 
     Args:
         layers: in the order in which the network has them.
@@ -22,7 +22,7 @@ def of_the_model(layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]) -> t
     """
     stop = stops_everything(layers, hits)
     exploded = (
-        Blame(layer.name, "before", _exploded(count), "ND103", _CERTAIN)
+        Blame(layer.name, "before", _exploded(count), "ND103", _TOO_LARGE)
         for layer in layers
         if (count := len(hits[layer.name].get("ND103", ())))
     )

@@ -85,7 +85,11 @@ def gravity_well(measured: Measured, context: Context) -> Iterator[Hit]:
     steps = escape_steps(typical)
     message = (
         f"{count(int(inside.sum()), 'sample')} of {int(known.sum()):,} sit in a wrong corner of the softmax: "
-        f"a policy gradient needs at least {short(steps)} steps to leave it"
+        + (
+            f"a policy gradient needs at least {short(steps)} steps to leave it"
+            if math.isfinite(steps)
+            else "a policy gradient never leaves it, the right class has no probability at all"
+        )
     )
     evidence = {
         "samples_in_well": int(inside.sum()), "threshold": share, "right_probability": typical,
