@@ -203,15 +203,17 @@ def _summary(found: Sequence[Ablation]) -> Iterator[str]:
         f"Largest change of any of the {len(nothing):,} nodes that are said to do nothing: {_largest(nothing)}. "
         f"Smallest median of the unflagged, over the networks that answer: {min(usual):.1e}."
     )
+    yield ""
     if any(one.collapsed for one in found):
         yield (
             "† The network answers the same on all samples, and is said to (ND501): what is not flagged in it moves "
             "that one answer a little, and is no measure for what is."
         )
+        yield ""
     missing = sum(one.missing for one in found)
     if missing:
         yield f"{missing} flagged nodes that no other layer takes in, the networks' own outputs, were not taken out."
-    yield ""
+        yield ""
 
 
 def _largest(values: Sequence[float]) -> str:
