@@ -19,7 +19,7 @@ from nndiag.records.packed import pack
 from nndiag.records.report import DEGENERATE, VERDICTS
 from nndiag.remedies import Goal, action_for, tied
 from nndiag.rules.diagnose import JudgedLayer
-from nndiag.rules.nodes import single, unobserved
+from nndiag.rules.nodes import absent, single, unobserved
 from nndiag.rules.thresholds import FEW_SAMPLES
 
 _OF_THE_UNOBSERVED = frozenset([*WEIGHT_MEASURES, "lookups"])
@@ -127,7 +127,7 @@ def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
         parameters=layer.parameters,
         activation=layer.activation,
         verdicts={verdict: counts[verdict] for verdict in VERDICTS},
-        unobserved=0 if (unused := unobserved(layer)) is None else int(unused.sum()),
+        unobserved=_unobserved(judged),
         curvature_kind=layer.curvature_kind,  # type: ignore[arg-type]
         measures={
             name: _finite(value)
@@ -137,6 +137,14 @@ def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
         findings=judged.findings,
         every_node=_every_node(judged),
     )
+
+
+def _unobserved(judged: JudgedLayer) -> int:
+    """Return how many nodes have no verdict because the probe never used them, or lacks their class."""
+    rows, classes = unobserved(judged.measures), absent(judged.measures)
+    if classes is not None:
+        return sum(gone and word == "unknown" for gone, word in zip(classes, judged.verdicts, strict=True))
+    return 0 if rows is None else int(rows.sum())
 
 
 def _every_node(judged: JudgedLayer) -> report.EveryNode:

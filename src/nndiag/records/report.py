@@ -184,8 +184,9 @@ class EveryNode(Record):
 class LayerDiagnosis(Record):
     """One layer: its size, how many of its nodes have which verdict, its own measures and findings.
 
-    ``unobserved`` nodes were never used by the probe, as rows of an embedding that it never looks up: of them only the
-    weights are known. The units of an ``is_output`` layer are the network's outputs.
+    ``unobserved`` nodes were never used by the probe: rows of an embedding that it never looks up, of which only the
+    weights are known, and outputs whose class no label of it names. The units of an ``is_output`` layer are the network's
+    outputs.
     """
 
     name: str
