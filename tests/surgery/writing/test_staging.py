@@ -20,7 +20,9 @@ from torch.distributed import checkpoint as dcp
 from nndiag.checkpoint import open_checkpoint
 from nndiag.errors import InputError, NndiagError, UsageError
 from nndiag.model.fit import fit
-from nndiag.surgery.writing import check_destination, write
+from nndiag.surgery.writing import check_destination, write, writing
+from nndiag.surgery.writing.job import Job
+from nndiag.surgery.writing.safetensors_file import write_safetensors
 from nndiag.surgery.writing.staging import staged
 from tests.surgery.writing.networks import healed, network, pruned, trained, written
 from tests.surgery.writing.test_sharded import shards
@@ -279,3 +281,30 @@ def test_what_lies_beside_a_target_goes_only_where_the_target_never_came(
     check_destination(tmp_path / "source", tmp_path / "new")
     left = {"other", "source"} | ({"mine", "new.json"} if arrived else set())
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_what_does_not_read_back_as_it_was_meant_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, model = _safetensors(tmp_path), network()
+    edits = healed(model)
+
+    def spoiling(change: Callable[[bytearray], object]) -> Callable[..., None]:
+        def write_other(job: Job, target: Path) -> None:
+            write_safetensors(job.source.path, job.changes, target)
+            content = bytearray(target.read_bytes())
+            change(content)
+            target.write_bytes(content)
+
+        return write_other
+
+    for change, words in (
+        (lambda content: content.__setitem__(-1, content[-1] ^ 1), "came out with another 3.weight"),
+        (lambda content: content.clear(), "cannot be read again"),
+    ):
+        monkeypatch.setattr(writing, "_WRITERS", {"safetensors": spoiling(change)})
+        with pytest.raises(InputError, match=words):
+            written(source, edits, tmp_path / "b.safetensors", model)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "a.optimizer.safetensors", "a.safetensors",
+        ]  # fmt: skip
