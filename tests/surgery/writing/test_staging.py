@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.distributed import checkpoint as dcp
 
 from nndiag.checkpoint import open_checkpoint
