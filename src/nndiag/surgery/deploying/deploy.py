@@ -204,8 +204,8 @@ class _Plan:
     def _proved(self, accepted: Sequence[Removal], group: Sequence[Removal]) -> Sequence[Removal]:
         """Return what of a group can go beside what goes already."""
         own = parents_of(remaining(self.traced, [one.root for one in group]))
-        why = None
-        for some in (group, [one for one in group if one.exact]):
+        why, exact = None, [one for one in group if one.exact]
+        for some in (group, exact) if 0 < len(exact) < len(group) else (group,):
             for parents in (self.parents, self.parents | own):
                 why = self._fails([*accepted, *some], parents)
                 if why is None:
