@@ -63,6 +63,11 @@ class Consumer:
             self.taker, self.clash = None, True
 
     @property
+    def eps(self) -> float:
+        """The last digit of its numbers, relative to them."""
+        return 0.0 if self.weight is None else torch.finfo(self.weight.dtype).eps
+
+    @property
     def name(self) -> str:
         """What reads, for a sentence."""
         return self.parameter[0].rpartition(".")[0] or self.parameter[0] if self.parameter else self.operation

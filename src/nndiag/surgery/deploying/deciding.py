@@ -20,6 +20,10 @@ TOLERANCE = 1e-7
 """Share of the largest result of a sum that leaving a unit out of it may change."""
 
 
+ULPS = 8
+"""So many last digits a constant may vary by."""
+
+
 @dataclass(frozen=True)
 class Fold:
     """Add ``amount``, ``(outputs,)`` float64, to a bias or a running mean."""
@@ -143,7 +147,7 @@ def removal(
         reach = _reach(consumer, where)
         if float((reach * torch.maximum(low.abs(), high.abs())).sum()) <= edge:
             exact = False
-        elif float((reach * (high - low) / 2).sum()) <= edge:
+        elif _constant(consumer, low, high) or float((reach * (high - low) / 2).sum()) <= edge:
             exact &= bool((low == high).all())
             folds.append(_fold(readers, consumer, where, (low + high) / 2))
         elif key in pairs:
@@ -154,6 +158,11 @@ def removal(
         else:
             raise BlockedError(_not_constant(consumer, low, high))
     return Removal(root, tuple(folds), tuple(merges), exact)
+
+
+def _constant(consumer: Consumer, low: Tensor, high: Tensor) -> bool:
+    """Whether values differ by rounding alone."""
+    return bool((high - low <= ULPS * consumer.eps * torch.maximum(low.abs(), high.abs())).all())
 
 
 def _not_constant(consumer: Consumer, low: Tensor, high: Tensor) -> str:

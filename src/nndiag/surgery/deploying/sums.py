@@ -37,8 +37,7 @@ def product(mode: Following, call: Call) -> None:
             taker = Taker(name)
     constant = one.constant and other.constant
     mode.give(result, Labels(tuple(axes), constant and (added is None or mode.labels(added).constant)))
-    if not axis or constant:
-        _fix_made_of_parameters(mode, axis, constant)
+    if not axis:
         return
     if other.constant or not one.constant:
         x, weight, outputs = left, right.movedim(-2, 0), -1 if other.constant and _alone(right) else None
@@ -57,13 +56,6 @@ def _with_added(mode: Following, added: Tensor, axes: list[Axis], result: Tensor
         if added.shape[i] == result.shape[ahead + i]:
             axes[ahead + i] = united(mode.atoms, axes[ahead + i], axis, added.shape[i], "it is added to what stays")
     return axes
-
-
-def _fix_made_of_parameters(mode: Following, axis: Axis, constant: bool) -> None:
-    """Parameters that multiply each other make a weight: what is summed over there is no unit."""
-    if constant:
-        for factor in axis:
-            mode.atoms.fix(factor, "it is inside a product of parameters")
 
 
 def _alone(weight: Tensor) -> bool:
