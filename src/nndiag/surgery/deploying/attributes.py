@@ -1,7 +1,7 @@
 """The numbers in which modules keep their own sizes: what they are after parameters have shrunk.
 
-Torch's own modules and the ``Conv1D`` of transformers are known; modules of other code may keep widths and counts of heads
-under names of their own, which are found by their value and proved by running the network.
+Torch's own modules and the ``Conv1D`` of transformers are known; modules of other code may keep widths and counts of
+heads under names of their own, which are found by their value and proved by running the network.
 """
 
 from __future__ import annotations
@@ -53,13 +53,18 @@ def sizes_of(before: nn.Module, after: nn.Module) -> Numbers:
         if isinstance(before, kind):
             return read(before, after)
     if type(before).__name__ == "Conv1D" and hasattr(before, "nf"):
-        wide, narrow = after.weight.shape  # type: ignore[misc, union-attr]
-        return {"nf": int(narrow), **({"nx": int(wide)} if hasattr(before, "nx") else {})}  # type: ignore[arg-type]
+        wide, narrow = _shape(after)
+        return {"nf": narrow, **({"nx": wide} if hasattr(before, "nx") else {})}
     return {}
 
 
+def _shape(module: nn.Module, name: str = "weight") -> tuple[int, ...]:
+    return tuple(getattr(module, name).shape)
+
+
 def _linear(before: nn.Module, after: nn.Module) -> Numbers:
-    return {"out_features": after.weight.shape[0], "in_features": after.weight.shape[1]}  # type: ignore[union-attr, index, dict-item]
+    outputs, inputs = _shape(after)
+    return {"out_features": outputs, "in_features": inputs}
 
 
 def _convolution(before: nn.Module, after: nn.Module) -> Numbers:
@@ -73,8 +78,8 @@ def _convolution(before: nn.Module, after: nn.Module) -> Numbers:
 
 
 def _channels(before: nn.Module, after: nn.Module) -> Numbers:
-    tensor = after.weight if after.weight is not None else after.running_mean
-    return {} if tensor is None else {"num_features": tensor.shape[0]}  # type: ignore[union-attr, index, dict-item]
+    name = "weight" if before.weight is not None else "running_mean"
+    return {"num_features": _shape(after, name)[0]} if getattr(before, name) is not None else {}
 
 
 def _grouped_norm(before: nn.Module, after: nn.Module) -> Numbers:
@@ -91,11 +96,12 @@ def _recurrent(before: nn.Module, after: nn.Module) -> Numbers:
 
 
 def _table(before: nn.Module, after: nn.Module) -> Numbers:
-    return {"num_embeddings": after.weight.shape[0], "embedding_dim": after.weight.shape[1]}  # type: ignore[union-attr, index, dict-item]
+    rows, width = _shape(after)
+    return {"num_embeddings": rows, "embedding_dim": width}
 
 
 def _slopes(before: nn.Module, after: nn.Module) -> Numbers:
-    return {"num_parameters": after.weight.shape[0]}  # type: ignore[union-attr, index, dict-item]
+    return {"num_parameters": _shape(after)[0]}
 
 
 _KINDS: Sequence[tuple[type | tuple[type, ...], Callable[[nn.Module, nn.Module], Numbers]]] = (
@@ -109,9 +115,7 @@ _KINDS: Sequence[tuple[type | tuple[type, ...], Callable[[nn.Module, nn.Module],
 )
 
 
-def _changes(
-    before: nn.Module, path: str, kept: Kept, heads: Sequence[tuple[int, int]]
-) -> dict[int, int]:
+def _changes(before: nn.Module, path: str, kept: Kept, heads: Sequence[tuple[int, int]]) -> dict[int, int]:
     """Return what became of the sizes of a module's parameters and of its heads, where that is one thing."""
     named = dict(before.named_parameters(remove_duplicate=False))
     ahead = f"{path}." if path else ""

@@ -1,8 +1,8 @@
 """What reads units: the sums over them, such as a matrix product or a convolution, and the values that they see there.
 
-A unit may go where every sum that reads it does not notice: it is zero on the whole probe, its weights there are zero, or
-it is one constant that a bias can take over. All of that is observed where the values are read, so that whatever lies
-between a unit and its reader (activations, norms, pooling, padding, a residual stream) is accounted for.
+A unit may go where every sum that reads it does not notice: it is zero on the whole probe, its weights there are
+zero, or it is one constant that a bias can take over. All of that is observed where the values are read, so that
+whatever lies between a unit and its reader (activations, norms, pooling, padding, a residual stream) is accounted for.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ class Consumer:
     """A sum over the places of one axis.
 
     ``axis`` holds the atoms of the ``K`` places. ``low`` and ``high`` are the extremes of what was read at each,
-    ``(K,)`` float64. ``weight`` is what it is multiplied with, ``(K, ...)``, where that is constant, ``outputs`` the axis of
-    ``weight`` that a bias runs along; ``weight_size`` the largest magnitude of it at each place, over all passes.
-    ``parameter`` names the parameter that the weight is a view of, and the axis of it that is summed over. ``borders``
-    says that places outside the input are read as zeros; ``scale`` is the largest magnitude of a result.
+    ``(K,)`` float64. ``weight`` is what it is multiplied with, ``(K, ...)``, where that is constant, ``outputs`` the
+    axis of ``weight`` that a bias runs along; ``weight_size`` the largest magnitude of it at each place, over all
+    passes. ``parameter`` names the parameter that the weight is a view of, and the axis of it that is summed over.
+    ``borders`` says that places outside the input are read as zeros; ``scale`` is the largest magnitude of a result.
+    ``taker`` is what can take over a constant; ``clash`` says that different biases meet the same weights.
     """
 
     axis: Axis
@@ -99,7 +100,7 @@ class Pair:
         self.count += len(x)
 
     def line(self) -> tuple[Tensor, Tensor]:
-        """Return ``s`` and ``c`` by least squares, with ``s`` a round ±1 and ``c`` zero where they are so to rounding."""
+        """Return ``s`` and ``c`` by least squares: ``s`` is ±1, and ``c`` zero, where they are so to rounding."""
         mean_j, mean_i, product, square = self.sums / self.count
         spread = square - mean_i**2
         slope = torch.where(spread > 1e-24 * square, (product - mean_j * mean_i) / spread, 0.0)

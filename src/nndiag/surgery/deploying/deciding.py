@@ -186,9 +186,13 @@ def _fold(readers: Readers, consumer: Consumer, where: Tensor, values: Tensor) -
     """
     shown = f"a constant of {float(values[values.abs().argmax()]):.3g}"
     if consumer.borders:
-        raise BlockedError(f"it is {shown}, and {consumer.name} reads zeros beyond the borders: no bias is equal to it")
+        raise BlockedError(
+            f"it is {shown}, and {consumer.name} reads zeros beyond the borders: no bias is equal to it"
+        )
     if consumer.taker is None or _shared(readers, consumer):
-        raise BlockedError(f"it is {shown}, and {consumer.name} has no bias of its own that could take it over")
+        raise BlockedError(
+            f"it is {shown}, and {consumer.name} has no bias of its own that could take it over"
+        )
     return Fold(consumer.taker.name, consumer.taker.sign * (values @ consumer.columns(where)))
 
 
@@ -199,9 +203,7 @@ def _shared(readers: Readers, consumer: Consumer) -> bool:
     return any(o is not consumer and o.taker and o.taker.name == consumer.taker.name for o in every)
 
 
-def _merged(
-    readers: Readers, consumer: Consumer, pair: Pair, edge: float
-) -> tuple[list[Fold], Merge]:
+def _merged(readers: Readers, consumer: Consumer, pair: Pair, edge: float) -> tuple[list[Fold], Merge]:
     """Add the outgoing weights of a unit to those of its partner.
 
     Raises:

@@ -14,6 +14,7 @@ from nndiag.replay.layers import find_layers
 from nndiag.surgery.deploying.agreement import DisagreementError, check, output_change
 from nndiag.surgery.deploying.attributes import parents_of
 from nndiag.surgery.deploying.consumers import Pair
+from nndiag.surgery.deploying.cost import Cost, cost
 from nndiag.surgery.deploying.deciding import (
     BlockedError,
     Key,
@@ -25,7 +26,8 @@ from nndiag.surgery.deploying.deciding import (
 )
 from nndiag.surgery.deploying.editing import Smaller, edits_of, remaining, shrink
 from nndiag.surgery.deploying.following import OUTPUT
-from nndiag.surgery.deploying.tracing import Batches, Traced, compare_pairs, trace
+from nndiag.surgery.deploying.tracing import Batches, compare_pairs, trace
+from nndiag.surgery.deploying.widths import Widths, widths_of
 from nndiag.surgery.deploying.zeroing import zeroed
 from nndiag.surgery.edits import Edits
 
@@ -52,13 +54,18 @@ class Done:
 class Deployed:
     """A smaller network.
 
-    ``output_change`` is ``max |f' − f| / max |f|`` over the probe, the largest of the network's outputs.
+    ``output_change`` is ``max |f' − f| / max |f|`` over the probe, the largest of the network's outputs. ``widths`` is
+    what ``resize`` needs to bring a network as it was to the new sizes; ``before`` and ``after`` are measured on one
+    batch.
     """
 
     module: nn.Module
     edits: Edits
     done: tuple[Done, ...]
     output_change: float
+    widths: Widths
+    before: Cost
+    after: Cost
 
 
 def deploy(
@@ -66,10 +73,10 @@ def deploy(
 ) -> Deployed:
     """Return a copy of a network without the nodes named, as far as no output on the probe changes.
 
-    A node goes with all that depends on it: its channel in a norm, the inputs of the layers after it, the places that it
-    has in concatenations, after flattening, in convolutions of a channel each. It goes where every sum that reads it does
-    not notice (it is zero there, or constant and a bias takes it over, or a multiple of its twin); else its weights
-    are set to zero where that changes no output. Outputs of the network stay, and no layer becomes empty.
+    A node goes with all that depends on it: its channel in a norm, the inputs of the layers after it, the places that
+    it has in concatenations, after flattening, in convolutions of a channel each. It goes where every sum that reads it
+    does not notice (it is zero there, or constant and a bias takes it over, or a multiple of its twin); else its
+    weights are set to zero where that changes no output. Outputs of the network stay, and no layer becomes empty.
 
     Args:
         model: it is left as it is; the copy is in the same mode.
@@ -80,10 +87,13 @@ def deploy(
     every = [tuple(batch) for batch in batches]
     smaller, done = _carried_out(_Plan(work, every, treatments))
     change = output_change(work, smaller.module, every)
+    costs = cost(work, every[0]), cost(smaller.module, every[0])
     modes = dict(model.named_modules())
     for path, module in smaller.module.named_modules():
         module.training = modes[path].training
-    return Deployed(smaller.module, edits_of(model, smaller), done, change)
+    return Deployed(
+        smaller.module, edits_of(model, smaller), done, change, widths_of(model, smaller.module), *costs
+    )
 
 
 class _Plan:
@@ -266,7 +276,8 @@ def _carried_out(plan: _Plan) -> tuple[Smaller, tuple[Done, ...]]:
         changed |= values
         for index in nodes:
             node = (name, index)
-            done[node] = Done(name, index, "zeroed" if index in zero else "left", plan.why(node))
+            did: Did = "zeroed" if index in zero else "left"
+            done[node] = Done(name, index, did, plan.why(node))
     smaller = shrink(plan.model, plan.traced, list(plan.removals.values()), changed, plan.parents)
     return smaller, tuple(done[node] for node in sorted(done))
 

@@ -69,7 +69,9 @@ def put(model: nn.Module, values: Values) -> None:
         if id(old) not in made:
             fresh = value.detach().clone()
             made[id(old)] = (
-                nn.Parameter(fresh, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else fresh
+                nn.Parameter(fresh, requires_grad=old.requires_grad)
+                if isinstance(old, nn.Parameter)
+                else fresh
             )
         setattr(module, own, made[id(old)])
 
@@ -93,10 +95,14 @@ def _absorbed(traced: Traced, removals: Sequence[Removal], changed: Values) -> d
     exact: dict[str, Tensor] = {}
     for removal in removals:
         for fold in removal.folds:
-            now = exact.setdefault(fold.name, changed.get(fold.name, tensors[fold.name]).detach().double().clone())
+            now = exact.setdefault(
+                fold.name, changed.get(fold.name, tensors[fold.name]).detach().double().clone()
+            )
             now += fold.amount
         for merge in removal.merges:
-            now = exact.setdefault(merge.name, changed.get(merge.name, tensors[merge.name]).detach().double().clone())
+            now = exact.setdefault(
+                merge.name, changed.get(merge.name, tensors[merge.name]).detach().double().clone()
+            )
             _add_places(now, merge.axis, merge.places, merge.into, merge.slope)
     made = {name: value.to(tensors[name].dtype) for name, value in exact.items()}
     return {**changed, **_for_all_names(traced, made)}

@@ -1,7 +1,8 @@
 """Following the atoms of all parameters through one real forward pass, function by function.
 
-Functions are seen where torch dispatches them, after its own composite ones (``linear``, ``einsum``, ``lstm``, attention)
-have come apart, so that a few dozen are enough for all; a function that is not known fixes every atom that meets it.
+Functions are seen where torch dispatches them, after its own composite ones (``linear``, ``einsum``, ``lstm``,
+attention) have come apart, so that a few dozen are enough for all; a function that is not known fixes every atom that
+meets it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class Places:
         self.tensors: dict[str, Tensor] = {}
         self._labels: dict[int, Labels] = {}
         stored = model.state_dict().keys()
-        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        named = [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
         for name, tensor in named:
             if id(tensor) not in self._labels:
                 seen = name in stored  # what is stored nowhere has the size that the code gives it
@@ -70,7 +74,7 @@ class Places:
         return None
 
 
-class Following(TorchDispatchMode):
+class Following(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """A mode under which the model is run.
 
     Args:
@@ -85,7 +89,7 @@ class Following(TorchDispatchMode):
     def __init__(
         self, atoms: Atoms, places: Places, consumers: Consumers, choices: Mapping[int, int]
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.atoms, self.places, self.consumers = atoms, places, consumers
         self.turn = 0
         self.splits: dict[int, tuple[Ids, int]] = {}
@@ -117,7 +121,7 @@ class Following(TorchDispatchMode):
         """Return a tensor's labels; of what was never seen nothing can be removed."""
         known: Labels | None = self.places.labels(tensor)
         if known is None:
-            known = self._known.get(tensor)
+            known = self._known.get(tensor, None)  # type: ignore[no-untyped-call]
         return Labels.none(tensor.dim(), constant=tensor.dim() == 0) if known is None else known
 
     def give(self, tensor: Tensor, labels: Labels) -> None:
@@ -148,22 +152,22 @@ class Following(TorchDispatchMode):
 
     def waiting(self, tensor: Tensor) -> Consumer | None:
         """Return the sum that a tensor holds, if it has not met a bias yet."""
-        found: Consumer | None = self._waiting.get(tensor)
+        found: Consumer | None = self._waiting.get(tensor, None)  # type: ignore[no-untyped-call]
         return found
 
 
 class Call:
     """One call of a function: its plain name, its arguments by name, and its result."""
 
-    def __init__(
-        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
-    ) -> None:
+    def __init__(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         packet = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
         self.name: str = packet.rstrip("_") if not packet.startswith("__") else packet
         schema = func._schema.arguments if hasattr(func, "_schema") else ()
-        self.given: dict[str, Any] = {
-            a.name: a.default_value for a in schema if a.has_default_value()
-        } | dict(zip((a.name for a in schema), args, strict=False)) | dict(kwargs)
+        self.given: dict[str, Any] = (
+            {a.name: a.default_value for a in schema if a.has_default_value()}
+            | dict(zip((a.name for a in schema), args, strict=False))
+            | dict(kwargs)
+        )
         self.pointwise = torch.Tag.pointwise in getattr(func, "tags", ())
         self.result = result
 
@@ -197,7 +201,7 @@ def plain_functions() -> Iterator[None]:
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-            torch._C._set_mkldnn_enabled(mkldnn)
+            torch._C._set_mkldnn_enabled(bool(mkldnn))
 
 
 def run(model: nn.Module, inputs: Sequence[Tensor], mode: Following) -> None:

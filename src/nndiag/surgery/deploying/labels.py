@@ -1,8 +1,8 @@
 """Which atoms lie along the axes of a tensor, and where they go when its shape changes.
 
-An axis is a tuple of factors, arrays of one atom a place; a place goes when any of its atoms goes. An axis without factors
-stays as it is. Flattening ``(C, H·W)`` gives one axis with the atoms of ``C`` repeated; splitting ``(heads · width)`` makes
-one class of the atoms of each head.
+An axis is a tuple of factors, arrays of one atom a place; a place goes when any of its atoms goes. An axis without
+factors stays as it is. Flattening ``(C, H·W)`` gives one axis with the atoms of ``C`` repeated; splitting
+``(heads · width)`` makes one class of the atoms of each head.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from nndiag.surgery.deploying import sums
 from nndiag.surgery.deploying.labels import Axis, Labels, axis_of, reshaped, stays, united
@@ -80,7 +79,10 @@ def _view(mode: Following, call: Call) -> None:
 def _ordered(mode: Following, call: Call) -> None:
     """Axes in another order."""
     tensor, result = call.tensors[0], call.results[0]
-    labels, order = mode.labels(tensor), _order(call, tensor.dim() if call.result is not tensor else result.dim())
+    labels, order = (
+        mode.labels(tensor),
+        _order(call, tensor.dim() if call.result is not tensor else result.dim()),
+    )
     mode.give(result, Labels(tuple(labels.axes[i] for i in order), labels.constant))
 
 
@@ -160,7 +162,9 @@ def _cat(mode: Following, call: Call) -> None:
     axes: list[Axis] = []
     for i in range(result.dim()):
         if i == dim:
-            axes.append(_joined(mode, [(labels.axes[i], t.shape[i]) for labels, t in zip(every, parts, strict=True)]))
+            axes.append(
+                _joined(mode, [(labels.axes[i], t.shape[i]) for labels, t in zip(every, parts, strict=True)])
+            )
             continue
         axis = every[0].axes[i]
         for labels in every[1:]:
@@ -248,7 +252,13 @@ def _copied(mode: Following, call: Call) -> None:
     ahead = len(into.axes) - len(source.axes)
     for i, axis in enumerate(source.axes):
         if call.given["src"].shape[i] == into_size(call, ahead + i):
-            united(mode.atoms, into.axes[ahead + i], axis, call.given["src"].shape[i], "it is written over what stays")
+            united(
+                mode.atoms,
+                into.axes[ahead + i],
+                axis,
+                call.given["src"].shape[i],
+                "it is written over what stays",
+            )
     if not source.constant:
         mode.give(call.given["self"], Labels(into.axes))
 
@@ -315,7 +325,9 @@ def _grouped_norm(mode: Following, call: Call) -> None:
     groups, axis = call.given["group"], labels.axes[1]
     for name in ("weight", "bias"):
         if (other := call.given.get(name)) is not None:
-            axis = united(mode.atoms, axis, mode.labels(other).axes[0], tensor.shape[1], "it is scaled with what stays")
+            axis = united(
+                mode.atoms, axis, mode.labels(other).axes[0], tensor.shape[1], "it is scaled with what stays"
+            )
     for factor in axis:
         sums.one_per_group(mode.atoms, factor, groups, "the statistics of a GroupNorm take in all units")
     mode.give(call.results[0], Labels((labels.axes[0], axis, *labels.axes[2:])))
@@ -360,5 +372,3 @@ _HANDLERS: Mapping[str, Handler] = {
     "squeeze": _squeeze, "expand": _expand, "repeat": _repeat, "cat": _cat, "stack": _stack,
     "constant_pad_nd": _padded, "copy": _copied, "glu": _halves, "embedding": _looked_up,
 }  # fmt: skip
-
-

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from nndiag.surgery.deploying.following import Call, Following
 
 _MEETS = "it is multiplied with what stays"
+_SIDES = {
+    "mm": ("self", "mat2"), "bmm": ("self", "mat2"), "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"),
+}  # fmt: skip
 
 
 def product(mode: Following, call: Call) -> None:
-    """``mm``, ``bmm`` and their forms with something added: a sum over the last axis of one and the first of the other."""
+    """``mm``, ``bmm``, ``addmm``: a sum over the last axis of one and the first of the other."""
     added = call.given.get("self") if call.name in ("addmm", "baddbmm") else None
-    names = {"mm": ("self", "mat2"), "bmm": ("self", "mat2"), "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")}
-    left, right = (call.given[name] for name in names[call.name])
+    left, right = (call.given[name] for name in _SIDES[call.name])
     one, other = mode.labels(left), mode.labels(right)
     result = call.results[0]
     axis = united(mode.atoms, one.axes[-1], other.axes[-2], left.shape[-1], _MEETS)
@@ -54,7 +56,9 @@ def _with_added(mode: Following, added: Tensor, axes: list[Axis], result: Tensor
     labels, ahead = mode.labels(added), result.dim() - added.dim()
     for i, axis in enumerate(labels.axes):
         if added.shape[i] == result.shape[ahead + i]:
-            axes[ahead + i] = united(mode.atoms, axes[ahead + i], axis, added.shape[i], "it is added to what stays")
+            axes[ahead + i] = united(
+                mode.atoms, axes[ahead + i], axis, added.shape[i], "it is added to what stays"
+            )
     return axes
 
 
@@ -173,4 +177,3 @@ def meet_norm(mode: Following, call: Call) -> None:
     name = None if mean is None else mode.places.name(mean)
     if consumer is not None and name is not None and not call.given.get("training", False):
         consumer.meet(Taker(name, -1))
-

@@ -67,9 +67,7 @@ def _halving(nodes: list[int], attempt: Callable[[Sequence[int]], bool], done: l
     return _halving(nodes[:middle], attempt, done) + _halving(nodes[middle:], attempt, done)
 
 
-def _without(
-    layer: Layer, values: Rows, nodes: Sequence[int], biases: Tensor | None
-) -> dict[str, Tensor]:
+def _without(layer: Layer, values: Rows, nodes: Sequence[int], biases: Tensor | None) -> dict[str, Tensor]:
     """Return the parameters of a layer with the weights of some nodes zero, and their biases as given or zero."""
     found = {}
     for slot in layer.slots:
