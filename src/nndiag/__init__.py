@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nndiag.pipeline import CompareSettings, Outcome, ScanSettings, assert_healthy, compare, gate, scan
+    from nndiag.surgery.deploying.widths import resize
 
 __version__ = "0.1.0"
 __all__ = [
-    "CompareSettings", "Outcome", "ScanSettings", "__version__", "assert_healthy", "compare", "gate", "scan",
+    "CompareSettings", "Outcome", "ScanSettings", "__version__", "assert_healthy", "compare", "gate", "resize",
+    "scan",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("__") or name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "resize":
+        from nndiag.surgery.deploying.widths import resize
+
+        return resize
     from nndiag import pipeline
 
     return getattr(pipeline, name)

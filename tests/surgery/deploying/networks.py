@@ -38,8 +38,7 @@ def seeded(make: Callable[[], nn.Module]) -> nn.Module:
 def kill(layer: nn.Module, nodes: list[int]) -> None:
     """Let a rectifier after the layer put out zero for these nodes, whatever the input."""
     with torch.no_grad():
-        layer.weight[nodes] = 0.0
-        layer.bias[nodes] = -1.0
+        layer.bias[nodes] = -1e6
 
 
 def constant(layer: nn.Module, nodes: list[int], value: float) -> None:

@@ -41,7 +41,9 @@ def test_constants_of_several_layers_meet_in_one_bias() -> None:
             self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(16, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.out(torch.cat([torch.tanh(self.a(x)), F.softplus(self.b(x))], dim=-1)[:, None]).squeeze(1)
+            return self.out(
+                torch.cat([torch.tanh(self.a(x)), F.softplus(self.b(x))], dim=-1)[:, None]
+            ).squeeze(1)
 
     model = seeded(Two)
     constant(model.a, [0], 0.3)
@@ -52,10 +54,14 @@ def test_constants_of_several_layers_meet_in_one_bias() -> None:
 
 
 def convolutions(**options: object) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 4, 3, **options), nn.Flatten())
+    return lambda: nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.Conv2d(6, 4, 3, **options), nn.Flatten()
+    )
 
 
-@pytest.mark.parametrize("options", [{}, {"padding": 1, "padding_mode": "circular"}, {"stride": 2, "dilation": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"padding": 1, "padding_mode": "circular"}, {"stride": 2, "dilation": 2}]
+)
 def test_a_constant_channel_is_folded_where_no_zeros_are_read(options: dict[str, object]) -> None:
     model = seeded(convolutions(**options))
     constant(model[0], [4], 0.5)
@@ -77,14 +83,19 @@ def test_padding_with_zeros_keeps_a_constant_channel_and_says_why() -> None:
     inside = torch.sigmoid(torch.tensor(0.5, dtype=torch.float64)) * model[2].weight[:, 4].sum((1, 2))
     rest = [0, 1, 2, 3, 5]
     shorter = F.conv2d(
-        torch.sigmoid(model[0](inputs(2, 3, 9, 9)))[:, rest], model[2].weight[:, rest], model[2].bias + inside, padding=1
+        torch.sigmoid(model[0](inputs(2, 3, 9, 9)))[:, rest],
+        model[2].weight[:, rest],
+        model[2].bias + inside,
+        padding=1,
     )
     assert torch.allclose(dense[..., 1:-1, 1:-1], shorter[..., 1:-1, 1:-1])
     assert not torch.allclose(dense, shorter)
 
 
 def test_explicit_padding_is_seen_too() -> None:
-    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.ZeroPad2d(1), nn.Conv2d(6, 4, 3)))
+    model = seeded(
+        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), nn.ZeroPad2d(1), nn.Conv2d(6, 4, 3))
+    )
     constant(model[0], [4], 0.5)
     found = treated(model, inputs(9, 3, 9, 9), prune("0", [4]))
     assert did(found)["0", 4] in ("left", "zeroed")
@@ -156,7 +167,9 @@ def test_nothing_listens_to_a_unit_whose_outgoing_weights_are_zero() -> None:
 
 def test_twins_are_merged_with_sign_and_shift() -> None:
     """``tanh`` is odd, so a mirrored row gives the negative; a sigmoid's is one minus it."""
-    model = seeded(lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Sigmoid(), nn.Linear(6, 3)))
+    model = seeded(
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 6), nn.Sigmoid(), nn.Linear(6, 3))
+    )
     with torch.no_grad():
         model[0].weight[5], model[0].bias[5] = model[0].weight[3], model[0].bias[3]
         model[0].weight[7], model[0].bias[7] = -model[0].weight[3], -model[0].bias[3]

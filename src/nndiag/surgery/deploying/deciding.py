@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -100,16 +100,29 @@ class Readers:
 
 def node_atoms(traced: Traced, layer: Layer, index: int) -> Ids:
     """Return the atoms that belong to one node of a layer, and to no other of its nodes alone."""
+    found = [axis[places] for axis, places in _own_places(traced, layer, index)]
+    return np.unique(traced.atoms.roots(np.concatenate(found))) if found else np.zeros(0, dtype=np.int64)
+
+
+def companions(traced: Traced, layer: Layer, index: int, root: int) -> int:
+    """Return how many places of a layer's own axes are of a class, beside those of one node."""
+    return sum(
+        int((traced.atoms.roots(axis) == root).sum()) - len(places)
+        for axis, places in _own_places(traced, layer, index)
+    )
+
+
+def _own_places(traced: Traced, layer: Layer, index: int) -> list[tuple[Ids, Ids]]:
+    """Return the axes of a layer's weight that count its nodes, and where a node lies along them."""
     slot = layer.weights[0]
-    axes = traced.places.axes[slot.parameter]
     numbers = torch.arange(int(np.prod(slot.shape, dtype=np.int64))).reshape(slot.shape)
     own = np.unravel_index(slot.rows(numbers)[index].numpy(), slot.shape)
     found = []
-    for axis, coordinates in zip(axes, own, strict=True):
+    for axis, coordinates in zip(traced.places.axes[slot.parameter], own, strict=True):
         places = np.unique(coordinates)
         if axis is not None and len(places) < len(axis):
-            found.append(axis[places])
-    return np.unique(traced.atoms.roots(np.concatenate(found))) if found else np.zeros(0, dtype=np.int64)
+            found.append((axis, places))
+    return found
 
 
 def removal(
@@ -217,18 +230,34 @@ def _merged(readers: Readers, consumer: Consumer, pair: Pair, edge: float) -> tu
         raise BlockedError(f"the weights of {consumer.operation} are no parameter of their own")
     folds = [_fold(readers, consumer, pair.places, offset)] if bool((offset != 0).any()) else []
     name, axis = consumer.parameter
-    start = _begin(readers.traced, consumer, name, axis)
+    start = start_of(readers.traced, consumer)
     return folds, Merge(name, axis, pair.places + start, pair.others + start, slope)
 
 
-def _begin(traced: Traced, consumer: Consumer, name: str, axis: int) -> int:
-    """Return where along an axis of a parameter the weight of a sum begins."""
-    tensor = traced.places.tensors[name]
+def start_of(traced: Traced, consumer: Consumer) -> int:
+    """Return where along its axis of a parameter the weight of a sum begins."""
+    assert consumer.parameter is not None
     assert consumer.weight is not None
+    name, axis = consumer.parameter
+    tensor = traced.places.tensors[name]
     if consumer.weight.shape[0] == tensor.shape[axis]:
         return 0
     offset = (consumer.weight.data_ptr() - tensor.data_ptr()) // tensor.element_size()
     return int(offset // tensor.stride(axis) % tensor.shape[axis])
+
+
+def writers(traced: Traced, layers: Iterable[Layer], root: int) -> set[str]:
+    """Return the layers whose own units are of a class, those aside that only scale units."""
+    found = set()
+    for layer in layers:
+        slot = layer.weights[0]
+        axes = traced.places.axes[slot.parameter]
+        units = (
+            axes[1] if layer.label == "Conv1D" or "Transpose" in layer.label else axes[0] if axes else None
+        )
+        if len(axes) > 1 and units is not None and bool((traced.atoms.roots(units) == root).any()):
+            found.add(layer.name)
+    return found
 
 
 def all_of_an_axis(traced: Traced, roots: Collection[int]) -> set[int]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from nndiag.remedies.plan import Treatment
@@ -21,14 +22,17 @@ from nndiag.surgery.deploying.deciding import (
     Readers,
     Removal,
     all_of_an_axis,
+    companions,
     node_atoms,
     removal,
+    start_of,
+    writers,
 )
-from nndiag.surgery.deploying.editing import Smaller, edits_of, remaining, shrink
+from nndiag.surgery.deploying.editing import Smaller, edits_of, put, remaining, shrink
 from nndiag.surgery.deploying.following import OUTPUT
 from nndiag.surgery.deploying.tracing import Batches, compare_pairs, trace
 from nndiag.surgery.deploying.widths import Widths, widths_of
-from nndiag.surgery.deploying.zeroing import zeroed
+from nndiag.surgery.deploying.zeroing import placeholder, silent, zeroed
 from nndiag.surgery.edits import Edits
 
 Did = Literal["removed", "folded", "merged", "zeroed", "left"]
@@ -250,9 +254,26 @@ class _Plan:
         return None
 
     def why(self, node: Node) -> str:
-        """Return why a node does not go."""
+        """Return why a node does not go, and which other layers write to its places."""
         roots = self.roots[node]
-        return next((self.blocked[root] for root in roots if root in self.blocked), LAST)
+        root = next((root for root in roots if root in self.blocked), None)
+        if root is None:
+            return LAST
+        if self.traced.atoms.why_fixed(root):
+            return self.blocked[root]
+        others = writers(self.traced, self.layers.values(), root) - {node[0]}
+        if others:
+            return f"it shares its place with units of {_some(others)}, and {self.blocked[root]}"
+        more = companions(self.traced, self.layers[node[0]], node[1], root)
+        return (
+            f"it goes only with {more} more of its layer, and {self.blocked[root]}"
+            if more
+            else self.blocked[root]
+        )
+
+    def is_last(self, node: Node) -> bool:
+        """Whether a node stays for no other reason than that its layer would be empty."""
+        return any(self.blocked.get(root) == LAST for root in self.roots[node])
 
     def kind(self, node: Node) -> Did:
         """Return what is done about a node that goes."""
@@ -271,15 +292,42 @@ def _carried_out(plan: _Plan) -> tuple[Smaller, tuple[Done, ...]]:
         else:
             stay.setdefault(node[0], []).append(node[1])
     changed: dict[str, Tensor] = {}
+    now = copy.deepcopy(plan.model)
     for name, nodes in stay.items():
-        values, zero = zeroed(plan.model, plan.batches, plan.layers[name], nodes)
-        changed |= values
+        already = silent(now, plan.layers[name], nodes)
+        values, zero = zeroed(now, plan.batches, plan.layers[name], sorted(set(nodes) - already))
+        put(now, values)
+        changed |= values | _places_kept(plan, now, name, [i for i in zero if plan.is_last((name, i))])
         for index in nodes:
-            node = (name, index)
             did: Did = "zeroed" if index in zero else "left"
-            done[node] = Done(name, index, did, plan.why(node))
+            why = plan.why((name, index)) + ("; its weights are zero already" if index in already else "")
+            done[name, index] = Done(name, index, did, why)
     smaller = shrink(plan.model, plan.traced, list(plan.removals.values()), changed, plan.parents)
     return smaller, tuple(done[node] for node in sorted(done))
+
+
+def _places_kept(plan: _Plan, model: nn.Module, layer: str, nodes: Sequence[int]) -> dict[str, Tensor]:
+    """Let the last nodes of a layer be constants that nothing reads, and no dead units; return what that changes."""
+    found: dict[str, Tensor] = {}
+    for index in nodes:
+        readers = Readers.of(plan.traced, plan.roots[layer, index])
+        reading = [
+            (*consumer.parameter, torch.from_numpy(places) + start_of(plan.traced, consumer))
+            for some in readers.by_root.values()
+            for _, consumer, places in some
+            if consumer.parameter is not None
+        ]
+        values = placeholder(model, plan.batches, plan.layers[layer], index, reading) or {}
+        put(model, values)
+        found |= values
+    return found
+
+
+def _some(names: Collection[str]) -> str:
+    first, *rest = sorted(names)
+    return (
+        first if not rest else f"{first} and {len(rest)} more" if len(rest) > 1 else f"{first} and {rest[0]}"
+    )
 
 
 def _by_key(pairs: Iterable[Mapping[Key, Pair]]) -> dict[Key, list[Pair]]:

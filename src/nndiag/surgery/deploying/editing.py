@@ -60,20 +60,16 @@ def shrink(
 
 
 def put(model: nn.Module, values: Values) -> None:
-    """Put new tensors in the place of parameters and buffers; what is shared stays shared."""
-    made: dict[int, Tensor] = {}
+    """Put new tensors in the place of parameters and buffers, under all their names."""
     for name, value in values.items():
         path, _, own = name.rpartition(".")
-        module = model.get_submodule(path)
-        old = getattr(module, own)
-        if id(old) not in made:
-            fresh = value.detach().clone()
-            made[id(old)] = (
-                nn.Parameter(fresh, requires_grad=old.requires_grad)
-                if isinstance(old, nn.Parameter)
-                else fresh
-            )
-        setattr(module, own, made[id(old)])
+        old = getattr(model.get_submodule(path), own)
+        fresh = value.detach().clone()
+        new = nn.Parameter(fresh, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else fresh
+        for module in model.modules():
+            held = (*module._parameters.items(), *module._buffers.items())
+            for attribute in [key for key, tensor in held if tensor is old]:
+                setattr(module, attribute, new)
 
 
 def remaining(traced: Traced, roots: Collection[int]) -> dict[str, tuple[Tensor | None, ...]]:
@@ -105,7 +101,7 @@ def _absorbed(traced: Traced, removals: Sequence[Removal], changed: Values) -> d
             )
             _add_places(now, merge.axis, merge.places, merge.into, merge.slope)
     made = {name: value.to(tensors[name].dtype) for name, value in exact.items()}
-    return {**changed, **_for_all_names(traced, made)}
+    return _for_all_names(traced, {**changed, **made})
 
 
 def _add_places(tensor: Tensor, axis: int, places: Tensor, into: Tensor, slope: Tensor) -> None:

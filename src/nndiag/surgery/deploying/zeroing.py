@@ -54,6 +54,47 @@ def zeroed(
     return changed, tuple(sorted(done))
 
 
+def placeholder(
+    model: nn.Module, batches: Batches, layer: Layer, node: int, readers: Sequence[tuple[str, int, Tensor]]
+) -> dict[str, Tensor] | None:
+    """Return parameters with which one node puts out a constant that nothing reads; ``None`` where that would show.
+
+    It keeps the place of a layer of which nothing is needed: its weights are zero, its bias is one.
+
+    Args:
+        model: in eval mode; it is left as it is.
+        batches: the probe.
+        layer: of the model.
+        node: of the layer.
+        readers: the parameters that read it, along which axis, and at which places: they become zero there.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    before = {slot.parameter: named[slot.parameter].detach() for slot in layer.slots}
+    biases = torch.ones(layer.nodes) if layer.biases else None
+    values = _without(layer, before, [node], biases)
+    for name, axis, places in readers:
+        now = values.get(name, named[name].detach())
+        values[name] = now.index_fill(axis, places.to(now.device), 0.0)
+    changed = copy.deepcopy(model)
+    put(changed, values)
+    try:
+        check(model, changed, batches)
+    except DisagreementError:
+        return None
+    return values
+
+
+def silent(model: nn.Module, layer: Layer, nodes: Sequence[int]) -> set[int]:
+    """Return the nodes whose weights are all zero."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    values = {slot.parameter: named[slot.parameter].detach() for slot in layer.weights}
+    return {node for node in nodes if _silent(layer, values, node)}
+
+
+def _silent(layer: Layer, values: Rows, node: int) -> bool:
+    return not any(bool(slot.rows(values[slot.parameter])[node].any()) for slot in layer.weights)
+
+
 def _halving(nodes: list[int], attempt: Callable[[Sequence[int]], bool], done: list[int]) -> list[int]:
     """Try nodes together, and where that fails each half by itself; return those that failed alone."""
     if not nodes:
