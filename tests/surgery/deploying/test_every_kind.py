@@ -1,4 +1,4 @@
-"""Every kind of layer: nodes silenced at random are taken out or zeroed, and the function stays, on unseen samples too."""
+"""Every kind of layer: nodes silenced at random are taken out or zeroed, and the function stays, unseen samples too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.surgery.deploying.networks import did, prune
 GONE = ("removed", "folded")
 
 
-@pytest.mark.parametrize("case", (*CASES, *EVERY_KIND), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [*CASES, *EVERY_KIND], ids=lambda case: case.name)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_silenced_nodes_go_or_stay_without_a_change(case: Case, seed: int) -> None:
     model = build(case, seed=seed).eval()

@@ -59,7 +59,11 @@ class Removal:
 
 
 class BlockedError(Exception):
-    """A class of atoms cannot be removed; the message says why."""
+    """A class of atoms cannot be removed; the message says why, ``varies`` that what is read there is not constant."""
+
+    def __init__(self, why: str, varies: bool = False) -> None:
+        super().__init__(why)
+        self.varies = varies
 
 
 @dataclass
@@ -169,7 +173,7 @@ def removal(
             merges.append(again)
             exact = False
         else:
-            raise BlockedError(_not_constant(consumer, low, high))
+            raise BlockedError(_not_constant(consumer, low, high), varies=True)
     return Removal(root, tuple(folds), tuple(merges), exact)
 
 
