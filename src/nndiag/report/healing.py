@@ -1,0 +1,209 @@
+"""The screen of ``heal``: what was done and where, what it did, what was left, and what comes next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from nndiag.records.healing import HealedNode, Healing, LeftNode, Suggestion
+from nndiag.report.look import Look
+from nndiag.report.numbers import counted, number, ranges
+from nndiag.report.screen import print_parts
+from nndiag.report.words import heading
+
+_MOST = 8
+_PROMISES = {
+    "unchanged": "function kept",
+    "measured": "loss measured",
+    "finite": "finite again",
+}
+_KINDS = {
+    "reinitialise": "start anew",
+    "bias_warmup": "raise bias",
+    "angular_noise": "turn",
+    "leaky_slope": "leaky slope",
+    "lower_lr": "lower rate",
+    "raise_lr": "raise rate",
+    "prune": "take out",
+    "merge": "merge",
+}
+_Node = TypeVar("_Node", HealedNode, LeftNode)
+
+
+def render_healing(found: Healing, console: Console, *, verbose: bool) -> None:
+    """Print what healing did, for people.
+
+    Args:
+        found: what was done.
+        console: where to.
+        verbose: every group of nodes, and not the first few alone.
+    """
+    look = Look.of(console)
+    print_parts(_parts(found, look, verbose), console, look)
+
+
+def _parts(found: Healing, look: Look, verbose: bool) -> Iterator[RenderableType]:
+    yield _headline(found, look)
+    yield Padding(look.flow(_basis(found), "quiet"), (0, 0, 0, 2))
+    most = 10_000 if verbose else _MOST
+    if found.actions:
+        planned = found.written is None
+        yield from heading("What would be done" if planned else "What was done", look)
+        yield Padding(_actions(found.actions, look, most), (0, 0, 0, 2))
+        yield from heading("What it does on the probe" if planned else "What it did on the probe", look)
+        yield Padding(_effects(found, look), (0, 0, 0, 2))
+    if found.left:
+        yield from heading("Left as it is", look)
+        yield Padding(_left(found.left, look, most), (0, 0, 0, 2))
+    if found.suggestions:
+        yield from heading("For your optimiser", look, "nothing in the file can do this")
+        yield Padding(_suggestions(found.suggestions, look, most), (0, 0, 0, 2))
+    if found.snippet:
+        yield Text()
+        for line in found.snippet.splitlines():
+            yield look.text(("      " + line, "quiet"))
+    yield from heading("Next", look)
+    for sentence in _next(found):
+        yield look.text("  ", (look.glyphs.arrow, "act"), f" {sentence}")
+
+
+def _headline(found: Healing, look: Look) -> Text:
+    if not found.actions:
+        why = "nothing could be treated" if found.left or found.suggestions else "nothing is wrong with it"
+        return look.text((look.glyphs.good, "good"), " ", (f"Nothing was changed: {why}.", "good headline"))
+    nodes = counted(sum(action.index is not None for action in found.actions), "node")
+    layers = counted(len({action.layer for action in found.actions}), "layer")
+    verb = "would be treated" if found.written is None else "treated"
+    kept = all(action.promise == "unchanged" for action in found.actions)
+    rest = ", and the function stays as it is" if kept else ""
+    return look.text((look.glyphs.good, "good"), " ", (f"{nodes} of {layers} {verb}{rest}.", "good headline"))
+
+
+def _basis(found: Healing) -> Iterator[str]:
+    yield f"{found.source}, goal {found.goal}"
+    yield f"on {counted(found.samples, 'sample')}"
+    yield f"examined to {found.level}"
+
+
+def _grouped(nodes: Sequence[_Node]) -> dict[tuple[str, str, str, str], list[_Node]]:
+    groups: dict[tuple[str, str, str, str], list[_Node]] = {}
+    for node in nodes:
+        words = node.detail if isinstance(node, HealedNode) else node.reason
+        groups.setdefault((node.layer, node.kind, node.code, words), []).append(node)
+    return groups
+
+
+def _who(nodes: Sequence[HealedNode | LeftNode]) -> str:
+    numbers = [node.index for node in nodes if node.index is not None]
+    return f"{len(numbers):,} ({ranges(numbers, 4)})" if numbers else "all"
+
+
+def _columns(look: Look, *names: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=look.style("quiet"))
+    for name in names:
+        table.add_column(look.words(name), overflow="fold", vertical="top")
+    return table
+
+
+def _actions(actions: Sequence[HealedNode], look: Look, most: int) -> Table:
+    table = _columns(look, "layer", "nodes", "cause", "what", "how", "")
+    groups = list(_grouped(actions).items())
+    for (layer, kind, code, words), nodes in groups[:most]:
+        table.add_row(
+            look.text((look.clip(layer, 24), "name")), look.text(_who(nodes)), look.text(code),
+            look.text((_KINDS.get(kind, kind), "strong")), look.text(words),
+            look.text((_PROMISES[nodes[0].promise], "good" if nodes[0].promise == "unchanged" else "warning")),
+        )  # fmt: skip
+    if len(groups) > most:
+        table.add_row(look.text((f"{look.glyphs.ellipsis} {len(groups) - most} more (--verbose)", "quiet")))
+    return table
+
+
+def _effects(found: Healing, look: Look) -> Table:
+    table = _columns(look, "", "before", "after")
+    table.add_row(
+        look.text("loss"), look.text(number(found.loss_before)), look.text(number(found.loss_after))
+    )
+    change = "not finite before" if found.output_change is None else number(found.output_change)
+    table.add_row(look.text("change of outputs"), look.text(""), look.text(f"{change} of their scale"))
+    nodes = [action for action in found.actions if action.index is not None]
+    reached = [_share(nodes, _reached_before), _share(nodes, _reached_after)]
+    table.add_row(look.text("treated nodes with gradient"), *map(look.text, reached))
+    known = [action for action in nodes if action.active_after is not None]
+    if known:
+        firing = [
+            _share(known, lambda a: bool(a.active_before)),
+            _share(known, lambda a: bool(a.active_after)),
+        ]
+        table.add_row(look.text("treated nodes that fire"), *map(look.text, firing))
+    table.add_row(
+        look.text("parameters"),
+        look.text(f"{found.parameters_before:,}"),
+        look.text(f"{found.parameters_after:,}"),
+    )
+    for code in sorted({*found.findings_before, *found.findings_after}):
+        before, after = found.findings_before.get(code, 0), found.findings_after.get(code, 0)
+        if before != after:
+            table.add_row(look.text(f"findings {code}"), look.text(f"{before:,}"), look.text(f"{after:,}"))
+    return table
+
+
+def _share(nodes: Sequence[HealedNode], holds: object) -> str:
+    assert callable(holds)
+    return f"{sum(map(holds, nodes)):,} of {len(nodes):,}"
+
+
+def _reached_before(action: HealedNode) -> bool:
+    return bool(action.gradient_before)
+
+
+def _reached_after(action: HealedNode) -> bool:
+    return bool(action.gradient_after)
+
+
+def _left(nodes: Sequence[LeftNode], look: Look, most: int) -> Table:
+    table = _columns(look, "layer", "nodes", "cause", "wanted", "why not")
+    groups = list(_grouped(nodes).items())
+    for (layer, kind, code, words), group in groups[:most]:
+        table.add_row(
+            look.text((look.clip(layer, 24), "name")), look.text(_who(group)), look.text(code),
+            look.text(_KINDS.get(kind, kind)), look.text(words),
+        )  # fmt: skip
+    if len(groups) > most:
+        table.add_row(look.text((f"{look.glyphs.ellipsis} {len(groups) - most} more (--verbose)", "quiet")))
+    return table
+
+
+def _suggestions(suggestions: Sequence[Suggestion], look: Look, most: int) -> Table:
+    table = _columns(look, "layer", "nodes", "cause", "what", "rate", "largest stable", "why")
+    for one in suggestions[:most]:
+        table.add_row(
+            look.text((look.clip(one.layer, 24), "name")),
+            look.text(f"{len(one.nodes):,}" if one.nodes else "all"),
+            look.text(one.code), look.text((_KINDS.get(one.kind, one.kind), "strong")),
+            look.text(number(one.lr)), look.text(number(one.largest_stable_lr)), look.text(one.reason),
+        )  # fmt: skip
+    if len(suggestions) > most:
+        table.add_row(
+            look.text((f"{look.glyphs.ellipsis} {len(suggestions) - most} more (--verbose)", "quiet"))
+        )
+    return table
+
+
+def _next(found: Healing) -> Iterator[str]:
+    if found.written is None:
+        yield "nothing was written: leave --dry-run out, and give --out NEW"
+        return
+    new = shlex.quote(found.written)
+    same = "" if found.actions else ", the same in every number as the one that came in"
+    yield f"{found.written} is written{same}; {found.written}.heal.json says what was done"
+    if found.goal == "train":
+        yield f"continue training from it, then nndiag scan {new}"
+    else:
+        yield f"nndiag scan {new}"
