@@ -8,7 +8,7 @@ from nndiag.records.report import SCHEMA_VERSION, Record
 
 
 class HealedNode(Record):
-    """One thing that was done; ``index`` is null for a whole layer.
+    """One thing that was done; ``index`` is null for a whole layer. ``reason`` says why, ``detail`` how.
 
     ``promise`` says what holds of the function: ``unchanged`` on the probe to 1e-6 of the outputs' scale; ``measured``:
     it may have changed, and the loss says by how much that matters; ``finite``: it was not finite before. The gradients
@@ -20,6 +20,7 @@ class HealedNode(Record):
     index: int | None
     code: str
     kind: str
+    reason: str
     detail: str
     promise: Literal["unchanged", "measured", "finite"]
     gradient_before: float | None = None

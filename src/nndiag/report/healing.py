@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from nndiag.report.screen import print_parts
 from nndiag.report.words import heading
 
 _MOST = 8
+_MANNERS = 6
 _PROMISES = {
     "unchanged": "function kept",
     "measured": "loss measured",
@@ -56,6 +58,7 @@ def _parts(found: Healing, look: Look, verbose: bool) -> Iterator[RenderableType
         planned = found.written is None
         yield from heading("What would be done" if planned else "What was done", look)
         yield Padding(_actions(found.actions, look, most), (0, 0, 0, 2))
+        yield from _manners(found.actions, look)
         yield from heading("What it does on the probe" if planned else "What it did on the probe", look)
         yield Padding(_effects(found, look), (0, 0, 0, 2))
     if found.left:
@@ -69,8 +72,12 @@ def _parts(found: Healing, look: Look, verbose: bool) -> Iterator[RenderableType
         for line in found.snippet.splitlines():
             yield look.text(("      " + line, "quiet"))
     yield from heading("Next", look)
+    steps = Table.grid(padding=(0, 1, 0, 0))
+    steps.add_column(width=len(look.glyphs.arrow))
+    steps.add_column(ratio=1, overflow="fold")
     for sentence in _next(found):
-        yield look.text("  ", (look.glyphs.arrow, "act"), f" {sentence}")
+        steps.add_row(look.text((look.glyphs.arrow, "act")), look.text(sentence))
+    yield Padding(steps, (0, 0, 0, 2))
 
 
 def _headline(found: Healing, look: Look) -> Text:
@@ -92,10 +99,11 @@ def _basis(found: Healing) -> Iterator[str]:
 
 
 def _grouped(nodes: Sequence[_Node]) -> dict[tuple[str, str, str, str], list[_Node]]:
+    """Gather nodes of one layer with one cause that were treated alike."""
     groups: dict[tuple[str, str, str, str], list[_Node]] = {}
     for node in nodes:
-        words = node.detail if isinstance(node, HealedNode) else node.reason
-        groups.setdefault((node.layer, node.kind, node.code, words), []).append(node)
+        promise = node.promise if isinstance(node, HealedNode) else ""
+        groups.setdefault((node.layer, node.kind, f"{node.code} {node.reason}", promise), []).append(node)
     return groups
 
 
@@ -112,17 +120,34 @@ def _columns(look: Look, *names: str) -> Table:
 
 
 def _actions(actions: Sequence[HealedNode], look: Look, most: int) -> Table:
-    table = _columns(look, "layer", "nodes", "cause", "what", "how", "")
+    table = _columns(look, "layer", "nodes", "cause", "what", "")
     groups = list(_grouped(actions).items())
-    for (layer, kind, code, words), nodes in groups[:most]:
+    for (layer, kind, cause, promise), nodes in groups[:most]:
+        style = "good" if promise == "unchanged" else "warning"
         table.add_row(
-            look.text((look.clip(layer, 24), "name")), look.text(_who(nodes)), look.text(code),
-            look.text((_KINDS.get(kind, kind), "strong")), look.text(words),
-            look.text((_PROMISES[nodes[0].promise], "good" if nodes[0].promise == "unchanged" else "warning")),
+            look.text((look.clip(layer, 24), "name")), look.text(_who(nodes)), look.text(cause),
+            look.text((_KINDS.get(kind, kind), "strong")), look.text((_PROMISES[promise], style)),
         )  # fmt: skip
-    if len(groups) > most:
-        table.add_row(look.text((f"{look.glyphs.ellipsis} {len(groups) - most} more (--verbose)", "quiet")))
+    _say_more(table, len(groups) - most, look)
     return table
+
+
+def _manners(actions: Sequence[HealedNode], look: Look) -> Iterator[RenderableType]:
+    """Yield in full how things were done, each manner once."""
+    manners = Counter((action.kind, action.detail) for action in actions)
+    table = Table.grid(padding=(0, 1, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(ratio=1, overflow="fold")
+    for (kind, detail), _ in manners.most_common(_MANNERS):
+        table.add_row(look.text((f"{_KINDS.get(kind, kind)}:", "quiet")), look.text((detail, "quiet")))
+    yield Padding(table, (0, 0, 0, 2))
+
+
+def _say_more(table: Table, count: int, look: Look) -> None:
+    if count > 0:
+        table.add_row(
+            look.text((look.glyphs.ellipsis, "quiet")), look.text((f"{count:,} more (--verbose)", "quiet"))
+        )
 
 
 def _effects(found: Healing, look: Look) -> Table:
@@ -170,13 +195,12 @@ def _reached_after(action: HealedNode) -> bool:
 def _left(nodes: Sequence[LeftNode], look: Look, most: int) -> Table:
     table = _columns(look, "layer", "nodes", "cause", "wanted", "why not")
     groups = list(_grouped(nodes).items())
-    for (layer, kind, code, words), group in groups[:most]:
+    for (layer, kind, cause, _), group in groups[:most]:
         table.add_row(
-            look.text((look.clip(layer, 24), "name")), look.text(_who(group)), look.text(code),
-            look.text(_KINDS.get(kind, kind)), look.text(words),
+            look.text((look.clip(layer, 24), "name")), look.text(_who(group)), look.text(cause.split()[0]),
+            look.text(_KINDS.get(kind, kind)), look.text(cause.partition(" ")[2]),
         )  # fmt: skip
-    if len(groups) > most:
-        table.add_row(look.text((f"{look.glyphs.ellipsis} {len(groups) - most} more (--verbose)", "quiet")))
+    _say_more(table, len(groups) - most, look)
     return table
 
 
@@ -202,8 +226,9 @@ def _next(found: Healing) -> Iterator[str]:
         return
     new = shlex.quote(found.written)
     same = "" if found.actions else ", the same in every number as the one that came in"
-    yield f"{found.written} is written{same}; {found.written}.heal.json says what was done"
-    if found.goal == "train":
-        yield f"continue training from it, then nndiag scan {new}"
-    else:
-        yield f"nndiag scan {new}"
+    yield f"{found.written} is written{same}; what was done stands in {found.written}.heal.json"
+    yield (
+        f"continue training from it, then nndiag scan {new}"
+        if found.goal == "train"
+        else f"nndiag scan {new}"
+    )
