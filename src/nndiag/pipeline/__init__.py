@@ -1,7 +1,7 @@
 """The stages in a row: from paths and settings to a report.
 
-``scan``, ``compare``, ``gate`` and ``heal`` are what the command line and library users call. Names are loaded when they
-are first used: the settings can be checked before torch is there.
+``scan``, ``compare``, ``gate`` and ``heal`` are what the command line and library users call. Names are loaded when
+they are first used: the settings can be checked before torch is there.
 """
 
 from __future__ import annotations
