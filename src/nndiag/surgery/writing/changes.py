@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,15 @@ class Changes:
         """Whether any shape changed or any entry came or went, so that whatever is kept by shape must follow."""
         changed = any(change.shrank for change in self.parameters.values())
         return changed or bool(self.dropped or self.added or self.gone)
+
+    def within(self, names: Collection[str]) -> Changes:
+        """Return what changes in one file of several, which holds these entries at its top level."""
+        weights = {name: value for name, value in self.weights.items() if self.added.get(name, name) in names}
+        added = {name: after for name, after in self.added.items() if name in weights}
+        return replace(
+            self, place="", entries=tuple(names), weights=weights, added=added,
+            dropped=self.dropped & frozenset(names),
+        )  # fmt: skip
 
 
 def place_of(source: Checkpoint, fit: Fit) -> Place:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nndiag.checkpoint.record import Checkpoint
 from nndiag.surgery.writing.changes import Changes
 from nndiag.surgery.writing.optimizers import OptimizerChange
+from nndiag.surgery.writing.patient import patient
 from nndiag.surgery.writing.tensor_tree import TensorTree
 from nndiag.surgery.writing.torch_files import write_torch
 from nndiag.surgery.writing.tree_edits import edit_optimizers, edit_weights
@@ -50,11 +51,17 @@ def write_torch_file(
         OSError: the target cannot be written.
     """
 
+    with source.open("rb") as file, patient(target) as out:
+        write_torch(source, file, torch_edit(job, planned, weights), out)
+
+
+def torch_edit(job: Job, planned: Sequence[OptimizerChange], weights: bool) -> Callable[[TensorTree], None]:
+    """Return what edits the tree of a file: the weights where they lie in it, and the optimisers in it."""
+
     def edit(tree: TensorTree) -> None:
         if weights:
             edit_weights(tree, job.changes)
         if planned:
             job.notes.extend(edit_optimizers(tree, job.changes, planned))
 
-    with source.open("rb") as file, target.open("xb") as out:
-        write_torch(source, file, edit, out)
+    return edit

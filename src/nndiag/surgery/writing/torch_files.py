@@ -11,20 +11,17 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
-
-import torch
+from typing import BinaryIO
 
 from nndiag.checkpoint.identify import identify
-from nndiag.checkpoint.source import damaged, size_of, summary
+from nndiag.checkpoint.source import damaged, size_of
 from nndiag.errors import InputError
+from nndiag.surgery.writing.archives import Archive
 from nndiag.surgery.writing.inert import read_pickle, write_pickle
 from nndiag.surgery.writing.tensor_tree import TensorTree, claim_of, tensors_in
 
 Edit = Callable[[TensorTree], None]
 
-_MADE_BY_WRITER = frozenset({"version", ".data/serialization_id"})
-_ALIGNMENT = b"64"  # what the writer does by default
 _PREAMBLE = 3
 
 
@@ -49,68 +46,17 @@ def write_torch(path: Path, source: BinaryIO, edit: Edit, target: BinaryIO) -> N
 
 
 def _write_zip(path: Path, source: BinaryIO, edit: Edit, target: BinaryIO) -> None:
-    try:
-        reader = torch._C.PyTorchFileReader(source)
-        names: list[str] = reader.get_all_records()
-        pickled: bytes = reader.get_record("data.pkl")
-        order = reader.get_record("byteorder") if "byteorder" in names else b"little"
-    except Exception as error:  # torch raises nearly every exception there is over damaged bytes
-        raise damaged(path, summary(error)) from error
-    _require_byte_order(path, order == b"little")
-    root, protocol = read_pickle(path, io.BytesIO(pickled))
-    tree = TensorTree(path, root, lambda key: reader.get_record(f"data/{key}"))
-    before = _storages(tree)
+    archive = Archive(path, source)
+    _require_byte_order(path, "byteorder" not in archive.names or archive.read("byteorder") == b"little")
+    root, protocol = read_pickle(path, io.BytesIO(archive.read("data.pkl")))
+    tree = TensorTree(path, root, lambda key: archive.read(f"data/{key}"))
+    before = _items(tree).keys()
     edit(tree)
     tree.settle()
-    gone = {f"data/{key}" for key in before - _storages(tree)}
-    shield = _Shield(target)
-    writer = torch._C.PyTorchFileWriter(cast(BinaryIO, shield))
-    for name in names:
-        if name in _MADE_BY_WRITER or name in gone:
-            continue
-        if name == "data.pkl":
-            content = write_pickle(tree.root, protocol) if tree.changed else pickled
-        elif name == ".storage_alignment":
-            content = _ALIGNMENT
-        elif name.startswith("data/") and name[5:] in tree.storages:
-            content = bytes(tree.storages[name[5:]])
-        else:
-            content = reader.get_record(name)
-        writer.write_record(name, content, len(content))
-        shield.check()
-    for key in tree.storages:
-        if f"data/{key}" not in names:
-            writer.write_record(f"data/{key}", bytes(tree.storages[key]), len(tree.storages[key]))
-    writer.write_end_of_file()
-    shield.check()
-
-
-class _Shield:
-    """A file that remembers what went wrong and lets torch go on: an exception would pass through its writer in C++,
-    whose end writes once more and then stops the process.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.error: OSError | None = None
-
-    def write(self, content: memoryview) -> int:
-        """Write, or do as if."""
-        if self.error is None:
-            try:
-                self.file.write(content)
-            except OSError as error:
-                self.error = error
-        return len(content)
-
-    def check(self) -> None:
-        """Raise what went wrong.
-
-        Raises:
-            OSError: what the system said.
-        """
-        if self.error is not None:
-            raise self.error
+    new: dict[str, bytes | bytearray] = {f"data/{key}": content for key, content in tree.storages.items()}
+    if tree.changed:
+        new["data.pkl"] = write_pickle(tree.root, protocol)
+    archive.write(target, new, gone={f"data/{key}" for key in before - _items(tree).keys()})
 
 
 def _write_legacy(path: Path, source: BinaryIO, edit: Edit, target: BinaryIO) -> None:
@@ -164,10 +110,6 @@ def _items(tree: TensorTree) -> dict[str, int]:
         kind = claim_of(slot.node)[1].last
         found[slot.geometry.storage] = 1 if kind == "UntypedStorage" else slot.geometry.dtype.itemsize
     return found
-
-
-def _storages(tree: TensorTree) -> set[str]:
-    return set(_items(tree))
 
 
 def _require_byte_order(path: Path, little: bool) -> None:

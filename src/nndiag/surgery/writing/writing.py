@@ -13,9 +13,13 @@ from nndiag.checkpoint.record import Checkpoint
 from nndiag.model.fit import Fit
 from nndiag.surgery.edits import Edits
 from nndiag.surgery.writing.changes import changes_of
+from nndiag.surgery.writing.exported import write_exported
+from nndiag.surgery.writing.huggingface import write_huggingface
 from nndiag.surgery.writing.job import Job, write_torch_file
 from nndiag.surgery.writing.optimizers import plan_optimizers
 from nndiag.surgery.writing.safetensors_file import write_safetensors
+from nndiag.surgery.writing.sharded import write_sharded
+from nndiag.surgery.writing.stable_baselines import write_stable_baselines
 from nndiag.surgery.writing.staging import check_destination, staged
 
 Writer = Callable[[Job, Path], None]
@@ -98,9 +102,20 @@ def _sibling(job: Job, target: Path) -> None:
         write_torch_file(job, beside, sibling_of(target), planned, weights=False)
 
 
+def _shards(job: Job, target: Path) -> None:
+    """Write an index that was given as a file, with its shards, into a directory."""
+    target.mkdir()
+    write_sharded(job, job.source.path, target)
+
+
 _WRITERS: Mapping[str, Writer] = {
     "safetensors": _safetensors,
     "torch": _torch,
     "torch-legacy": _torch,
     "pickled-module": _torch,
+    "sharded": _shards,
+    "huggingface": write_huggingface,
+    "huggingface-trainer": write_huggingface,
+    "stable-baselines3": write_stable_baselines,
+    "pt2": write_exported,
 }
