@@ -90,7 +90,7 @@ def written(
 ) -> Written:
     """Open a checkpoint, fit it to the model, and write it with edits."""
     found = open_checkpoint(source, permission)
-    return write(found, fit(model, found.places), edits, destination, model=model)
+    return write(found, fit(model, found.places), edits, destination, model=model, permission=permission)
 
 
 def same(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:

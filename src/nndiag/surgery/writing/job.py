@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.record import Checkpoint
 from nndiag.surgery.writing.changes import Changes
 from nndiag.surgery.writing.optimizers import OptimizerChange
@@ -20,13 +21,14 @@ class Job:
     """One checkpoint to write: where it comes from, what changes, and what becomes of its optimisers.
 
     ``surroundings`` are files of a directory, by their names in it, that are written with this content instead of
-    being copied. ``notes`` collects sentences for the user.
+    being copied; ``permission`` is what the source was opened with. ``notes`` collects sentences for the user.
     """
 
     source: Checkpoint
     changes: Changes
     optimizers: Sequence[OptimizerChange]
     surroundings: Mapping[str, bytes] = field(default_factory=dict)
+    permission: Permission = NOTHING
     notes: list[str] = field(default_factory=list)
 
     def optimizers_of(self, key: str) -> Sequence[OptimizerChange]:

@@ -9,10 +9,12 @@ from pathlib import Path
 from torch import nn
 
 from nndiag.checkpoint.optimizers import sibling_of
+from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.record import Checkpoint
 from nndiag.model.fit import Fit
 from nndiag.surgery.edits import Edits
 from nndiag.surgery.writing.changes import changes_of
+from nndiag.surgery.writing.dcp import write_dcp
 from nndiag.surgery.writing.exported import write_exported
 from nndiag.surgery.writing.huggingface import write_huggingface
 from nndiag.surgery.writing.job import Job, write_torch_file
@@ -44,6 +46,7 @@ def write(
     *,
     model: nn.Module,
     surroundings: Mapping[str, bytes] | None = None,
+    permission: Permission = NOTHING,
 ) -> Written:
     """Write a checkpoint like ``source`` with the edits of a model made in it, whole or not at all.
 
@@ -61,6 +64,7 @@ def write(
             do not matter.
         surroundings: for directories, files by their names in it that are written with this content, such as an
             edited ``config.json``.
+        permission: what ``source`` was opened with.
 
     Raises:
         UsageError: the target exists, is the source, or has no folder to be in.
@@ -71,7 +75,7 @@ def write(
     check_destination(source.path, destination)
     changes = changes_of(model, source, fit, edits)
     planned, notes = plan_optimizers(model, source, fit, changes)
-    job = Job(source, changes, planned, surroundings or {}, list(notes))
+    job = Job(source, changes, planned, surroundings or {}, permission, list(notes))
     with staged(destination) as folder:
         _WRITERS[source.format](job, folder / destination.name)
         _ = source.sha256  # raises where a file changed since it was opened
@@ -113,6 +117,7 @@ _WRITERS: Mapping[str, Writer] = {
     "torch": _torch,
     "torch-legacy": _torch,
     "pickled-module": _torch,
+    "dcp": write_dcp,
     "sharded": _shards,
     "huggingface": write_huggingface,
     "huggingface-trainer": write_huggingface,
