@@ -95,6 +95,20 @@ def test_tied_weights_load_tied(tmp_path: Path) -> None:
     assert (tmp_path / "b" / "generation_config.json").exists()
 
 
+def test_names_of_old_stay_as_the_file_has_them(tmp_path: Path) -> None:
+    model = hf.tiny("bert").eval()
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for name, value in model.state_dict().items()
+    }
+    torch.save(old, tmp_path / "a.bin")
+    name = "bert.embeddings.LayerNorm.weight"
+    written(tmp_path / "a.bin", Edits({name: torch.full((16,), 3.0)}), tmp_path / "b.bin", model)
+    found = torch.load(tmp_path / "b.bin", weights_only=True)
+    assert list(found) == list(old)
+    assert torch.equal(found["bert.embeddings.LayerNorm.gamma"], torch.full((16,), 3.0))
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A Trainer's run of four steps, and what goes on from a checkpoint of it."""

@@ -184,7 +184,8 @@ def test_a_copy_under_another_key_stays(tmp_path: Path) -> None:
 
     opened = open_checkpoint(source)
     fitted = fit(model, opened.places, weights_key="model")
-    write(opened, fitted, healed(model), tmp_path / "b.pt", model=model)
+    (note,) = write(opened, fitted, healed(model), tmp_path / "b.pt", model=model).notes
+    assert note == '"best.weights" holds other weights of the same names, which were left as they were'
     found = torch.load(tmp_path / "b.pt", weights_only=True)
     assert same(found["best"]["weights"], found_before)
     assert same(found["model"], expected(model, healed(model)))
@@ -281,3 +282,44 @@ def test_the_pickle_is_protocol_two_still(tmp_path: Path) -> None:
     written(saved(tmp_path, model.state_dict()), pruned(model), tmp_path / "b.pt", model)
     pickled = records(tmp_path / "b.pt")["data.pkl"]
     assert pickled[:2] == pickle.PROTO + b"\x02"
+
+
+@pytest.mark.parametrize("zipped", FORMS)
+def test_the_same_edits_give_the_same_bytes(tmp_path: Path, zipped: bool) -> None:
+    model, optimizer = trained()
+    source = saved(tmp_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}, zipped)
+    for name in "bc":
+        written(source, pruned(model), tmp_path / name, model)
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+
+
+def test_keys_with_dots_in_them_are_found(tmp_path: Path) -> None:
+    model, _ = trained()
+    value = {"a": {"note": 1}, "a.b": {"c": {"d.e": model.state_dict(), "f": 2}}}
+    written(saved(tmp_path, value), healed(model), tmp_path / "b.pt", model)
+    found = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert same(found["a.b"]["c"]["d.e"], expected(model, healed(model)))
+
+
+def test_an_entry_with_a_hostile_name_is_said_harmlessly(tmp_path: Path) -> None:
+    model, _ = trained()
+    state = model.state_dict()
+    value = {"model": state, "\x1b[31m##[command]": dict(state)}
+    opened = open_checkpoint(saved(tmp_path, value))
+    fitted = fit(model, opened.places, weights_key="model")
+    (note,) = write(opened, fitted, healed(model), tmp_path / "b.pt", model=model).notes
+    assert note.startswith('"\\x1b[31m\\x23#[command]" holds')
+
+
+def test_many_views_of_one_storage(tmp_path: Path) -> None:
+    """As an optimiser of one flat buffer leaves them."""
+    model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(200)])
+    flat, state, at = torch.randn(1200), {}, 0
+    for name, parameter in model.named_parameters():
+        state[name] = flat[at : at + parameter.numel()].view(parameter.shape)
+        at += parameter.numel()
+    edits = Edits({name: torch.full_like(value, 7.0) for name, value in list(state.items())[::2]})
+    written(saved(tmp_path, state), edits, tmp_path / "b.pt", model)
+    found = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert same(found, {**state, **edits.values})
+    assert len({value.untyped_storage().data_ptr() for value in found.values()}) == 1

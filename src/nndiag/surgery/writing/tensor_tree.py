@@ -57,7 +57,7 @@ class Geometry:
     size: tuple[int, ...]
     stride: tuple[int, ...]
 
-    @property
+    @cached_property
     def extent(self) -> tuple[int, int]:
         """The first byte, and the one behind the last."""
         if 0 in self.size:

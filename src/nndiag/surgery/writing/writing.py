@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from nndiag.checkpoint.lazy import specs_of
 from nndiag.checkpoint.optimizers import sibling_of
 from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.record import Checkpoint
+from nndiag.errors import printable
 from nndiag.model.fit import Fit
 from nndiag.surgery.edits import Edits
-from nndiag.surgery.writing.changes import changes_of
+from nndiag.surgery.writing.changes import Changes, changes_of, place_of
 from nndiag.surgery.writing.dcp import write_dcp
 from nndiag.surgery.writing.exported import write_exported
 from nndiag.surgery.writing.huggingface import write_huggingface
@@ -75,7 +77,9 @@ def write(
     check_destination(source.path, destination)
     changes = changes_of(model, source, fit, edits)
     planned, notes = plan_optimizers(model, source, fit, changes)
-    job = Job(source, changes, planned, surroundings or {}, permission, list(notes))
+    job = Job(
+        source, changes, planned, surroundings or {}, permission, [*notes, *_copies(source, fit, changes)]
+    )
     with staged(destination) as folder:
         _WRITERS[source.format](job, folder / destination.name)
         _ = source.sha256  # raises where a file changed since it was opened
@@ -83,8 +87,18 @@ def write(
     return Written(
         destination,
         tuple(path for path in beside if path.name != destination.name),
-        tuple(dict.fromkeys(job.notes)),
+        tuple(dict.fromkeys(map(printable, job.notes))),
     )
+
+
+def _copies(source: Checkpoint, fit: Fit, changes: Changes) -> Iterator[str]:
+    """Say which other places of a file hold weights of the same names, such as a running average of them."""
+    before = specs_of(place_of(source, fit).tensors)
+    for place in source.places:
+        held = specs_of(place.tensors)
+        changed = [name for name in changes.weights if name in before and name in held]
+        if place.key != changes.place and any(held[name].shape == before[name].shape for name in changed):
+            yield f'"{place.key}" holds other weights of the same names, which were left as they were'
 
 
 def _safetensors(job: Job, target: Path) -> None:
