@@ -243,3 +243,19 @@ def test_a_source_that_changed_since_it_was_opened_is_refused(tmp_path: Path) ->
     with pytest.raises(InputError, match="changed while it was read"):
         write(opened, fitted, healed(network()), tmp_path / "new.pt", model=network())
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_report_appears_with_the_checkpoint_or_not_at_all(tmp_path: Path) -> None:
+    source = _zip(tmp_path)
+    opened = open_checkpoint(source)
+    fitted, model = fit(network(), opened.places), network()
+
+    def report(notes: tuple[str, ...]) -> dict[str, bytes]:
+        return {"new.json": b"{}" * len((*notes, 1))}
+
+    made = write(opened, fitted, healed(model), tmp_path / "new", model=model, beside=report)
+    assert made.beside == (tmp_path / "new.json",)
+    assert (tmp_path / "new.json").read_bytes() == b"{}"
+    with pytest.raises(UsageError, match=r"new\.json: is there already"):
+        write(opened, fitted, healed(model), tmp_path / "other", model=model, beside=report)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "new", "new.json"]

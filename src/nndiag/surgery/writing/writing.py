@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from nndiag.surgery.writing.stable_baselines import write_stable_baselines
 from nndiag.surgery.writing.staging import check_destination, staged
 
 Writer = Callable[[Job, Path], None]
+Beside = Callable[[tuple[str, ...]], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Written:
     notes: tuple[str, ...] = ()
 
 
+def _nothing_beside(notes: tuple[str, ...]) -> Mapping[str, bytes]:
+    return {}
+
+
 def write(
     source: Checkpoint,
     fit: Fit,
@@ -49,6 +55,7 @@ def write(
     model: nn.Module,
     surroundings: Mapping[str, bytes] | None = None,
     permission: Permission = NOTHING,
+    beside: Beside = _nothing_beside,
 ) -> Written:
     """Write a checkpoint like ``source`` with the edits of a model made in it, whole or not at all.
 
@@ -67,6 +74,8 @@ def write(
         surroundings: for directories, files by their names in it that are written with this content, such as an
             edited ``config.json``.
         permission: what ``source`` was opened with.
+        beside: returns files that belong next to the destination, by their names there, such as a report; it is
+            given the notes. They appear with the checkpoint, or do not.
 
     Raises:
         UsageError: the target exists, is the source, or has no folder to be in.
@@ -83,12 +92,12 @@ def write(
     with staged(destination) as folder:
         _WRITERS[source.format](job, folder / destination.name)
         _ = source.sha256  # raises where a file changed since it was opened
-        beside = tuple(destination.parent / made.name for made in sorted(folder.iterdir()))
-    return Written(
-        destination,
-        tuple(path for path in beside if path.name != destination.name),
-        tuple(dict.fromkeys(map(printable, job.notes))),
-    )
+        said = tuple(dict.fromkeys(map(printable, job.notes)))
+        for name, content in beside(said).items():
+            with (folder / name).open("xb") as stream:
+                stream.write(content)
+        made = sorted(set(os.listdir(folder)) - {destination.name})
+    return Written(destination, tuple(destination.parent / name for name in made), said)
 
 
 def _copies(source: Checkpoint, fit: Fit, changes: Changes) -> Iterator[str]:
