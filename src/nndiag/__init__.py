@@ -21,17 +21,22 @@ if TYPE_CHECKING:
         heal,
         scan,
     )
+    from nndiag.surgery.deploying.widths import resize
 
 __version__ = "0.1.0"
 __all__ = [
     "CompareSettings", "HealSettings", "Outcome", "ScanSettings", "__version__", "assert_healthy", "compare", "gate",
-    "heal", "scan",
+    "heal", "resize", "scan",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name.startswith("__") or name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "resize":
+        from nndiag.surgery.deploying.widths import resize
+
+        return resize
     from nndiag import pipeline
 
     return getattr(pipeline, name)

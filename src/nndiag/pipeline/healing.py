@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nndiag
-from nndiag.errors import InputError, UsageError
+from nndiag.errors import UsageError
 from nndiag.pipeline.curing import Cured, cure
 from nndiag.pipeline.job import Job, Loaded
 from nndiag.pipeline.listener import Listener, Silence
@@ -114,23 +114,23 @@ def heal(
 
 
 def _written(job: Job, loaded: Loaded, cured: Cured, found: Healing, target: Path) -> Healing:
-    """Write the new checkpoint and the document beside it."""
-    model = job.inputs.model
-    assert model is not None
-    made = write(
+    """Write the new checkpoint and the document beside it, both or neither."""
+    told: list[Healing] = []
+
+    def beside(notes: tuple[str, ...]) -> dict[str, bytes]:
+        told.append(found.model_copy(update={"notes": notes}))
+        return {_document(target).name: render_json(told[-1]).encode()}
+
+    write(
         loaded.checkpoint,
         loaded.fitted,
         cured.edits,
         target,
         model=cured.original,
+        permission=job.permission,
+        beside=beside,
     )
-    found = found.model_copy(update={"notes": made.notes})
-    document = _document(target)
-    try:
-        document.write_text(render_json(found), "utf-8")
-    except OSError as error:
-        raise InputError(document, f"cannot be written ({error.strerror})", "choose another place") from error
-    return found
+    return told[-1]
 
 
 def _document(target: Path) -> Path:
