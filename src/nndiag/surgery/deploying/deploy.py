@@ -30,6 +30,7 @@ from nndiag.surgery.deploying.deciding import (
 )
 from nndiag.surgery.deploying.editing import Smaller, edits_of, put, remaining, shrink
 from nndiag.surgery.deploying.following import OUTPUT
+from nndiag.surgery.deploying.from_config import UNEVEN, Config, heads_by_layer, smaller_config, uneven
 from nndiag.surgery.deploying.tracing import Batches, compare_pairs, trace
 from nndiag.surgery.deploying.widths import Widths, widths_of
 from nndiag.surgery.deploying.zeroing import placeholder, silent, zeroed
@@ -60,7 +61,7 @@ class Deployed:
 
     ``output_change`` is ``max |f' − f| / max |f|`` over the probe, the largest of the network's outputs. ``widths`` is
     what ``resize`` needs to bring a network as it was to the new sizes; ``before`` and ``after`` are measured on one
-    batch.
+    batch. ``config`` is what changes in the configuration that the network is built from, where that was asked for.
     """
 
     module: nn.Module
@@ -70,10 +71,14 @@ class Deployed:
     widths: Widths
     before: Cost
     after: Cost
+    config: Config | None = None
 
 
 def deploy(
-    model: nn.Module, batches: Iterable[Sequence[Tensor]], treatments: Sequence[Treatment]
+    model: nn.Module,
+    batches: Iterable[Sequence[Tensor]],
+    treatments: Sequence[Treatment],
+    from_config: bool = False,
 ) -> Deployed:
     """Return a copy of a network without the nodes named, as far as no output on the probe changes.
 
@@ -86,17 +91,28 @@ def deploy(
         model: it is left as it is; the copy is in the same mode.
         batches: the probe: positional inputs, each ``(batch, ...)``.
         treatments: nodes to take out (``kind`` ``"prune"``) or to merge with their twin (``"merge"``); others are left.
+        from_config: whether the network is built from the ``config`` that it has, and the smaller one has to be, too.
+            What that cannot say stays, and is zeroed.
     """
     work = copy.deepcopy(model).eval()
     every = [tuple(batch) for batch in batches]
-    smaller, done = _carried_out(_Plan(work, every, treatments))
+    plan = _Plan(work, every, treatments)
+    plan.prove()
+    config = plan.fit_config() if from_config else None
+    smaller, done = _carried_out(plan)
     change = output_change(work, smaller.module, every)
     costs = cost(work, every[0]), cost(smaller.module, every[0])
     modes = dict(model.named_modules())
     for path, module in smaller.module.named_modules():
         module.training = modes[path].training
     return Deployed(
-        smaller.module, edits_of(model, smaller), done, change, widths_of(model, smaller.module), *costs
+        smaller.module,
+        edits_of(model, smaller),
+        done,
+        change,
+        widths_of(model, smaller.module),
+        *costs,
+        config,
     )
 
 
@@ -215,6 +231,31 @@ class _Plan:
             accepted += self._proved(accepted, group)
         self._whole_nodes()
 
+    def fit_config(self) -> Config:
+        """Leave what the network's configuration cannot say, and return what changes in it."""
+        self._even()
+        heads = heads_by_layer(self.model, self.traced) | {
+            int(root) for factor in self.traced.splits for root in self.traced.atoms.roots(factor)
+        }
+        for unsaid in (set[int](), heads, set(self.removals)):
+            self._block(unsaid & self.removals.keys(), "the configuration cannot say that it is gone")
+            self._whole_nodes()
+            self._even()
+            smaller = self.smaller({})
+            found = smaller_config(self.model, smaller.module, self.traced, smaller.kept)
+            if found is not None:
+                return found
+        return {}
+
+    def _even(self) -> None:
+        """Keep layers of a kind equally wide."""
+        while kept := uneven(self.model, self.traced, remaining(self.traced, self.removals)):
+            self._block(kept & self.removals.keys(), UNEVEN)
+            self._whole_nodes()
+
+    def smaller(self, changed: Mapping[str, Tensor]) -> Smaller:
+        return shrink(self.model, self.traced, list(self.removals.values()), changed, self.parents)
+
     def _proved(self, accepted: Sequence[Removal], group: Sequence[Removal]) -> Sequence[Removal]:
         """Return what of a group can go beside what goes already."""
         own = parents_of(remaining(self.traced, [one.root for one in group]))
@@ -283,7 +324,6 @@ class _Plan:
 
 def _carried_out(plan: _Plan) -> tuple[Smaller, tuple[Done, ...]]:
     """Zero what cannot go, and take out what can."""
-    plan.prove()
     done = {node: Done(*node, "left", why) for node, why in plan.left.items()}
     stay: dict[str, list[int]] = {}
     for node in plan.roots:
@@ -302,8 +342,7 @@ def _carried_out(plan: _Plan) -> tuple[Smaller, tuple[Done, ...]]:
             did: Did = "zeroed" if index in zero else "left"
             why = plan.why((name, index)) + ("; its weights are zero already" if index in already else "")
             done[name, index] = Done(name, index, did, why)
-    smaller = shrink(plan.model, plan.traced, list(plan.removals.values()), changed, plan.parents)
-    return smaller, tuple(done[node] for node in sorted(done))
+    return plan.smaller(changed), tuple(done[node] for node in sorted(done))
 
 
 def _places_kept(plan: _Plan, model: nn.Module, layer: str, nodes: Sequence[int]) -> dict[str, Tensor]:
