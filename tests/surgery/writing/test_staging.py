@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,31 +70,32 @@ def everything(folder: Path) -> dict[str, bytes]:
     }
 
 
-KILLED = [_safetensors, _zip, _huggingface]
+KILLED = [_safetensors, _zip, _huggingface, _dcp]
 
 
 @pytest.fixture(scope="module")
 def kills(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is left of runs that were killed, one event later each: ``NAME/source`` and ``places/NAME/NUMBER``."""
+    """What is left of killed runs: sources in ``before/NAME``, ``after/NAME``, the rest in ``places/NAME/NUMBER``."""
     root = tmp_path_factory.mktemp("killed")
     sources = []
     for make in KILLED:
-        (root / make.__name__).mkdir()
-        sources.append(str(make(root / make.__name__)))
+        (root / "before" / make.__name__).mkdir(parents=True)
+        sources.append(make(root / "before" / make.__name__).relative_to(root / "before"))
+    shutil.copytree(root / "before", root / "after", copy_function=shutil.copy2)
     (root / "places").mkdir()
-    command = [sys.executable, "-m", "tests.surgery.writing.killed", str(root / "places"), *sources]
+    command = [sys.executable, "-m", "tests.surgery.writing.killed", str(root / "places")]
+    command += [str(root / "after" / source) for source in sources]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return root
 
 
 @pytest.mark.parametrize("make", KILLED)
-def test_killed_at_any_moment_it_is_whole_or_not_there(
-    kills: Path, tmp_path: Path, make: Callable[[Path], Path]
-) -> None:
-    source = make(tmp_path)
-    assert everything(kills / make.__name__) == everything(tmp_path)
-    *killed, lived = sorted((kills / "places" / make.__name__).iterdir())
+def test_killed_at_any_moment_it_is_whole_or_not_there(kills: Path, make: Callable[[Path], Path]) -> None:
+    name = make.__name__
+    assert everything(kills / "before" / name) == everything(kills / "after" / name)
+    source = next(path for path in (kills / "before" / name).iterdir() if "optimizer" not in path.name)
+    *killed, lived = sorted((kills / "places" / name).iterdir())
     assert len(killed) > 10
     whole = everything(lived)
     target = lived / ("new" + source.suffix)
@@ -108,8 +110,9 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(
         if target.name in seen:
             assert shown == whole
             continue
-        for name in seen:  # an optimiser's state that came before its weights
-            (place / name).unlink()
+        assert all(
+            "optimizer" in other for other in seen
+        )  # it comes before its weights, and goes with the next run
         written(source, pruned(network()), place / target.name, network())
         assert everything(place) == whole
     assert unfinished > 5
@@ -223,14 +226,13 @@ def test_leftovers_go_and_what_another_run_is_writing_stays(tmp_path: Path) -> N
     (tmp_path / f"{start}link").symlink_to(outside)
     lock = os.open(running, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with staged(tmp_path / "new") as folder:
-        (folder / "new").write_text("whole")
+    (tmp_path / "source").touch()
+    check_destination(tmp_path / "source", tmp_path / "new")
     os.close(lock)
     assert not left.exists()
     assert outside.exists()
     assert running.exists()
     assert other.exists()
-    assert (tmp_path / "new").read_text() == "whole"
 
 
 def test_a_source_that_changed_since_it_was_opened_is_refused(tmp_path: Path) -> None:
@@ -259,3 +261,21 @@ def test_a_report_appears_with_the_checkpoint_or_not_at_all(tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"new\.json: is there already"):
         write(opened, fitted, healed(model), tmp_path / "other", model=model, beside=report)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "new", "new.json"]
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_what_lies_beside_a_target_goes_only_where_the_target_never_came(
+    tmp_path: Path, arrived: bool
+) -> None:
+    hidden = tmp_path / f".nndiag-{hashlib.sha256(b'new').hexdigest()[:12]}-a"
+    hidden.mkdir()
+    for name in ("new", "new.json", "other"):
+        (hidden / name).write_text("whole")
+    os.link(hidden / "new.json", tmp_path / "new.json")
+    (tmp_path / "other").write_text("whole")
+    if arrived:  # and was renamed by its owner
+        os.link(hidden / "new", tmp_path / "mine")
+    (tmp_path / "source").touch()
+    check_destination(tmp_path / "source", tmp_path / "new")
+    left = {"other", "source"} | ({"mine", "new.json"} if arrived else set())
+    assert {path.name for path in tmp_path.iterdir()} == left
