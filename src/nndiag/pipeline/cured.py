@@ -63,6 +63,7 @@ class Cured:
     suggestions: tuple[Suggestion, ...] = ()
     snippet: str | None = None
     widths: Mapping[str, Mapping[str, int | list[int]]] | None = None
+    config: Mapping[str, object] | None = None
     costs: tuple[Costs, Costs] | None = None
 
 

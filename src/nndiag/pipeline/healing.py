@@ -16,6 +16,7 @@ from nndiag.pipeline.job import Job, Loaded
 from nndiag.pipeline.listener import Listener, Silence
 from nndiag.pipeline.reach import Reach
 from nndiag.pipeline.scanning import AnyPath, make_job
+from nndiag.pipeline.surroundings import surroundings
 from nndiag.records.healing import Healing
 from nndiag.records.level import Level
 from nndiag.records.report import Diagnosis
@@ -93,10 +94,11 @@ def heal(
 def _written(job: Job, loaded: Loaded, cured: Cured, found: Healing, target: Path) -> Healing:
     """Write the new checkpoint and the document beside it, both or neither."""
     told: list[Healing] = []
+    around = surroundings(job, cured, target)
 
     def beside(notes: tuple[str, ...]) -> dict[str, bytes]:
-        told.append(found.model_copy(update={"notes": notes}))
-        return {_document(target).name: render_json(told[-1]).encode()}
+        told.append(found.model_copy(update={"notes": (*around.said, *notes)}))
+        return {**around.beside, _document(target).name: render_json(told[-1]).encode()}
 
     write(
         loaded.checkpoint,
@@ -104,6 +106,7 @@ def _written(job: Job, loaded: Loaded, cured: Cured, found: Healing, target: Pat
         cured.edits,
         target,
         model=cured.original,
+        surroundings=around.inside,
         permission=job.permission,
         beside=beside,
     )
