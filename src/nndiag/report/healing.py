@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console, RenderableType
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from nndiag.records.healing import HealedNode, Healing, LeftNode, Suggestion
 from nndiag.report.look import Look
-from nndiag.report.numbers import counted, number, ranges
+from nndiag.report.numbers import counted, duration, number, ranges
 from nndiag.report.screen import print_parts
 from nndiag.report.words import heading
 
@@ -158,20 +158,16 @@ def _effects(found: Healing, look: Look) -> Table:
     change = "not finite before" if found.output_change is None else number(found.output_change)
     table.add_row(look.text("change of outputs"), look.text(""), look.text(f"{change} of their scale"))
     nodes = [action for action in found.actions if action.index is not None]
-    reached = [_share(nodes, _reached_before), _share(nodes, _reached_after)]
-    table.add_row(look.text("treated nodes with gradient"), *map(look.text, reached))
-    known = [action for action in nodes if action.active_after is not None]
-    if known:
-        firing = [
-            _share(known, lambda a: bool(a.active_before)),
-            _share(known, lambda a: bool(a.active_after)),
-        ]
-        table.add_row(look.text("treated nodes that fire"), *map(look.text, firing))
-    table.add_row(
-        look.text("parameters"),
-        look.text(f"{found.parameters_before:,}"),
-        look.text(f"{found.parameters_after:,}"),
-    )
+    if nodes and found.goal == "train":
+        _revived(nodes, table, look)
+    counts = (f"{found.parameters_before:,}", f"{found.parameters_after:,}")
+    table.add_row(look.text("parameters"), *map(look.text, counts))
+    costs = (found.cost_before, found.cost_after)
+    if costs[0] is not None and costs[1] is not None:
+        flops = [number(cost.flops) for cost in costs if cost is not None]
+        times = [duration(cost.seconds) for cost in costs if cost is not None]
+        table.add_row(look.text("operations a sample"), *map(look.text, flops))
+        table.add_row(look.text("time of a batch"), *map(look.text, times))
     for code in sorted({*found.findings_before, *found.findings_after}):
         before, after = found.findings_before.get(code, 0), found.findings_after.get(code, 0)
         if before != after:
@@ -179,8 +175,17 @@ def _effects(found: Healing, look: Look) -> Table:
     return table
 
 
-def _share(nodes: Sequence[HealedNode], holds: object) -> str:
-    assert callable(holds)
+def _revived(nodes: Sequence[HealedNode], table: Table, look: Look) -> None:
+    """Say how many of the treated nodes get a gradient and fire."""
+    reached = [_share(nodes, _reached_before), _share(nodes, _reached_after)]
+    table.add_row(look.text("treated nodes with gradient"), *map(look.text, reached))
+    known = [action for action in nodes if action.active_after is not None]
+    if known:
+        firing = [_share(known, _fired_before), _share(known, _fired_after)]
+        table.add_row(look.text("treated nodes that fire"), *map(look.text, firing))
+
+
+def _share(nodes: Sequence[HealedNode], holds: Callable[[HealedNode], bool]) -> str:
     return f"{sum(map(holds, nodes)):,} of {len(nodes):,}"
 
 
@@ -190,6 +195,14 @@ def _reached_before(action: HealedNode) -> bool:
 
 def _reached_after(action: HealedNode) -> bool:
     return bool(action.gradient_after)
+
+
+def _fired_before(action: HealedNode) -> bool:
+    return bool(action.active_before)
+
+
+def _fired_after(action: HealedNode) -> bool:
+    return bool(action.active_after)
 
 
 def _left(nodes: Sequence[LeftNode], look: Look, most: int) -> Table:
