@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -35,7 +34,6 @@ _KINDS = {
     "prune": "take out",
     "merge": "merge",
 }
-_Node = TypeVar("_Node", HealedNode, LeftNode)
 
 
 def render_healing(found: Healing, console: Console, *, verbose: bool) -> None:
@@ -98,12 +96,12 @@ def _basis(found: Healing) -> Iterator[str]:
     yield f"examined to {found.level}"
 
 
-def _grouped(nodes: Sequence[_Node]) -> dict[tuple[str, str, str, str], list[_Node]]:
+def _grouped(nodes: Sequence[HealedNode]) -> dict[tuple[str, str, str, str], list[HealedNode]]:
     """Gather nodes of one layer with one cause that were treated alike."""
-    groups: dict[tuple[str, str, str, str], list[_Node]] = {}
+    groups: dict[tuple[str, str, str, str], list[HealedNode]] = {}
     for node in nodes:
-        promise = node.promise if isinstance(node, HealedNode) else ""
-        groups.setdefault((node.layer, node.kind, f"{node.code} {node.reason}", promise), []).append(node)
+        key = (node.layer, node.kind, f"{node.code} {node.reason}", node.promise)
+        groups.setdefault(key, []).append(node)
     return groups
 
 
@@ -207,11 +205,15 @@ def _fired_after(action: HealedNode) -> bool:
 
 def _left(nodes: Sequence[LeftNode], look: Look, most: int) -> Table:
     table = _columns(look, "layer", "nodes", "cause", "wanted", "why not")
-    groups = list(_grouped(nodes).items())
-    for (layer, kind, cause, _), group in groups[:most]:
+    groups: dict[tuple[str, str, str], list[LeftNode]] = {}
+    for node in nodes:
+        groups.setdefault((node.layer, node.kind, node.code), []).append(node)
+    for (layer, kind, code), group in list(groups.items())[:most]:
+        reasons = Counter(node.reason for node in group).most_common()
+        example = "" if len(reasons) == 1 else "for example: "
         table.add_row(
-            look.text((look.clip(layer, 24), "name")), look.text(_who(group)), look.text(cause.split()[0]),
-            look.text(_KINDS.get(kind, kind)), look.text(cause.partition(" ")[2]),
+            look.text((look.clip(layer, 24), "name")), look.text(_who(group)), look.text(code),
+            look.text(_KINDS.get(kind, kind)), look.text(example + reasons[0][0]),
         )  # fmt: skip
     _say_more(table, len(groups) - most, look)
     return table
