@@ -44,7 +44,7 @@ def read_dcp(folder: Path, permission: Permission = NOTHING) -> Contents:
     named = [chunk.file for tensor in metadata.tensors.values() for chunk in tensor.chunks]
     files = GuardedFiles(folder, (*named, *(chunk.file for chunk in metadata.values.values())))
     _check_claims(folder, metadata, files)
-    paths = {name: _path(metadata, name) for name in (*metadata.tensors, *metadata.values)}
+    paths = {name: path_of(metadata, name) for name in (*metadata.tensors, *metadata.values)}
     stored = dict(metadata.tensors)
     specs = {name: spec(tensor.dtype, tensor.shape) for name, tensor in stored.items()}
     tensors = LazyTensors(specs, lambda name: read_tensor(files, stored[name], permission))
@@ -78,7 +78,8 @@ def _check_claims(folder: Path, metadata: DcpMetadata, files: GuardedFiles) -> N
         )  # fmt: skip
 
 
-def _path(metadata: DcpMetadata, name: str) -> Keys:
+def path_of(metadata: DcpMetadata, name: str) -> Keys:
+    """Return the keys, from the outside inwards, that a flat name was made of."""
     return metadata.paths.get(name, (name,))
 
 

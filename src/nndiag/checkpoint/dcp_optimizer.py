@@ -37,7 +37,7 @@ class LazyState(Mapping[str, object]):
 
 def is_of_optimizer(path: Keys) -> bool:
     """Return whether an entry belongs to an optimiser: something on the way to it is called so."""
-    return _split(path) is not None
+    return split_path(path) is not None
 
 
 def read_optimizers(
@@ -56,15 +56,15 @@ def read_optimizers(
     """
     entries: defaultdict[str, dict[str, str]] = defaultdict(dict)
     for name, path in paths.items():
-        split = _split(path)
+        split = split_path(path)
         if split is not None:
             entries[split[0]][split[1]] = name
     found = (_optimizer(key, names, tensors, values, read) for key, names in entries.items())
     return tuple(saved for saved in found if saved.groups or saved.state)
 
 
-def _split(path: Keys) -> tuple[str, str] | None:
-    """Return the place of the optimiser and the way inside it, ``"optim", "state.0.weight.exp_avg"``."""
+def split_path(path: Keys) -> tuple[str, str] | None:
+    """Return the place of the optimiser and the way inside it, ``"optim", "state.0.weight.exp_avg"``; else ``None``."""
     for place, key in enumerate(path):
         head, _, tail = str(key).partition(".")
         if head.lower().startswith("optim"):
@@ -112,7 +112,7 @@ def _optimizer(
         for owner in dict.fromkeys([*moments, *numbers])
     }
     return SavedOptimizer(
-        key, (*groups, *_groups(options)), {_key(owner): kept for owner, kept in state.items()}
+        key, (*groups, *_groups(options)), {key_of(owner): kept for owner, kept in state.items()}
     )
 
 
@@ -131,6 +131,6 @@ def _groups(options: Mapping[str, Mapping[str, object]]) -> list[Mapping[str, ob
     return [{**plain, "params": tuple(members[text])} for text, plain in by_options.items()]
 
 
-def _key(owner: str) -> int | str:
+def key_of(owner: str) -> int | str:
     """Return a parameter's number, where parameters are numbered."""
     return int(owner) if owner.isdecimal() and len(owner) < 19 else owner

@@ -20,7 +20,8 @@ from nndiag.checkpoint.torch_file import read_torch
 from nndiag.checkpoint.torch_zip import check_entries
 from nndiag.errors import InputError
 
-_POLICY = "policy.pth"
+POLICY = "policy.pth"
+"""The entry with the weights."""
 
 
 def read_stable_baselines(path: Path, file: BinaryIO, permission: Permission = NOTHING) -> Contents:
@@ -35,9 +36,9 @@ def read_stable_baselines(path: Path, file: BinaryIO, permission: Permission = N
         InputError: it is damaged, or a pickle in it is refused.
     """
     parts = _parts(path, file)
-    found = _read(path, parts[_POLICY], permission)
+    found = _read(path, parts[POLICY], permission)
     optimizers: list[SavedOptimizer] = []
-    for name in sorted(parts.keys() - {_POLICY}):
+    for name in sorted(parts.keys() - {POLICY}):
         inside = _read(path, parts[name], permission)
         optimizers += [replace(saved, key=name) for saved in inside.optimizers]
     return replace(found, format="stable-baselines3", optimizers=tuple(optimizers))
@@ -49,7 +50,7 @@ def _parts(path: Path, file: BinaryIO) -> dict[str, bytes]:
             entries = archive.infolist()
             check_entries(path, entries, size_of(file))
             names = [
-                e.filename for e in entries if e.filename == _POLICY or e.filename.endswith("optimizer.pth")
+                e.filename for e in entries if e.filename == POLICY or e.filename.endswith("optimizer.pth")
             ]
             return {name: archive.read(name) for name in names}
     except InputError:

@@ -17,7 +17,8 @@ from nndiag.checkpoint.torch_file import read_torch_file
 from nndiag.errors import InputError
 
 STATE = "trainer_state.json"
-_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
+"""Names of the file with the optimiser's state; the first one that is there counts."""
 _MAX_ROWS = 1_000_000
 
 History = tuple[Mapping[str, float], ...]
@@ -48,7 +49,7 @@ def read_optimizer(
 
     It is a help, so that its damage costs a note and not the checkpoint.
     """
-    for name in _OPTIMIZERS:
+    for name in OPTIMIZERS:
         file = folder / name
         if not file.is_file():
             continue

@@ -89,10 +89,10 @@ def scan(
     targets = parse_targets(output or (), files)
     settings = ScanSettings(
         model=model, weights_key=weights_key, strip_prefix=strip_prefix, data=data, loss=loss,
-        optimizer=optimizer, lr=lr, momentum=momentum, betas=_betas(betas), weight_decay=weight_decay,
+        optimizer=optimizer, lr=lr, momentum=momentum, betas=parse_betas(betas), weight_decay=weight_decay,
         horizon=horizon, level=None if level is None else Level.parse(level), curvature=curvature,
         solver=solver, granularity=granularity, profile=profile, jitter=jitter, certificate=certificate,
-        select=_codes(select), ignore=_codes(ignore), goal=goal, limit=limit, batch_size=batch_size,
+        select=codes_in(select), ignore=codes_in(ignore), goal=goal, limit=limit, batch_size=batch_size,
         block_size=block_size, folds=folds, seed=seed,
         device=device, dtype=dtype, every=every, last=last, all_nodes=all_nodes, trust=trust,
         allow_global=tuple(allow_global or ()),
@@ -143,7 +143,12 @@ def prepare_torch(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _betas(text: str | None) -> tuple[float, float] | None:
+def parse_betas(text: str | None) -> tuple[float, float] | None:
+    """Return the two numbers of ``--betas``.
+
+    Raises:
+        UsageError: it is not two numbers.
+    """
     if text is None:
         return None
     try:
@@ -153,7 +158,8 @@ def _betas(text: str | None) -> tuple[float, float] | None:
     return first, second
 
 
-def _codes(words: Sequence[str] | None) -> tuple[str, ...]:
+def codes_in(words: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the codes of an option that may be given more than once, each with several."""
     return tuple(code.strip().upper() for word in words or () for code in word.split(",") if code.strip())
 
 

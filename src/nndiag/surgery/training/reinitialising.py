@@ -103,6 +103,18 @@ def entries_of(outlet: Outlet, unit: int, arrival: Arrival) -> Arrival:
     return Arrival(arrival.mean[part], arrival.variance[part], arrival.least[part], arrival.largest[part])
 
 
+def hushed(ward: Ward, restart: Restart) -> bool:
+    """Whether a node's outgoing weights are no louder than those of a fresh node already."""
+    tensors = ward.tensors()
+    for outlet in ward.paths[restart.layer].outlets:
+        layer = ward.layers[outlet.layer]
+        drawn = fresh(ward.model, layer, ward.initialiser, ward.generator(outlet.layer))[outlet.weight]
+        loudest = 10 * WHISPER * float(outlet.outgoing(drawn, restart.node).norm())
+        if float(outlet.outgoing(tensors[outlet.weight], restart.node).norm()) > loudest:
+            return False
+    return True
+
+
 def _entries(outlet: Outlet, unit: int) -> range:
     return range(outlet.start + unit * outlet.inner, outlet.start + (unit + 1) * outlet.inner)
 

@@ -9,12 +9,13 @@ import torch
 
 from nndiag.remedies.plan import Treatment
 from nndiag.surgery.training.record import Left
-from nndiag.surgery.training.reinitialising import Heard, Restart, entries_of, folds_exactly
+from nndiag.surgery.training.reinitialising import Heard, Restart, entries_of, folds_exactly, hushed
 from nndiag.surgery.training.ward import Ward
 from nndiag.surgery.training.warming import bias_of
 
 CONSTANT = 1e-9
 """Range of a unit's output, relative to the largest number that arrives beside it, up to which it is a constant."""
+_WHISPERS = "it fires, and its outgoing weights are as good as zero already: training raises them"
 _REPEATS = frozenset(["ND104", "ND206"])
 
 Case = tuple[Treatment, Restart]
@@ -48,7 +49,9 @@ def sort_restarts(ward: Ward, treatments: Iterable[Treatment], finite: bool) -> 
         if (case.layer, case.node) in seen:
             continue  # a unit and the channel that scales it are started together
         paths = ward.paths[case.layer]
-        if paths.closable or (not finite and treatment.code in ("ND101", "ND103")):
+        if paths.closable and treatment.code == "ND304" and hushed(ward, case):
+            found.left.append(Left(treatment, _WHISPERS))
+        elif paths.closable or (not finite and treatment.code in ("ND101", "ND103")):
             seen.add((case.layer, case.node))
             (found.measured if finite else found.broken).append((treatment, case))
         elif treatment.code == "ND201" and bias_of(ward, case.layer) is not None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
 from nndiag.errors import InputError
 from nndiag.remedies.plan import Treatment
-from nndiag.surgery.edits import Edits
 from nndiag.surgery.proof import TOLERANCE, Replayed, output_change
 from nndiag.surgery.training.record import Done, Left, Treated
 from nndiag.surgery.training.reinitialising import WHISPER, Restart, hear, reinitialise
@@ -18,6 +17,8 @@ from nndiag.surgery.training.turning import ANGLES, turn
 from nndiag.surgery.training.ward import Ward
 from nndiag.surgery.training.warming import warm_layer, warm_nodes
 
+ALLOWED = TOLERANCE / 3
+"""What one of several rounds may add to the change of a function that is to stay."""
 _ANEW = "incoming weights drawn anew, outgoing ones as good as zero"
 
 
@@ -104,10 +105,10 @@ def _within_tolerance(run: _Round, cases: list[Restart]) -> tuple[float | None, 
     for attempted in range(3):
         reinitialise(ward, cases, heard, whisper)
         change = output_change(run.before, ward.replay())
-        if change is not None and change <= TOLERANCE:
+        if change is not None and change <= ALLOWED:
             return whisper, change
         ward.put_back(state, reset)
-        whisper = 0.0 if attempted or not change else whisper * TOLERANCE / (10 * change)
+        whisper = 0.0 if attempted or not change else whisper * ALLOWED / (4 * change)
     return None, change
 
 
@@ -189,13 +190,3 @@ def _turn(run: _Round, layer: str, treatments: list[Treatment]) -> None:
 
 def _turning(ward: Ward, layer: str, nodes: list[int], angle: float) -> Callable[[], None]:
     return lambda: turn(ward, layer, nodes, angle)
-
-
-def united(rounds: Iterable[Treated], edits: Edits) -> Treated:
-    """Return several rounds as one, with the edits of all."""
-    listed = list(rounds)
-    return Treated(
-        tuple(done for one in listed for done in one.done),
-        tuple(left for one in listed for left in one.left),
-        edits,
-    )

@@ -20,6 +20,8 @@ from nndiag.surgery.training.initial import DEFAULT
 from nndiag.surgery.training.outlets import Paths
 
 Values = dict[str, Tensor]
+ROUND = 500_000
+"""Seeds apart of two attempts."""
 
 
 @dataclass
@@ -27,7 +29,8 @@ class Ward:
     """A network that is changed in place.
 
     ``dtypes`` are those that the checkpoint stores its tensors in, by the model's names: whatever is set is rounded to
-    them, so that what is proved is what is written. ``reset`` marks what the optimiser has to forget.
+    them, so that what is proved is what is written. ``reset`` marks what the optimiser has to forget. ``attempt``
+    counts the rounds of treatment.
     """
 
     model: nn.Module
@@ -39,6 +42,7 @@ class Ward:
     paths: dict[str, Paths] = field(init=False)
     owners: Owners = field(init=False)
     reset: dict[str, Tensor] = field(default_factory=dict, init=False)
+    attempt: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         """Look at the network once: one pass over the first samples shows who listens to whom."""
@@ -66,8 +70,9 @@ class Ward:
         self.reset = {name: mask.clone() for name, mask in reset.items()}
 
     def generator(self, layer: str) -> torch.Generator:
-        """Return the random numbers of one layer, the same whatever else is treated."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + list(self.layers).index(layer))
+        """Return the random numbers of one layer in this attempt, the same whatever else is treated."""
+        place = ROUND * self.attempt + list(self.layers).index(layer)
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + place)
 
     def rounded(self, name: str, values: Tensor) -> Tensor:
         """Return values as the checkpoint can hold them."""

@@ -1,0 +1,128 @@
+"""Directories of torch.distributed.checkpoint: what comes out loads with its own loader, and training goes on."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+
+from nndiag.checkpoint import open_checkpoint
+from nndiag.surgery.edits import Edits
+from tests.surgery.writing.networks import (
+    HEALED,
+    LIVING,
+    adam,
+    expected,
+    healed,
+    network,
+    pruned,
+    same,
+    step,
+    trained,
+    written,
+)  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+class Note:
+    """A value of some class, which must not be built to be copied."""
+
+    def __init__(self) -> None:
+        self.text = "kept"
+
+
+def saved(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, nested: bool) -> Path:
+    """Write a checkpoint in one of the two forms that are in use."""
+    if nested:
+        weights, state = get_state_dict(model, optimizer)
+        dcp.save({"model": weights, "optim": state, "step": 3, "note": Note()}, checkpoint_id=folder)
+    else:
+        flat = get_optimizer_state_dict(model, optimizer, options=FLAT)
+        dcp.save({**get_model_state_dict(model), "optimizer": flat}, checkpoint_id=folder)
+    return folder
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("change", [healed, pruned])
+def test_what_comes_out_loads_with_the_loader_of_torch(
+    tmp_path: Path, nested: bool, change: Callable[[nn.Module], Edits]
+) -> None:
+    model, optimizer = trained()
+    edits = change(model)
+    made = written(saved(tmp_path / "a", model, optimizer, nested), edits, tmp_path / "b", model)
+    assert made.notes == ()
+    again = network(4 if edits.kept else 6)
+    resumed = adam(again)
+    options = None if nested else FLAT
+    weights, state = get_state_dict(again, resumed, options=options)
+    target: dict[str, Any] = {"model": weights, "optim": state} if nested else {**weights, "optimizer": state}
+    dcp.load(target, checkpoint_id=tmp_path / "b")
+    loaded = target["model"] if nested else {name: target[name] for name in weights}
+    moments = target["optim"] if nested else target["optimizer"]
+    set_state_dict(again, resumed, model_state_dict=loaded, optim_state_dict=moments, options=options)
+    assert same(again.state_dict(), expected(model, edits))
+    before = optimizer.state_dict()["state"][0]["exp_avg"]
+    after = resumed.state_dict()["state"][0]["exp_avg"]
+    if edits.kept:
+        assert torch.equal(after, before[LIVING])
+    else:
+        assert torch.equal(after[LIVING], before[LIVING])
+        assert not after[HEALED].any()
+    step(again, resumed)
+    assert int(resumed.state[again[0].weight]["step"]) == 4
+
+
+def test_our_own_reader_sees_the_same_names_and_steps(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    written(saved(tmp_path / "a", model, optimizer, True), healed(model), tmp_path / "b", model)
+    one, two = open_checkpoint(tmp_path / "a"), open_checkpoint(tmp_path / "b")
+    assert (one.step, [place.key for place in one.places]) == (two.step, [place.key for place in two.places])
+    assert list(one.places[0].tensors) == list(two.places[0].tensors)
+    assert one.optimizers[0].groups == two.optimizers[0].groups
+
+
+def test_other_values_are_copied_and_not_built(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    written(saved(tmp_path / "a", model, optimizer, True), healed(model), tmp_path / "b", model)
+    target = {"note": io.BytesIO()}
+    dcp.load(target, checkpoint_id=tmp_path / "b", planner=dcp.DefaultLoadPlanner(allow_partial_load=True))
+    assert target["note"].text == "kept"  # type: ignore[attr-defined]
+
+
+def test_the_same_edits_give_the_same_bytes(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    source = saved(tmp_path / "a", model, optimizer, True)
+    (source / "meta.json").write_text("{}")
+    for name in "bc":
+        written(source, pruned(model), tmp_path / name, model)
+    found = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in "bc"]
+    assert found[0] == found[1]
+    assert set(found[0]) == {".metadata", "__0_0.distcp", "meta.json"}
+
+
+def test_a_layer_may_get_a_bias_and_another_go(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2))
+    optimizer = adam(model)
+    optimizer.zero_grad()
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    edits = Edits({"0.bias": torch.ones(2)}, dropped=("1.weight", "1.bias"))
+    written(saved(tmp_path / "a", model, optimizer, True), edits, tmp_path / "b", model)
+    opened = open_checkpoint(tmp_path / "b")
+    assert set(opened.places[0].tensors) == {"0.weight", "0.bias"}
+    assert set(opened.optimizers[0].state) == {"0.weight"}
