@@ -133,7 +133,10 @@ class _Deployment:
                     self.left[node] = left_node(replace(cause, index=index), one.why)
                 continue
             self.left.pop(node, None)
-            self.actions[node] = _action(one, cause, index)
+            known = self.actions.get(node)  # of what a round before made zero the first cause is said
+            action = _action(one, cause, index)
+            same = {} if known is None else {"code": known.code, "reason": known.reason}
+            self.actions[node] = action.model_copy(update=same)
 
 
 def _numbers(module: nn.Module, edits: Edits) -> dict[str, list[int]]:

@@ -163,7 +163,7 @@ def _effects(found: Healing, look: Look) -> Table:
     costs = (found.cost_before, found.cost_after)
     if costs[0] is not None and costs[1] is not None:
         flops = [number(cost.flops) for cost in costs if cost is not None]
-        times = [duration(cost.seconds) for cost in costs if cost is not None]
+        times = [_time(cost.seconds) for cost in costs if cost is not None]
         table.add_row(look.text("operations a sample"), *map(look.text, flops))
         table.add_row(look.text("time of a batch"), *map(look.text, times))
     for code in sorted({*found.findings_before, *found.findings_after}):
@@ -171,6 +171,10 @@ def _effects(found: Healing, look: Look) -> Table:
         if before != after:
             table.add_row(look.text(f"findings {code}"), look.text(f"{before:,}"), look.text(f"{after:,}"))
     return table
+
+
+def _time(seconds: float) -> str:
+    return f"{1e6 * seconds:,.0f} µs" if seconds < 0.01 else duration(seconds)
 
 
 def _revived(nodes: Sequence[HealedNode], table: Table, look: Look) -> None:
