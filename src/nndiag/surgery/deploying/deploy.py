@@ -100,6 +100,8 @@ def deploy(
     plan.prove()
     config = plan.fit_config() if from_config else None
     smaller, done = _carried_out(plan)
+    for key, value in (config or {}).items():
+        setattr(smaller.module.config, key, value)
     change = plan.reference.change(smaller.module)
     costs = cost(work, every[0]), cost(smaller.module, every[0])
     modes = dict(model.named_modules())
@@ -124,6 +126,7 @@ class _Plan:
         self.reference = Reference(model, batches)
         self.layers = {layer.name: layer for layer in find_layers(model)}
         self.traced = trace(model, batches)
+        self.writers = writers(self.traced, self.layers.values())
         self.left: dict[Node, str] = {}
         self.roots: dict[Node, tuple[int, ...]] = {}
         self.removals: dict[int, Removal] = {}
@@ -305,7 +308,7 @@ class _Plan:
             return LAST
         if self.traced.atoms.why_fixed(root):
             return self.blocked[root]
-        others = writers(self.traced, self.layers.values(), root) - {node[0]}
+        others = self.writers.get(root, set()) - {node[0]}
         if others:
             return f"it shares its place with units of {_some(others)}, and {self.blocked[root]}"
         more = companions(self.traced, self.layers[node[0]], node[1], root)
@@ -320,7 +323,7 @@ class _Plan:
         name, index = node
         for root in self.roots[node]:
             if root in self.varying and not companions(self.traced, self.layers[name], index, root):
-                return not writers(self.traced, self.layers.values(), root) - {name}
+                return not self.writers.get(root, set()) - {name}
         return False
 
     def is_last(self, node: Node) -> bool:

@@ -95,12 +95,11 @@ def _parameters(model: nn.Module, layer: Layer) -> dict[str, Tensor]:
 
 def silent(model: nn.Module, layer: Layer, nodes: Sequence[int]) -> set[int]:
     """Return the nodes whose weights are all zero."""
-    values = _parameters(model, layer)
-    return {node for node in nodes if _silent(layer, values, node)}
-
-
-def _silent(layer: Layer, values: Rows, node: int) -> bool:
-    return not any(bool(slot.rows(values[slot.parameter])[node].any()) for slot in layer.weights)
+    values, picked = _parameters(model, layer), list(nodes)
+    heavy = torch.zeros(len(picked), dtype=torch.bool)
+    for slot in layer.weights:
+        heavy |= slot.rows(values[slot.parameter])[picked].ne(0).any(dim=1).cpu()
+    return {node for node, weighs in zip(picked, heavy.tolist(), strict=True) if not weighs}
 
 
 def _halving(nodes: list[int], attempt: Callable[[Sequence[int]], bool], done: list[int]) -> list[int]:
