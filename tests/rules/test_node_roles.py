@@ -137,6 +137,12 @@ def test_a_branch_that_starts_at_zero_is_shut_and_well() -> None:
     assert seen.evidence[ELSEWHERE] == "layer bn after it starts at zero"
 
 
+def test_a_layer_as_good_as_zero_that_the_next_step_moves_starts_there() -> None:
+    found = judged(layer("stem"), layer("head", weight_norm=1e-9, gradient_norm=0.1, is_output=True))[-1]
+    assert {finding(found, node, "ND102").severity for node in range(NODES)} == {"info"}
+    assert set(found.verdicts) == {"healthy"}
+
+
 def test_what_is_dead_inside_a_shut_branch_is_dead() -> None:
     dead = {"active_fraction": at(3, 0, 0.5), "output_range": at(3, 0, 2.0)}
     _, inner, _ = judged(layer("stem"), cut_off("inner", **dead), zeros("bn"))
@@ -149,7 +155,8 @@ def test_what_is_dead_inside_a_shut_branch_is_dead() -> None:
     [
         (cut_off("0"), zeros("bn")),  # nothing gets around it
         (layer("stem"), zeros("bn", tangent_kernel=0.0)),  # no step moves it
-        (layer("stem"), norm("bn", weight_norm=1e-12)),  # it has shrunk
+        (layer("stem"), norm("bn", weight_norm=1e-12, gradient_norm=1e-13)),  # it has shrunk
+        (layer("stem"), layer("head", weight_norm=1e-4, gradient_norm=1.0)),  # it is not as good as zero
         (layer("stem"), without(zeros("bn"), "tangent_kernel")),  # nobody knows
     ],
 )

@@ -14,6 +14,7 @@ from nndiag.cli.catalogue import explain, rules
 from nndiag.cli.compare import compare
 from nndiag.cli.endings import COULD_NOT, USAGE, as_line, print_error, silence_stdout
 from nndiag.cli.gate import gate
+from nndiag.cli.heal import heal
 from nndiag.cli.help import EXIT_CODES, GroupedCommand
 from nndiag.cli.init import init
 from nndiag.cli.scan import scan
@@ -54,6 +55,9 @@ app.command(cls=GroupedCommand, short_help="How nodes move along a run.", epilog
 app.command(cls=GroupedCommand, short_help="Pass or fail: a report against a policy.", epilog=EXIT_CODES)(
     gate
 )
+app.command(
+    cls=GroupedCommand, short_help="Revive or take out nodes, and write a new one.", epilog=EXIT_CODES
+)(heal)
 app.command(cls=GroupedCommand)(explain)
 app.command()(rules)
 

@@ -1,7 +1,7 @@
 """The stages in a row: from paths and settings to a report.
 
-``scan``, ``compare`` and ``gate`` are what the command line and library users call. Names are loaded when they are
-first used: the settings can be checked before torch is there.
+``scan``, ``compare``, ``gate`` and ``heal`` are what the command line and library users call. Names are loaded when
+they are first used: the settings can be checked before torch is there.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nndiag.pipeline.comparing import CompareSettings, compare
     from nndiag.pipeline.gating import assert_healthy, gate
+    from nndiag.pipeline.healing import HealSettings, heal
     from nndiag.pipeline.listener import Listener
     from nndiag.pipeline.scanning import Outcome, scan
     from nndiag.pipeline.settings import ScanSettings
 
 __all__ = [
     "CompareSettings",
+    "HealSettings",
     "Listener",
     "Outcome",
     "ScanSettings",
     "assert_healthy",
     "compare",
     "gate",
+    "heal",
     "scan",
 ]
 
 _PLACES = {
     "CompareSettings": "comparing", "Listener": "listener", "Outcome": "scanning", "ScanSettings": "settings",
     "assert_healthy": "gating", "compare": "comparing", "gate": "gating", "scan": "scanning",
+    "HealSettings": "healing", "heal": "healing",
 }  # fmt: skip
 
 

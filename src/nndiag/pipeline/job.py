@@ -15,7 +15,7 @@ from nndiag.errors import InputError, NndiagError
 from nndiag.measures import NonFiniteOutputError, Plan, Update, forecast, measure
 from nndiag.measures.certificate import Bounds, certify
 from nndiag.measures.record import all_finite, weights_only
-from nndiag.model.fit import fit, load
+from nndiag.model.fit import Fit, fit, load
 from nndiag.model.optimizer import match_optimizer
 from nndiag.pipeline.cache import Cache
 from nndiag.pipeline.document import diagnosis
@@ -43,6 +43,16 @@ class Seen:
 
     measured: Measured
     parameters: int
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint whose weights are in a model: where they lie in it, and what trained them."""
+
+    checkpoint: Checkpoint
+    fitted: Fit
+    update: Update | None
     trained: bool
 
 
@@ -78,6 +88,37 @@ class Job:
             self.notes.say(sentence)
         model = self.inputs.model
         seen = self._by_names(checkpoint) if model is None else self._in_model(index, checkpoint, model)
+        found = self._judged(checkpoint, seen, begun)
+        if self.cache is not None:
+            self.cache.store(checkpoint, found, self.notes.heard[heard:])
+        self._progress(index, "done", 1.0)
+        return found
+
+    def load(self, index: int, model: nn.Module) -> Loaded:
+        """Open one checkpoint and put its weights into a model.
+
+        Raises:
+            UsageError, InputError, ModelError: it cannot be done.
+        """
+        checkpoint = open_checkpoint(self.inputs.files[index], self.permission)
+        for sentence in checkpoint.notes:
+            self.notes.say(sentence)
+        fitted, update, trained = self._loaded(checkpoint, model)
+        return Loaded(checkpoint, fitted, update, trained)
+
+    def examine(self, loaded: Loaded, model: nn.Module, index: int = 0) -> Diagnosis:
+        """Measure and judge a model as it is now, which was loaded from a checkpoint and may have been changed.
+
+        Raises:
+            UsageError, InputError, ModelError: it cannot be done.
+        """
+        begun = time.perf_counter()
+        measured = self._measured(index, model, loaded.update)
+        seen = Seen(measured, sum(p.numel() for p in model.parameters()), loaded.trained)
+        return self._judged(loaded.checkpoint, seen, begun)
+
+    def _judged(self, checkpoint: Checkpoint, seen: Seen, begun: float) -> Diagnosis:
+        """Judge what was measured."""
         timing = replace(seen.measured.timing, total_s=time.perf_counter() - begun)
         measured = replace(seen.measured, timing=timing)
         judged = judge(measured, self.selection)
@@ -85,14 +126,10 @@ class Job:
         if self.inputs.probe is not None and self.inputs.probe.random:
             judged, of_model = tuple(map(on_noise, judged)), weakened(of_model)
         goal = self._goal(seen.trained)
-        found = diagnosis(
+        return diagnosis(
             checkpoint, seen.parameters, self.inputs.probe, measured, judged, of_model, goal,
             self.settings.all_nodes,
         )  # fmt: skip
-        if self.cache is not None:
-            self.cache.store(checkpoint, found, self.notes.heard[heard:])
-        self._progress(index, "done", 1.0)
-        return found
 
     def _repeat(self, notes: Sequence[tuple[str | None, str]]) -> None:
         """Say again what was said when a checkpoint was measured."""
@@ -121,7 +158,7 @@ class Job:
         assert model is not None
         assert probe is not None
         checkpoint = open_checkpoint(self.inputs.files[index], self.permission)
-        update, _ = self._loaded(checkpoint, model)
+        _, update, _ = self._loaded(checkpoint, model)
         if not all_finite(dict(model.named_parameters())):
             why = "its weights are not finite, so that nothing but the weights would be looked at"
             raise InputError(checkpoint.path, why, "plan with another checkpoint")
@@ -133,12 +170,12 @@ class Job:
 
     def _in_model(self, index: int, checkpoint: Checkpoint, model: nn.Module) -> Seen:
         """Load the weights into the model and look as deep as is wanted and they allow."""
-        update, trained = self._loaded(checkpoint, model)
+        _, update, trained = self._loaded(checkpoint, model)
         measured = self._measured(index, model, update)
         return Seen(measured, sum(p.numel() for p in model.parameters()), trained)
 
-    def _loaded(self, checkpoint: Checkpoint, model: nn.Module) -> tuple[Update | None, bool]:
-        """Load the weights into the model; return the update rule, and whether an optimiser's state was there."""
+    def _loaded(self, checkpoint: Checkpoint, model: nn.Module) -> tuple[Fit, Update | None, bool]:
+        """Load the weights into the model; return them, the update rule, and whether an optimiser's state was there."""
         settings = self.settings
         with _naming(checkpoint.path):
             fitted = fit(model, checkpoint.places, settings.weights_key, settings.strip_prefix)
@@ -146,7 +183,8 @@ class Job:
         self.notes.say(fitted.note)
         saved, sentence = match_optimizer(model, fitted, checkpoint.optimizers)
         self.notes.say(sentence)
-        return update_rule(saved, checkpoint.step, self.inputs.config, settings), saved is not None
+        update = update_rule(saved, checkpoint.step, self.inputs.config, settings)
+        return fitted, update, saved is not None
 
     def _measured(self, index: int, model: nn.Module, update: Update | None) -> Measured:
         probe = self.inputs.probe

@@ -59,7 +59,7 @@ def scan(
         InputError, ModelError: the scan could not be completed, for none of the checkpoints.
     """
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
-    job, reach = _job(several, settings or ScanSettings(), listener or Silence())
+    job, reach = make_job(several, settings or ScanSettings(), listener or Silence())
     inputs, settings, selection = job.inputs, job.settings, job.selection
     diagnoses, refused = _diagnosed(job)
     job.notes.close()
@@ -98,7 +98,7 @@ def plan_scan(
         UsageError: options or configuration are wrong, or weights alone would be looked at.
         InputError, ModelError: the scan could not be completed.
     """
-    job, reach = _job(paths, settings or ScanSettings(), listener or Silence())
+    job, reach = make_job(paths, settings or ScanSettings(), listener or Silence())
     if reach.level == Level.WEIGHTS:
         raise UsageError("--plan", f"without {reach.missing} only weights are read", f"add {reach.flag}")
     if job.level == Level.WEIGHTS:
@@ -108,7 +108,9 @@ def plan_scan(
     return found
 
 
-def _job(paths: AnyPath | Sequence[AnyPath], settings: ScanSettings, listener: Listener) -> tuple[Job, Reach]:
+def make_job(
+    paths: AnyPath | Sequence[AnyPath], settings: ScanSettings, listener: Listener
+) -> tuple[Job, Reach]:
     """Gather what a scan works on, and decide how deep it looks."""
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
     notes = Notes(listener)

@@ -5,5 +5,6 @@ Reads findings and verdicts only; carrying an action out, and trying it, is anot
 
 from nndiag.remedies.actions import Goal, action_for
 from nndiag.remedies.parts import tied
+from nndiag.remedies.plan import Treatment, plan
 
-__all__ = ["Goal", "action_for", "tied"]
+__all__ = ["Goal", "Treatment", "action_for", "plan", "tied"]

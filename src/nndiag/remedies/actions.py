@@ -60,10 +60,7 @@ def action_for(
     serious = [finding for finding in findings if finding.severity != "info"]
     if not serious:
         return Action(kind="none", reason="nothing is wrong with it")
-    elsewhere = {
-        finding.code: finding.evidence[ELSEWHERE] for finding in serious if ELSEWHERE in finding.evidence
-    }
-    own = {f.code: f for f in serious if f.code not in elsewhere and f.cause not in elsewhere}
+    own = own_findings(findings)
     if not own:
         return _mended_elsewhere(serious, goal, is_output or tied is not None)
     if "ND301" in own and own["ND301"].evidence.get("detached"):
@@ -86,6 +83,15 @@ def action_for(
             caution = f"; only {few} samples say so: check on more" if few and kind in _REPLACES else ""
             return Action(kind=kind, reason=f"{reason} ({code}){caution}")
     return Action(kind="none", reason="see its findings")
+
+
+def own_findings(findings: Sequence[Finding]) -> dict[str, Finding]:
+    """Return the findings above a note whose reason lies in the node itself, by code, the most decisive first."""
+    serious = [finding for finding in findings if finding.severity != "info"]
+    elsewhere = {finding.code for finding in serious if ELSEWHERE in finding.evidence}
+    own = {f.code: f for f in serious if f.code not in elsewhere and f.cause not in elsewhere}
+    known = [code for code, _, _ in _BY_FINDING if code in own]
+    return {code: own[code] for code in [*known, *(code for code in own if code not in known)]}
 
 
 def _mended_elsewhere(findings: Sequence[Finding], goal: Goal, stays: bool) -> Action:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from nndiag.records.comparison import Comparison
+from nndiag.records.healing import Healing
 from nndiag.records.report import VERDICTS, Report
 
 _OPEN_DEPTH = 4
@@ -20,7 +21,7 @@ _OPEN_DEPTH = 4
 _OPEN_DEPTH_OF_RUNS = 2
 
 
-def render_json(report: Report | Comparison) -> str:
+def render_json(report: Report | Comparison | Healing) -> str:
     """Return the whole report as one JSON document; a number that is not finite is ``null``."""
     depth = _OPEN_DEPTH if isinstance(report, Report) else _OPEN_DEPTH_OF_RUNS
     return "".join(_written(_plain(report), 0, depth)) + "\n"

@@ -58,13 +58,20 @@ def while_active(layer: LayerMeasures, squares: Floats) -> Floats:
         return squares
     mean: Floats = squares / (active + (active == 0))
     return mean
+STARTS_BELOW, LEAVES_AT = 1e-5, 1e3
+"""A layer starts at zero, too, where no node's weights are longer than the one, and gradients are the other times as
+long as they: what healing leaves behind a layer that it started anew."""
 
 
 def starts_at_zero(layer: LayerMeasures) -> bool:
-    """Whether all weights of a layer are exactly zero while a step would move every one of its nodes.
+    """Whether all weights of a layer are zero, or as good as zero, while a step would move every one of its nodes.
 
     Training makes weights small and never all of them zero: such a layer was set so, as the last one of a residual
-    branch often is, and is no sink.
+    branch often is, and is no sink. Weights that decay are held, or have, no gradient many times as long as they.
     """
-    kernel = layer.per_node.get("tangent_kernel")
-    return kernel is not None and bool((layer.per_node["weight_norm"] == 0).all() and (kernel > 0).all())
+    kernel, norm = layer.per_node.get("tangent_kernel"), layer.per_node["weight_norm"]
+    if kernel is None or not (kernel > 0).all():
+        return False
+    gradient = layer.per_node.get("gradient_norm")
+    leaves = gradient is not None and (gradient >= LEAVES_AT * norm).all() and (norm <= STARTS_BELOW).all()
+    return bool((norm == 0).all() or leaves)

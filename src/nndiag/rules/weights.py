@@ -61,9 +61,7 @@ def zero_collapse(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     scale, edge = _usual_norm(layer, context), _collapsed_below(layer, context)
     start = starts_at_zero(layer) and _way_around(context)
     if start:
-        message = (
-            "all weights of the layer are exactly zero and its gradient is not: a start that training leaves"
-        )
+        message = "all weights of the layer are as good as zero and its gradient is not: a start that training leaves"
     elif single(layer):
         message = f"its one weight has collapsed: it is below {short(edge)}, where {short(scale)} is usual"
     else:

@@ -1,0 +1,119 @@
+"""The weights by which a unit is heard: where in another layer's parameter they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Form = Literal["rows", "columns", "kernels", "transposed"]
+
+
+@dataclass(frozen=True)
+class Outlet:
+    """Where the units of a layer enter another one's parameter.
+
+    Of ``weight``, unit ``i`` takes ``inner`` entries from ``start + i · inner`` on along the axis of the inputs.
+    ``form`` says where that axis lies: ``rows`` of outputs (a Linear), ``columns`` (GPT-2's), ``kernels`` of a
+    convolution, or a ``transposed`` one. ``bias`` and ``layer`` are of the same layer. ``groups`` are the
+    convolution's, ``padded`` says that it sees zeros beyond the border.
+    """
+
+    layer: str
+    weight: str
+    bias: str | None
+    form: Form
+    start: int = 0
+    inner: int = 1
+    groups: int = 1
+    padded: bool = False
+
+    def outgoing(self, weight: Tensor, unit: int) -> Tensor:
+        """Return the view of the parameter that listens to one unit, ``(outputs heard by, ...)``."""
+        first = self.start + unit * self.inner
+        if self.form == "rows":
+            return weight[:, first : first + self.inner]
+        if self.form == "columns":
+            return weight[first : first + self.inner].T
+        if self.form == "transposed":
+            return weight[first]
+        group, place = divmod(first, weight.shape[1])
+        outputs = weight.shape[0] // self.groups
+        return weight[group * outputs : (group + 1) * outputs, place]
+
+    def heard_by(self, weight: Tensor, unit: int) -> slice:
+        """Return which nodes of the layer listen to one unit: those that the rows of ``outgoing`` are of."""
+        first = self.start + unit * self.inner
+        if self.form == "rows":
+            return slice(0, weight.shape[0])
+        if self.form == "columns":
+            return slice(0, weight.shape[1])
+        if self.form == "transposed":
+            each = weight.shape[1]
+            group = first // (weight.shape[0] // self.groups)
+        else:
+            each = weight.shape[0] // self.groups
+            group = first // weight.shape[1]
+        return slice(group * each, (group + 1) * each)
+
+    def constant(self, weight: Tensor, unit: int, entries: Tensor) -> Tensor:
+        """Return what a constant output of the unit adds to each node that listens, ``(outputs heard by,)``.
+
+        Args:
+            weight: the parameter.
+            unit: the unit.
+            entries: its constant at each of its ``inner`` entries.
+        """
+        heard = self.outgoing(weight, unit)
+        if self.form in ("rows", "columns"):
+            return heard @ entries
+        return heard.flatten(1).sum(dim=1) * entries[0]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation that units pass: channel ``start + i · inner`` and the next ones are unit ``i``'s.
+
+    ``weight`` is the name of its scale, ``early`` says that no activation acts on the units before it.
+    """
+
+    layer: str
+    weight: str
+    start: int
+    inner: int
+    early: bool
+
+    def channels(self, units: Tensor) -> Tensor:
+        """Return the channels of some units, in their order."""
+        return (self.start + units[:, None] * self.inner + torch.arange(self.inner)).flatten()
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What becomes of the units of one layer.
+
+    ``outlets`` are the weights that listen to them, ``norms`` the normalisations by stored statistics that they pass.
+    ``escape`` says where they go besides: into
+    what no weight of their own can shut, such as a residual stream; ``None``: nowhere.
+    """
+
+    outlets: tuple[Outlet, ...] = ()
+    norms: tuple[Norm, ...] = ()
+    escape: str | None = None
+    is_output: bool = False
+
+    @property
+    def norm(self) -> Norm | None:
+        """The normalisation between the units and their activation."""
+        return next((norm for norm in self.norms if norm.early and norm.inner == 1), None)
+
+    @property
+    def closable(self) -> bool:
+        """Whether the outlets are all that hears the units."""
+        return bool(self.outlets) and self.escape is None and not self.is_output
+
+
+AllPaths = Mapping[str, Paths]

@@ -1,0 +1,121 @@
+"""Which treatment can be carried out in which way: decided before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from nndiag.remedies.plan import Treatment
+from nndiag.surgery.training.record import Left
+from nndiag.surgery.training.reinitialising import Heard, Restart, entries_of, folds_exactly, hushed
+from nndiag.surgery.training.ward import Ward
+from nndiag.surgery.training.warming import bias_of
+
+CONSTANT = 1e-9
+"""Range of a unit's output, relative to the largest number that arrives beside it, up to which it is a constant."""
+_WHISPERS = "it fires, and its outgoing weights are as good as zero already: training raises them"
+_REPEATS = frozenset(["ND104", "ND206"])
+
+Case = tuple[Treatment, Restart]
+
+
+@dataclass
+class Sorted:
+    """Treatments by the way in which they are carried out.
+
+    ``exact`` restarts leave the function as it is, ``measured`` ones may change it, ``broken`` ones are of nodes in a
+    network whose outputs are not finite. ``silent`` are dead nodes whose outgoing weights are not theirs alone: only
+    their biases can be raised.
+    """
+
+    exact: list[Case] = field(default_factory=list)
+    measured: list[Case] = field(default_factory=list)
+    broken: list[Case] = field(default_factory=list)
+    silent: list[Treatment] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+
+def sort_restarts(ward: Ward, treatments: Iterable[Treatment], finite: bool) -> Sorted:
+    """Sort the treatments that start nodes anew; which of them leave the function as it is says ``split_exact``."""
+    found = Sorted()
+    seen: set[tuple[str, int]] = set()
+    for treatment in treatments:
+        case = _case(ward, treatment)
+        if isinstance(case, Left):
+            found.left.append(case)
+            continue
+        if (case.layer, case.node) in seen:
+            continue  # a unit and the channel that scales it are started together
+        paths = ward.paths[case.layer]
+        if paths.closable and treatment.code == "ND304" and hushed(ward, case):
+            found.left.append(Left(treatment, _WHISPERS))
+        elif paths.closable or (not finite and treatment.code in ("ND101", "ND103")):
+            seen.add((case.layer, case.node))
+            (found.measured if finite else found.broken).append((treatment, case))
+        elif treatment.code == "ND201" and bias_of(ward, case.layer) is not None:
+            found.silent.append(treatment)
+        else:
+            where = "it is an output of the network" if paths.is_output else _unheard(paths.escape)
+            found.left.append(Left(treatment, where))
+    chosen = {(case.layer, case.node) for _, case in (*found.measured, *found.broken)}
+    for group in (found.measured, found.broken):
+        group[:] = [(treatment, _without_lost_twin(case, chosen)) for treatment, case in group]
+    return found
+
+
+def split_exact(ward: Ward, cases: Iterable[Case], heard: Heard) -> tuple[list[Case], list[Case]]:
+    """Return the restarts that leave the function as it is, and the others.
+
+    It stays where the node puts out one number that the bias after it can take over, where its twin takes its part
+    over, and where nothing downstream depends on it.
+    """
+    exact: list[Case] = []
+    rest: list[Case] = []
+    for treatment, case in cases:
+        held = treatment.code == "ND304" or (
+            (treatment.code in _REPEATS and case.twin is not None) or _is_constant(ward, case, heard)
+        )
+        (exact if held else rest).append((treatment, case))
+    return exact, rest
+
+
+def _case(ward: Ward, treatment: Treatment) -> Restart | Left:
+    """Return the unit to start anew; for the channel of a normalisation the unit that it scales."""
+    if treatment.index is None or treatment.layer not in ward.layers:
+        return Left(treatment, "its layer is not known")
+    if treatment.layer in ward.paths:
+        return Restart(treatment.layer, treatment.index, treatment.twin)
+    for name, paths in ward.paths.items():
+        norm = next((norm for norm in paths.norms if norm.layer == treatment.layer), None)
+        if (
+            norm is not None
+            and norm.start <= treatment.index < norm.start + ward.layers[name].nodes * norm.inner
+        ):
+            return Restart(name, (treatment.index - norm.start) // norm.inner)
+    return Left(treatment, f"which weights listen to a {ward.layers[treatment.layer].label} is not known")
+
+
+def _unheard(escape: str | None) -> str:
+    if escape is None:
+        return "nothing was seen to listen to it"
+    return f"its output goes on through {escape}, so that no outgoing weight is its own"
+
+
+def _without_lost_twin(case: Restart, chosen: set[tuple[str, int]]) -> Restart:
+    """Forget a twin that starts anew itself."""
+    lost = case.twin is not None and (case.layer, case.twin) in chosen
+    return Restart(case.layer, case.node) if lost else case
+
+
+def _is_constant(ward: Ward, case: Restart, heard: Heard) -> bool:
+    for outlet in ward.paths[case.layer].outlets:
+        arrival = heard.arrivals[outlet.weight]
+        own = entries_of(outlet, case.node, arrival)
+        scale = torch.maximum(arrival.largest.abs(), arrival.least.abs()).max()
+        if float((own.largest - own.least).max()) > CONSTANT * float(scale):
+            return False
+        if not folds_exactly(outlet, own.mean):
+            return False
+    return True
