@@ -35,6 +35,7 @@ def layer_record(
     reached: bool = True,
     apart: bool = True,
     lookups: Tensor | None = None,
+    repetitions: bool = True,
 ) -> LayerMeasures:
     """Return the record of a layer from its parameters and the sums of a replay.
 
@@ -48,8 +49,9 @@ def layer_record(
         reached: whether the probe ran the layer.
         apart: whether the rows of its outputs are the samples.
         lookups: how often each node took part, where not all always do.
+        repetitions: whether to look for nodes that repeat each other's weights.
     """
-    base = weights_record(layer, NodeRows.split(rows, layer.weight_size))
+    base = weights_record(layer, NodeRows.split(rows, layer.weight_size), repetitions)
     node, whole, duplicates = dict(base.per_node), dict(base.per_layer), dict(base.duplicates)
     fold: dict[str, Floats] = {}
     activation = None
@@ -80,11 +82,13 @@ def layer_record(
     )
 
 
-def weights_record(layer: Layer, rows: NodeRows) -> LayerMeasures:
-    """Return what the parameters alone say of a layer, reading every one of them once."""
+def weights_record(layer: Layer, rows: NodeRows, repetitions: bool = True) -> LayerMeasures:
+    """Return what the parameters alone say of a layer, reading every one of them once; nodes that repeat each other's
+    weights only where ``repetitions`` are looked for.
+    """
     seen = sketch(rows)
     node = weight_measures(rows, seen)
-    same, turned = duplicate_rows(rows, layer.groups, seen)
+    same, turned = duplicate_rows(rows, layer.groups, seen) if repetitions else ((), ())
     return LayerMeasures(
         name=layer.name,
         kind=layer.label,

@@ -24,9 +24,20 @@ from nndiag.rules.diagnose import Selection, judge, judge_model
 
 
 def diagnose_model(
-    model: nn.Module, data: tuple[Tensor, Tensor] | Tensor, loss: str | None, lr: float | None
+    model: nn.Module,
+    data: tuple[Tensor, Tensor] | Tensor,
+    loss: str | None,
+    update: Update | None,
+    selection: Selection | None = None,
 ) -> Report:
     """Return the report of a model as it is, of one checkpoint called after its class.
+
+    Args:
+        model: left exactly as it was.
+        data: ``(x, y)``, or ``x`` alone.
+        loss: by name; chosen by the targets where it is not given.
+        update: the update rule, where it is known.
+        selection: of the findings.
 
     Raises:
         InputError: the probe holds no samples, or inputs and targets of different number.
@@ -34,9 +45,10 @@ def diagnose_model(
     """
     begun = time.perf_counter()
     probe = _probe(data, loss)
-    measured = _measured(model, probe, lr)
+    measured = _measured(model, probe, update)
     measured = replace(measured, timing=replace(measured.timing, total_s=time.perf_counter() - begun))
-    judged, of_model = judge(measured, Selection()), judge_model(measured, Selection())
+    chosen = selection or Selection()
+    judged, of_model = judge(measured, chosen), judge_model(measured, chosen)
     named = Checkpoint(path=Path(type(model).__name__), format="memory", places=())
     count = sum(p.numel() for p in model.parameters())
     found = diagnosis(named, count, probe, measured, judged, of_model, "train", False)
@@ -54,9 +66,13 @@ def _probe(data: tuple[Tensor, Tensor] | Tensor, loss: str | None) -> Probe:
     return Probe((x,), y, None if name is None else named_loss(name))
 
 
-def _measured(model: nn.Module, probe: Probe, lr: float | None) -> Measured:
+def plain_descent(lr: float | None) -> Update | None:
+    """Return the update rule of stochastic gradient descent, ``None`` without a learning rate."""
+    return None if lr is None else Update(OptimizerFacts(name="sgd", lr=lr), {}, None)
+
+
+def _measured(model: nn.Module, probe: Probe, update: Update | None) -> Measured:
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    update = None if lr is None else Update(OptimizerFacts(name="sgd", lr=lr), {}, None)
     if not all_finite(parameters):
         return weights_only(find_layers(model), parameters)
     if probe.loss is None:

@@ -1,0 +1,153 @@
+"""One training step, watched: hooks that are there for a single forward pass, and the numbers that it showed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from nndiag.measures.activations import ActivationObserver
+from nndiag.measures.gradients import GradientSums
+from nndiag.measures.record import layer_record
+from nndiag.records.level import Level
+from nndiag.records.measured import LayerMeasures, Measured, OptimizerFacts
+from nndiag.replay.layers import find_layers, owners
+from nndiag.replay.passes import main_output
+from nndiag.replay.watch import Watch
+
+FOLDS = 4
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the model was called with in the step that was watched."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class WatchedStep:
+    """Watches the next forward pass in training mode. Nodes are not compared with each other: it takes too long.
+
+    Args:
+        model: as it is called; wrapped by ``torch.compile`` or not.
+
+    Between :meth:`arm` and that forward pass the model has two hooks; code that ``torch.compile`` has made is not run,
+    because nothing could be seen in it. After it, also after an error in it, the model is as it was.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = getattr(model, "_orig_mod", model)
+        self._layers = find_layers(self._model)
+        self._handles: list[RemovableHandle] = []
+        self._stance: Any = None
+        self._watch: Watch | None = None
+        self._observer = ActivationObserver(FOLDS, compared=0)
+        self._reached: set[str] = set()
+        self._rows: dict[str, int] = {}
+        self._samples = 0
+        self.inputs: Inputs | None = None
+
+    @property
+    def seen(self) -> bool:
+        """Whether a forward pass was watched to its end."""
+        return self.inputs is not None
+
+    def arm(self) -> None:
+        """Put the hooks there."""
+        self.disarm()
+        self._handles = [
+            self._model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._model.register_forward_hook(self._after, always_call=True),
+        ]
+        if "torch._dynamo" in sys.modules:  # else nothing is compiled
+            self._stance = torch.compiler.set_stance("force_eager")
+
+    def disarm(self) -> None:
+        """Take away all that :meth:`arm` put there."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+    def measured(
+        self, gradients: Mapping[str, Tensor], loss: float | None, facts: OptimizerFacts | None
+    ) -> Measured:
+        """Return the numbers of the step that was watched.
+
+        Args:
+            gradients: of the mean loss, by the names of the parameters; none where there are none.
+            loss: of the step.
+            facts: the optimiser's.
+        """
+        named: dict[str, Tensor] = dict(self._model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            layers = tuple(self._records(named, gradients))
+        norm = sum(float(g.double().square().sum()) for g in gradients.values()) ** 0.5
+        return Measured(
+            level=Level.GRADIENTS if gradients else Level.ACTIVATIONS,
+            layers=layers,
+            samples=self._samples,
+            folds=min(FOLDS, self._samples),
+            has_targets=bool(gradients),
+            loss=loss,
+            gradient_norm=norm if gradients else None,
+            optimizer=facts,
+        )
+
+    def _records(
+        self, named: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> Iterator[LayerMeasures]:
+        for layer in self._layers:
+            rows = layer.rows(named).detach()
+            has_gradient = set(layer.names) <= gradients.keys()
+            yield layer_record(
+                layer,
+                rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows,
+                self._observer.sums.get(layer.name),
+                GradientSums(layer),
+                layer.rows(gradients) if has_gradient else None,
+                self._samples,
+                reached=layer.name in self._reached,
+                apart=self._rows.get(layer.name) == self._samples,
+                repetitions=False,
+            )
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not module.training or self._watch is not None:
+            return
+        given = [x for x in chain(args, kwargs.values()) if isinstance(x, Tensor) and x.dim()]
+        self._samples = len(given[0]) if given else 0
+        self._observer = ActivationObserver(FOLDS, compared=0)
+        self._observer.begin(torch.arange(self._samples) % FOLDS)
+        self.inputs = None
+        self._given = Inputs(args, kwargs)
+        constants = tuple(chain(module.parameters(), module.buffers()))
+        self._watch = Watch(owners(module, self._layers), self._observer, constants)
+        self._watch.__enter__()  # type: ignore[no-untyped-call]
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return
+        watch.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self.disarm()
+        if output is None:  # the forward pass failed
+            return
+        watch.finish(main_output(output))
+        self._reached = set(watch.used_elsewhere)
+        self._rows = {}
+        for call in watch.calls:
+            self._reached.add(call.layer.name)
+            if call.reading is not None:
+                self._rows[call.layer.name] = call.shape[0]
+                self._observer.commit(call.layer, call.reading, call.produced, call.is_output)  # type: ignore[arg-type]
+        self.inputs = self._given
