@@ -57,13 +57,11 @@ class Reading:
 class ActivationObserver:
     """Sums what it is told of each layer.
 
-    Told by a replay; one batch is ``begin``, a forward pass, ``commit``. Units' outputs are compared with each other,
-    for repetitions and the effective rank, in layers of at most ``compared`` units.
+    Told by a replay; one batch is ``begin``, a forward pass, ``commit``.
     """
 
-    def __init__(self, folds: int, compared: int = COVARIANCE_LIMIT) -> None:
+    def __init__(self, folds: int) -> None:
         self._folds = folds
-        self._compared = compared
         self._fold_of = torch.zeros(0, dtype=torch.long)
         self._origin: dict[str, Tensor] = {}
         self.sums: dict[str, Sums] = {}
@@ -106,7 +104,7 @@ class ActivationObserver:
             squares=(y.double() - origin[None, :, None]).square().sum(dim=(0, 2)),
             low=y.amin(dim=(0, 2)).double(),
             high=y.amax(dim=(0, 2)).double(),
-            products=_products(y, origin) if y.shape[1] <= self._compared else None,
+            products=_products(y, origin),
         )
 
     def commit(
@@ -230,7 +228,9 @@ class Sums:
         return self.readings[0].activation
 
 
-def _products(y: Tensor, origin: Tensor) -> Tensor:
+def _products(y: Tensor, origin: Tensor) -> Tensor | None:
+    if y.shape[1] > COVARIANCE_LIMIT:
+        return None
     flat = y.double().movedim(1, 2).reshape(-1, y.shape[1]) - origin
     return flat.T @ flat
 

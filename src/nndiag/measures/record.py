@@ -35,7 +35,6 @@ def layer_record(
     reached: bool = True,
     apart: bool = True,
     lookups: Tensor | None = None,
-    repetitions: bool = True,
 ) -> LayerMeasures:
     """Return the record of a layer from its parameters and the sums of a replay.
 
@@ -49,9 +48,24 @@ def layer_record(
         reached: whether the probe ran the layer.
         apart: whether the rows of its outputs are the samples.
         lookups: how often each node took part, where not all always do.
-        repetitions: whether to look for nodes that repeat each other's weights.
     """
-    base = weights_record(layer, NodeRows.split(rows, layer.weight_size), repetitions)
+    base = weights_record(layer, NodeRows.split(rows, layer.weight_size))
+    mean = None if mean_gradient is None else mean_gradient_measures(rows, mean_gradient, layer.weight_size)
+    return completed(base, activity, gradients, mean, samples, reached=reached, apart=apart, lookups=lookups)
+
+
+def completed(
+    base: LayerMeasures,
+    activity: Sums | None,
+    gradients: GradientSums | None,
+    mean: Mapping[str, Floats] | None,
+    samples: int,
+    *,
+    reached: bool = True,
+    apart: bool = True,
+    lookups: Tensor | None = None,
+) -> LayerMeasures:
+    """Return what the parameters say of a layer together with what passes showed, as ``layer_record`` has it."""
     node, whole, duplicates = dict(base.per_node), dict(base.per_layer), dict(base.duplicates)
     fold: dict[str, Floats] = {}
     activation = None
@@ -61,8 +75,7 @@ def layer_record(
         whole.update(of_layer)
         duplicates["outputs"] = activity.duplicates()
         activation = activity.activation
-    if mean_gradient is not None:
-        mean = mean_gradient_measures(rows, mean_gradient, layer.weight_size)
+    if mean is not None:
         node.update(mean)
         whole.update(torque_of_layer(mean["torque_ratio"]))
     if gradients is not None:

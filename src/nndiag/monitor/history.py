@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nndiag.checkpoint import Checkpoint
 from nndiag.pipeline.document import diagnosis
-from nndiag.records.measured import Measured
+from nndiag.records.measured import Measured, Timing
 from nndiag.records.report import Diagnosis, ProbeFacts
 from nndiag.rules.diagnose import Selection, judge, judge_model
 
@@ -22,20 +22,26 @@ class Entry:
 
     @classmethod
     def of(
-        cls, measured: Measured, name: str, step: int, parameters: int, selection: Selection, seconds: float
+        cls,
+        measured: Callable[[], Measured],
+        name: str,
+        step: int,
+        parameters: int,
+        selection: Selection,
+        seconds: float,
     ) -> Entry:
         """Return an entry for a training step that was watched.
 
         Args:
-            measured: its numbers.
+            measured: puts its numbers together.
             name: what the record calls it.
             step: which one it was.
             parameters: of the network.
             selection: of the findings.
             seconds: that measuring took.
         """
-        timed = replace(measured, timing=replace(measured.timing, total_s=seconds))
-        return cls(lambda: _judged(timed, name, step, parameters, selection))
+        timing = Timing(total_s=seconds)
+        return cls(lambda: _judged(replace(measured(), timing=timing), name, step, parameters, selection))
 
     @classmethod
     def known(cls, found: Diagnosis) -> Entry:

@@ -161,7 +161,7 @@ class Monitor:
             self._history.append(Entry.known(self._scanned()))
         elif self._watched.seen:
             value = float(loss.detach()) if isinstance(loss, Tensor) else loss
-            measured = self._watched.measured(self._gradients(scale), value, self._facts)
+            measured = self._watched.take(self._gradients(scale), value, self._facts)
             seconds = time.perf_counter() - begun
             self._history.append(
                 Entry.of(measured, self._name, self.steps, self._parameters, self._selection, seconds)

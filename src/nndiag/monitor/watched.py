@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nndiag.measures.activations import ActivationObserver
-from nndiag.measures.gradients import GradientSums
-from nndiag.measures.record import layer_record
+from nndiag.measures.gradients import GradientSums, quick_gradient_measures
+from nndiag.measures.record import completed, weights_record
+from nndiag.measures.sketch import NodeRows
+from nndiag.monitor.reading import QuickObserver
 from nndiag.records.level import Level
 from nndiag.records.measured import LayerMeasures, Measured, OptimizerFacts
+from nndiag.replay.kinds import Layer
 from nndiag.replay.layers import find_layers, owners
 from nndiag.replay.passes import main_output
 from nndiag.replay.watch import Watch
@@ -48,7 +50,7 @@ class WatchedStep:
         self._handles: list[RemovableHandle] = []
         self._stance: Any = None
         self._watch: Watch | None = None
-        self._observer = ActivationObserver(FOLDS, compared=0)
+        self._observer = QuickObserver(FOLDS)
         self._reached: set[str] = set()
         self._rows: dict[str, int] = {}
         self._samples = 0
@@ -78,10 +80,10 @@ class WatchedStep:
             self._stance.__exit__(None, None, None)
             self._stance = None
 
-    def measured(
+    def take(
         self, gradients: Mapping[str, Tensor], loss: float | None, facts: OptimizerFacts | None
-    ) -> Measured:
-        """Return the numbers of the step that was watched.
+    ) -> Callable[[], Measured]:
+        """Take the numbers of the step that was watched, and return how they are put together.
 
         Args:
             gradients: of the mean loss, by the names of the parameters; none where there are none.
@@ -90,43 +92,42 @@ class WatchedStep:
         """
         named: dict[str, Tensor] = dict(self._model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
-            layers = tuple(self._records(named, gradients))
-        norm = sum(float(g.double().square().sum()) for g in gradients.values()) ** 0.5
-        return Measured(
+            taken = [self._taken(layer, named, gradients) for layer in self._layers]
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients.values()]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else None
+        samples = self._samples
+        return lambda: Measured(
             level=Level.GRADIENTS if gradients else Level.ACTIVATIONS,
-            layers=layers,
-            samples=self._samples,
-            folds=min(FOLDS, self._samples),
-            has_targets=bool(gradients),
+            layers=tuple(one() for one in taken),
+            samples=samples,
+            folds=min(FOLDS, samples),
+            has_targets=norm is not None,
             loss=loss,
-            gradient_norm=norm if gradients else None,
+            gradient_norm=norm,
             optimizer=facts,
         )
 
-    def _records(
-        self, named: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
-    ) -> Iterator[LayerMeasures]:
-        for layer in self._layers:
-            rows = layer.rows(named).detach()
-            has_gradient = set(layer.names) <= gradients.keys()
-            yield layer_record(
-                layer,
-                rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows,
-                self._observer.sums.get(layer.name),
-                GradientSums(layer),
-                layer.rows(gradients) if has_gradient else None,
-                self._samples,
-                reached=layer.name in self._reached,
-                apart=self._rows.get(layer.name) == self._samples,
-                repetitions=False,
-            )
+    def _taken(
+        self, layer: Layer, named: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> Callable[[], LayerMeasures]:
+        """Take what a layer has now; what the passes left behind stays as it is."""
+        rows = _single(layer.rows(named).detach())
+        base = weights_record(layer, NodeRows.split(rows, layer.weight_size), repetitions=False)
+        mean = None
+        if set(layer.names) <= gradients.keys():
+            mean = quick_gradient_measures(rows, _single(layer.rows(gradients)), layer.weight_size)
+        activity, samples = self._observer.sums.get(layer.name), self._samples
+        apart, reached = self._rows.get(layer.name) == samples, layer.name in self._reached
+        return lambda: completed(
+            base, activity, GradientSums(layer), mean, samples, reached=reached, apart=apart
+        )
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not module.training or self._watch is not None:
             return
         given = [x for x in chain(args, kwargs.values()) if isinstance(x, Tensor) and x.dim()]
         self._samples = len(given[0]) if given else 0
-        self._observer = ActivationObserver(FOLDS, compared=0)
+        self._observer = QuickObserver(FOLDS)
         self._observer.begin(torch.arange(self._samples) % FOLDS)
         self.inputs = None
         self._given = Inputs(args, kwargs)
@@ -151,3 +152,8 @@ class WatchedStep:
                 self._rows[call.layer.name] = call.shape[0]
                 self._observer.commit(call.layer, call.reading, call.produced, call.is_output)  # type: ignore[arg-type]
         self.inputs = self._given
+
+
+def _single(rows: Tensor) -> Tensor:
+    """Return rows of half precision in single precision, in which sums can be taken."""
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
