@@ -5,6 +5,7 @@ read. What the numbers mean is the rules' business, as in a scan, and what is wr
 (Lightning, Transformers) must not be imported here, unless it is asked for their callbacks.
 """
 
+from nndiag.monitor.healing import Correction, HealingSettings
 from nndiag.monitor.monitor import Monitor
 
-__all__ = ["Monitor"]
+__all__ = ["Correction", "HealingSettings", "Monitor"]

@@ -16,9 +16,11 @@ import nndiag
 from nndiag.errors import UsageError
 from nndiag.measures import Update
 from nndiag.model.optimizer_facts import facts_of
+from nndiag.monitor.healing import Correction, Healer, HealingSettings
 from nndiag.monitor.history import Entry
 from nndiag.monitor.watched import WatchedStep
-from nndiag.pipeline.in_memory import diagnose_model
+from nndiag.pipeline.in_memory import diagnose_model, probe_of
+from nndiag.probe.probe import Probe
 from nndiag.records.measured import OptimizerFacts
 from nndiag.records.report import Diagnosis, Report
 from nndiag.report import render_json
@@ -52,6 +54,9 @@ class Monitor:
         loss: of the probe, by name; chosen by its targets where it is not given.
         curvature_every: measurements from one scan of the probe to the next; it takes its place in the history.
         thresholds: of the rules, by name, where they are to differ.
+        heal: ``True``, or settings, for the self-healing loop: what is dead, dormant, saturated or cannot turn in two
+            measurements in a row is treated as ``nndiag heal --goal train`` would, proved on the probe, or on the
+            batch of the step where there is none. ``corrections`` says what was done.
 
     Raises:
         UsageError: a number is out of range, or there is no probe to take curvature on.
@@ -67,6 +72,7 @@ class Monitor:
         loss: str | None = None,
         curvature_every: int | None = None,
         thresholds: Mapping[str, float] | None = None,
+        heal: bool | HealingSettings = False,
     ) -> None:
         if every < 1:
             raise UsageError(f"every={every}", "is too small", "give at least 1")
@@ -82,6 +88,7 @@ class Monitor:
         self._parameters = sum(p.numel() for p in model.parameters())
         self._curvature_every = curvature_every
         self._probe, self._loss = probe, loss
+        self._healer = None if heal is False else Healer(HealingSettings() if heal is True else heal)
         self._history: list[Entry] = []
         if every == 1:
             self._watched.arm()
@@ -98,6 +105,8 @@ class Monitor:
         """
         self.steps += 1
         taken = self.steps % self.every == 0 and self._take(loss, scale)
+        if taken and self._healer is not None:
+            self._heal(self._healer)
         if (self.steps + 1) % self.every == 0:
             self._watched.arm()
         return taken
@@ -151,6 +160,28 @@ class Monitor:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def corrections(self) -> tuple[Correction, ...]:
+        """What the self-healing loop did, and what it gave up, in order."""
+        return () if self._healer is None else tuple(self._healer.corrections)
+
+    def _heal(self, healer: Healer) -> None:
+        found = self.latest
+        assert found is not None
+        due = healer.look(found)
+        probe = self._proof() if due else None
+        if probe is not None:
+            healer.correct(self._raw, self._optimizer, probe, due, self.steps)
+
+    def _proof(self) -> Probe | None:
+        """Return what a treatment is proved on: the probe, or the inputs of the step that was watched."""
+        if self._probe is not None:
+            return probe_of(self._probe, self._loss)
+        given = self._watched.inputs
+        if given is None or given.kwargs or not all(isinstance(x, Tensor) for x in given.args):
+            return None
+        return Probe(tuple(x.detach() for x in given.args), None, None)
 
     def _take(self, loss: Tensor | float | None, scale: float) -> bool:
         """Take the numbers of the step that was watched, or of the probe; ``False`` without a forward pass."""

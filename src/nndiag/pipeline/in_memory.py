@@ -44,7 +44,7 @@ def diagnose_model(
         UsageError: there is no such loss.
     """
     begun = time.perf_counter()
-    probe = _probe(data, loss)
+    probe = probe_of(data, loss)
     measured = _measured(model, probe, update)
     measured = replace(measured, timing=replace(measured.timing, total_s=time.perf_counter() - begun))
     chosen = selection or Selection()
@@ -55,7 +55,13 @@ def diagnose_model(
     return Report(nndiag_version=nndiag.__version__, settings={}, checkpoints=(found,))
 
 
-def _probe(data: tuple[Tensor, Tensor] | Tensor, loss: str | None) -> Probe:
+def probe_of(data: tuple[Tensor, Tensor] | Tensor, loss: str | None) -> Probe:
+    """Return a probe of tensors; without a name of a loss its targets choose one.
+
+    Raises:
+        InputError: it holds no samples, or inputs and targets of different number.
+        UsageError: there is no such loss.
+    """
     x, y = (data, None) if isinstance(data, Tensor) else data
     if not len(x) or (y is not None and len(x) != len(y)):
         samples = f"x has {len(x)} samples" + (f" and y {len(y)}" if y is not None else "")
