@@ -21,7 +21,7 @@ from benchmarks.remedies.training import (
     train,
     train_data,
 )
-from nndiag.monitor.healing import forget
+from nndiag.monitor.healing import HealingSettings, forget
 from nndiag.pipeline.in_memory import diagnose_model, probe_of
 from nndiag.remedies.plan import ADVICE, plan
 from nndiag.surgery.training.treating import treat
@@ -31,6 +31,8 @@ from nndiag.surgery.training.ward import Ward
 STEPS = 300
 """Of training on."""
 ROUNDS = 3
+INITIALISER = "kaiming_normal"
+"""What the networks started from, as it is for ReDo."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ WAYS: Mapping[str, Callable[[int], tuple[nn.Sequential, torch.optim.Optimizer]]]
 def heal(model: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int) -> None:
     """Heal a model in memory as ``nndiag heal --goal train`` heals a checkpoint."""
     data = train_data()
-    ward = Ward(model, probe_of(data, None), seed)
+    ward = Ward(model, probe_of(data, None), seed, INITIALISER)
     limit = Limit(ward.replay(), 0.01)
     for attempt in range(ROUNDS):
         found = diagnose_model(model, data, None, None).checkpoints[0]
@@ -102,7 +104,11 @@ def healed(model: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int) ->
 
 def watched(model: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int) -> None:
     with nndiag.Monitor(
-        model, every=10, optimizer=optimizer, probe=train_data(), heal=True
+        model,
+        every=25,
+        optimizer=optimizer,
+        probe=train_data(),
+        heal=HealingSettings(initialiser=INITIALISER),
     ) as monitor:
         train(model, optimizer, train_data(), STEPS, seed + 1000, before_step=monitor.step)
 

@@ -18,6 +18,7 @@ from nndiag.errors import NndiagError
 from nndiag.probe.probe import Probe
 from nndiag.records.report import Diagnosis
 from nndiag.remedies.plan import ADVICE, Treatment, TreatmentKind, plan
+from nndiag.surgery.training.initial import DEFAULT, check_initialiser
 from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import Limit
 from nndiag.surgery.training.ward import Ward
@@ -41,6 +42,7 @@ class HealingSettings:
         max_loss_increase: share of the loss that a treatment may cost which does not promise to keep the function.
         only: codes, or beginnings of codes, of the findings to treat; all where there are none.
         layers: patterns of names of layers to treat; all where there are none.
+        initialiser: of nodes that start anew, by the name that ``nndiag heal --init`` takes.
         seed: of the random numbers.
     """
 
@@ -49,7 +51,11 @@ class HealingSettings:
     max_loss_increase: float = 0.01
     only: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
+    initialiser: str = DEFAULT
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_initialiser(self.initialiser)
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class Healer:
     ) -> None:
         """Treat a model in place, and let its optimiser forget what was started anew."""
         settings = self.settings
-        ward = Ward(model, probe, settings.seed)
+        ward = Ward(model, probe, settings.seed, settings.initialiser)
         ward.attempt = step  # other random numbers at every step
         try:
             treated = treat(ward, due, Limit(ward.replay(), settings.max_loss_increase))

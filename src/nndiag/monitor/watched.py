@@ -93,7 +93,7 @@ class WatchedStep:
         named: dict[str, Tensor] = dict(self._model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             taken = [self._taken(layer, named, gradients) for layer in self._layers]
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients.values()]
+        norms = [torch.linalg.vector_norm(_wide(g)).double() for g in gradients.values()]
         norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else None
         samples = self._samples
         return lambda: Measured(
@@ -155,5 +155,9 @@ class WatchedStep:
 
 
 def _single(rows: Tensor) -> Tensor:
-    """Return rows of half precision in single precision, in which sums can be taken."""
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    """Return rows in single precision, or in double precision as a copy: training goes on with its own."""
+    return rows.clone() if rows.dtype == torch.float64 else rows.float()
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
