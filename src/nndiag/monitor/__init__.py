@@ -5,7 +5,8 @@ read. What the numbers mean is the rules' business, as in a scan, and what is wr
 (Lightning, Transformers) must not be imported here, unless it is asked for their callbacks.
 """
 
+from nndiag.monitor.callbacks import lightning_callback, trainer_callback
 from nndiag.monitor.healing import Correction, HealingSettings
 from nndiag.monitor.monitor import Monitor
 
-__all__ = ["Correction", "HealingSettings", "Monitor"]
+__all__ = ["Correction", "HealingSettings", "Monitor", "lightning_callback", "trainer_callback"]

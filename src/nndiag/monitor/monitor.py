@@ -107,14 +107,34 @@ class Monitor:
         taken = self.steps % self.every == 0 and self._take(loss, scale)
         if taken and self._healer is not None:
             self._heal(self._healer)
+        self._watched.forget()
         if (self.steps + 1) % self.every == 0:
             self._watched.arm()
         return taken
+
+    def begin(self, *inputs: object) -> None:
+        """Say that a training step begins, for loops that run parts of the model and never call the model itself.
+
+        Args:
+            inputs: what it works on, samples along the first axis.
+        """
+        if (self.steps + 1) % self.every == 0 and not self._watched.seen:
+            self._watched.disarm()
+            self._watched.begin(inputs, {})
+
+    def end(self, output: Tensor) -> None:
+        """Say that the forward pass is over; ``output`` is what came of it, such as the loss."""
+        self._watched.end(output)
 
     @property
     def latest(self) -> Diagnosis | None:
         """What the last measurement says, ``None`` before the first."""
         return self._history[-1].diagnosis if self._history else None
+
+    @property
+    def taken(self) -> int:
+        """How many measurements there are."""
+        return len(self._history)
 
     @property
     def report(self) -> Report:

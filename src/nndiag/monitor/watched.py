@@ -54,6 +54,7 @@ class WatchedStep:
         self._reached: set[str] = set()
         self._rows: dict[str, int] = {}
         self._samples = 0
+        self._given = Inputs((), {})
         self.inputs: Inputs | None = None
 
     @property
@@ -68,11 +69,13 @@ class WatchedStep:
             self._model.register_forward_pre_hook(self._before, with_kwargs=True),
             self._model.register_forward_hook(self._after, always_call=True),
         ]
-        if "torch._dynamo" in sys.modules:  # else nothing is compiled
-            self._stance = torch.compiler.set_stance("force_eager")
+        self._calm()
 
     def disarm(self) -> None:
-        """Take away all that :meth:`arm` put there."""
+        """Take away all that :meth:`arm` and :meth:`begin` put there."""
+        if self._watch is not None:
+            self._watch.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._watch = None
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -122,28 +125,34 @@ class WatchedStep:
             base, activity, GradientSums(layer), mean, samples, reached=reached, apart=apart
         )
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not module.training or self._watch is not None:
-            return
+    def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Watch from here on, to :meth:`end`.
+
+        Args:
+            args: what the model is, or will be, called with.
+            kwargs: the same by name.
+        """
+        self._calm()
         given = [x for x in chain(args, kwargs.values()) if isinstance(x, Tensor) and x.dim()]
         self._samples = len(given[0]) if given else 0
         self._observer = QuickObserver(FOLDS)
         self._observer.begin(torch.arange(self._samples) % FOLDS)
         self.inputs = None
         self._given = Inputs(args, kwargs)
-        constants = tuple(chain(module.parameters(), module.buffers()))
-        self._watch = Watch(owners(module, self._layers), self._observer, constants)
+        constants = tuple(chain(self._model.parameters(), self._model.buffers()))
+        self._watch = Watch(owners(self._model, self._layers), self._observer, constants)
         self._watch.__enter__()  # type: ignore[no-untyped-call]
 
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def end(self, output: Tensor | None) -> None:
+        """Watch no longer; ``output`` is what came of it, ``None`` where it failed."""
         watch, self._watch = self._watch, None
         if watch is None:
             return
         watch.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         self.disarm()
-        if output is None:  # the forward pass failed
+        if output is None:
             return
-        watch.finish(main_output(output))
+        watch.finish(output)
         self._reached = set(watch.used_elsewhere)
         self._rows = {}
         for call in watch.calls:
@@ -152,6 +161,22 @@ class WatchedStep:
                 self._rows[call.layer.name] = call.shape[0]
                 self._observer.commit(call.layer, call.reading, call.produced, call.is_output)  # type: ignore[arg-type]
         self.inputs = self._given
+
+    def forget(self) -> None:
+        """Let go of what was seen."""
+        self.inputs = None
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.training and self._watch is None:
+            self.begin(args, kwargs)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        self.end(None if output is None else main_output(output))
+
+    def _calm(self) -> None:
+        """Let nothing that ``torch.compile`` has made run: nothing could be seen in it."""
+        if self._stance is None and "torch._dynamo" in sys.modules:  # else nothing is compiled
+            self._stance = torch.compiler.set_stance("force_eager")
 
 
 def _single(rows: Tensor) -> Tensor:
