@@ -113,14 +113,14 @@ def watched(model: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int) -
         train(model, optimizer, train_data(), STEPS, seed + 1000, before_step=monitor.step)
 
 
-def _redo(tau: float) -> Callable[[nn.Sequential, torch.optim.Optimizer, int], None]:
+def _redo(tau: float, every: int = redo.EVERY) -> Callable[[nn.Sequential, torch.optim.Optimizer, int], None]:
     def recycled(model: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int) -> None:
         x = train_data()[0]
         torch.manual_seed(seed)
         redo.recycle(model, optimizer, x, tau)
 
         def after(step: int) -> None:
-            if step % redo.EVERY == 0 and step < STEPS:
+            if step % every == 0 and step < STEPS:
                 redo.recycle(model, optimizer, x, tau)
 
         train(model, optimizer, train_data(), STEPS, seed + 1000, after_step=after)
@@ -131,9 +131,11 @@ def _redo(tau: float) -> Callable[[nn.Sequential, torch.optim.Optimizer, int], N
 ARMS: Mapping[str, Callable[[nn.Sequential, torch.optim.Optimizer, int], None]] = {
     "nothing": nothing,
     "heal, once": healed,
-    "Monitor, healing": watched,
-    "ReDo, τ = 0.1": _redo(0.1),
-    "ReDo, τ = 0.025": _redo(0.025),
+    "Monitor, every 25": watched,
+    "ReDo, once, τ = 0.1": _redo(0.1, STEPS),
+    "ReDo, once, τ = 0.025": _redo(0.025, STEPS),
+    "ReDo, every 50, τ = 0.1": _redo(0.1),
+    "ReDo, every 50, τ = 0.025": _redo(0.025),
 }
 
 
@@ -146,7 +148,7 @@ def ends(way: str, seed: int) -> dict[str, End]:
     for name, arm in ARMS.items():
         model = copy.deepcopy(dead)
         optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-        optimizer.load_state_dict(state.state_dict())
+        optimizer.load_state_dict(copy.deepcopy(state.state_dict()))  # it would be shared
         arm(model, optimizer, seed)
         found[name] = _end(model)
     model = network(seed + 500)
