@@ -113,14 +113,14 @@ def watched(model: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int) -
         train(model, optimizer, train_data(), STEPS, seed + 1000, before_step=monitor.step)
 
 
-def _redo(tau: float, every: int = redo.EVERY) -> Callable[[nn.Sequential, torch.optim.Optimizer, int], None]:
+def _redo(tau: float) -> Callable[[nn.Sequential, torch.optim.Optimizer, int], None]:
     def recycled(model: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int) -> None:
         x = train_data()[0]
         torch.manual_seed(seed)
         redo.recycle(model, optimizer, x, tau)
 
         def after(step: int) -> None:
-            if step % every == 0 and step < STEPS:
+            if step % redo.EVERY == 0 and step < STEPS:
                 redo.recycle(model, optimizer, x, tau)
 
         train(model, optimizer, train_data(), STEPS, seed + 1000, after_step=after)
@@ -132,8 +132,6 @@ ARMS: Mapping[str, Callable[[nn.Sequential, torch.optim.Optimizer, int], None]] 
     "nothing": nothing,
     "heal, once": healed,
     "Monitor, every 25": watched,
-    "ReDo, once, τ = 0.1": _redo(0.1, STEPS),
-    "ReDo, once, τ = 0.025": _redo(0.025, STEPS),
     "ReDo, every 50, τ = 0.1": _redo(0.1),
     "ReDo, every 50, τ = 0.025": _redo(0.025),
 }

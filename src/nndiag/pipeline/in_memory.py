@@ -19,6 +19,7 @@ from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 from nndiag.records.measured import Measured, OptimizerFacts
 from nndiag.records.report import Report
+from nndiag.remedies import Goal
 from nndiag.replay.layers import find_layers
 from nndiag.rules.diagnose import Selection, judge, judge_model
 
@@ -29,6 +30,7 @@ def diagnose_model(
     loss: str | None,
     update: Update | None,
     selection: Selection | None = None,
+    goal: Goal = "train",
 ) -> Report:
     """Return the report of a model as it is, of one checkpoint called after its class.
 
@@ -38,6 +40,7 @@ def diagnose_model(
         loss: by name; chosen by the targets where it is not given.
         update: the update rule, where it is known.
         selection: of the findings.
+        goal: what its actions are for.
 
     Raises:
         InputError: the probe holds no samples, or inputs and targets of different number.
@@ -51,7 +54,7 @@ def diagnose_model(
     judged, of_model = judge(measured, chosen), judge_model(measured, chosen)
     named = Checkpoint(path=Path(type(model).__name__), format="memory", places=())
     count = sum(p.numel() for p in model.parameters())
-    found = diagnosis(named, count, probe, measured, judged, of_model, "train", False)
+    found = diagnosis(named, count, probe, measured, judged, of_model, goal, False)
     return Report(nndiag_version=nndiag.__version__, settings={}, checkpoints=(found,))
 
 
