@@ -143,3 +143,21 @@ def test_outputs_that_are_not_finite_are_no_reason_to_fail(run: Path) -> None:
     found = scanned(run)
     assert found.level == "activations"
     assert found.model.verified is None
+
+
+def test_for_training_the_gradients_after_all_treatments_are_told(run: Path) -> None:
+    found = scanned(run, goal="train")
+    told = {(n.layer, n.index): n.action for n in found.nodes if n.action.kind == "reinitialise"}
+    assert set(told) >= {("0", 0), ("0", 1), ("0", 2)}
+    for place in (("0", 0), ("0", 1), ("0", 2)):
+        numbers = told[place].verified
+        assert numbers is not None
+        assert numbers["gradient_before"] == 0
+        assert numbers["gradient_after"] > 0
+        assert numbers["outgoing_gradient_after"] > 1e-4
+        assert numbers["active_after"] == pytest.approx(0.5, abs=0.1)
+        assert numbers["output_change"] == 0
+    whole = found.model.verified
+    assert whole is not None
+    assert whole["actions"] >= 3
+    assert whole["loss_after"] <= 1.011 * whole["loss_before"]

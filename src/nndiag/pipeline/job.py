@@ -91,7 +91,7 @@ class Job:
         seen = self._by_names(checkpoint) if model is None else self._in_model(index, checkpoint, model)
         found = self._judged(checkpoint, seen, begun)
         if self.settings.verify and model is not None:
-            found = self._verified(index, found, model)
+            found = self._verified(index, found, model, self._goal(seen.trained))
         if self.cache is not None:
             self.cache.store(checkpoint, found, self.notes.heard[heard:])
         self._progress(index, "done", 1.0)
@@ -224,12 +224,12 @@ class Job:
             measured, certificate=certify(model, probe, bounds, self.settings.seed, facts, progress)
         )
 
-    def _verified(self, index: int, found: Diagnosis, model: nn.Module) -> Diagnosis:
+    def _verified(self, index: int, found: Diagnosis, model: nn.Module, goal: Goal) -> Diagnosis:
         """Try the actions of a diagnosis, where the network puts out numbers that can be compared."""
         assert self.inputs.probe is not None
         self._progress(index, "trying the actions", 0.9)
         try:
-            tried = verified(found, model, self.inputs.probe, self.settings.seed)
+            tried = verified(found, model, self.inputs.probe, self.settings.seed, goal)
         except NonFiniteOutputError:
             self._note_of(index, "outputs are not finite, so that no action is tried")
             return found

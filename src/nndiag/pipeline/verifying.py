@@ -11,8 +11,10 @@ from torch import nn
 
 from nndiag.measures.replacing import Replacement
 from nndiag.measures.trying import Tried, try_replacements
+from nndiag.pipeline.treating import try_treatments
 from nndiag.probe.probe import Probe
 from nndiag.records.report import Diagnosis, NodeDiagnosis, Number
+from nndiag.remedies import Goal
 
 _REPLACES = ("prune", "reinitialise", "merge")
 """What leaves a constant or another unit in a unit's place: a new unit's outgoing weights are zero."""
@@ -26,14 +28,19 @@ class Verified:
     untried: str
 
 
-def verified(found: Diagnosis, model: nn.Module, probe: Probe, seed: int) -> Verified:
+def verified(found: Diagnosis, model: nn.Module, probe: Probe, seed: int, goal: Goal) -> Verified:
     """Try the actions of a diagnosis.
+
+    Alone, a unit that is to go or to start anew is replaced by its mean output, one to be merged by the other. All
+    together, for training, they are carried out on a copy as ``nndiag heal`` does it, which also shows the gradients
+    that reach the nodes then; for deployment all units are replaced at once.
 
     Args:
         found: what was said of the checkpoint.
         model: with its weights; left exactly as it was.
         probe: what the diagnosis rests on.
-        seed: for models that draw numbers.
+        seed: of random numbers.
+        goal: what the actions are for.
 
     Raises:
         NonFiniteOutputError: there is nothing that could be compared.
@@ -44,20 +51,31 @@ def verified(found: Diagnosis, model: nn.Module, probe: Probe, seed: int) -> Ver
         (node.layer, node.index): _replacement(node) for node in advised if node.action.kind in _REPLACES
     }
     trials = try_replacements(model, probe, tuple(wanted.values()), seed)
-    done = {place: one for place, one in zip(wanted, trials.alone, strict=True) if one is not None}
+    alone = {place: one for place, one in zip(wanted, trials.alone, strict=True) if one is not None}
+    treated = try_treatments(found, model, probe, seed) if goal == "train" and advised else None
+    of_treated = {} if treated is None else treated.nodes
+    numbers = {
+        (node.layer, node.index): {
+            **({} if (one := alone.get((node.layer, node.index))) is None else _numbers(trials.loss, one)),
+            **_gradient(node),
+            **of_treated.get((node.layer, node.index), {}),
+        }
+        for node in advised
+        if (node.layer, node.index) in alone or (node.layer, node.index) in of_treated
+    }
     nodes = tuple(
-        _with(node, _numbers(trials.loss, done[node.layer, node.index], _gradient(node)))
-        if (node.layer, node.index) in done
-        else node
+        _with(node, numbers[node.layer, node.index]) if (node.layer, node.index) in numbers else node
         for node in found.nodes
     )
-    whole = None
-    if trials.together is not None:
-        whole = {"actions": len(done), **_numbers(trials.loss, trials.together, {})}
+    whole: dict[str, Number] | None = None
+    if treated is not None and treated.together is not None:
+        whole = treated.together
+    elif trials.together is not None:
+        whole = {"actions": len(alone), **_numbers(trials.loss, trials.together)}
     tried = found.model_copy(
         update={"nodes": nodes, "model": found.model.model_copy(update={"verified": whole})}
     )
-    return Verified(tried, _untried([node for node in advised if (node.layer, node.index) not in done]))
+    return Verified(tried, _untried([node for node in advised if (node.layer, node.index) not in numbers]))
 
 
 def _replacement(node: NodeDiagnosis) -> Replacement:
@@ -73,9 +91,9 @@ def _gradient(node: NodeDiagnosis) -> dict[str, Number]:
     return {} if known is None else {"gradient_before": known}
 
 
-def _numbers(before: float | None, tried: Tried, more: dict[str, Number]) -> dict[str, Number]:
+def _numbers(before: float | None, tried: Tried) -> dict[str, Number]:
     losses = {} if before is None else {"loss_before": _finite(before), "loss_after": _finite(tried.loss)}
-    return {**losses, "output_change": _finite(tried.output_change), **more}
+    return {**losses, "output_change": _finite(tried.output_change)}
 
 
 def _finite(value: float | None) -> float | None:

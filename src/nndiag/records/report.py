@@ -47,7 +47,9 @@ class Action(Record):
 
     ``verified`` is what a trial on the probe showed, or null where none was made: the mean loss before and after
     (``loss_before``, ``loss_after``), the largest change of an output over the largest output (``output_change``), and
-    the norm of the gradient of the node's own parameters before (``gradient_before``).
+    the norm of the gradient of the node's own parameters before (``gradient_before``). For training also of all
+    treatments together: the same norm after them (``gradient_after``), that of the weights that listen to the node
+    (``outgoing_gradient_after``), and the share of samples and positions at which it is not flat (``active_after``).
     """
 
     kind: ActionKind
