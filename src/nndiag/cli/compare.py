@@ -58,12 +58,13 @@ def compare(
     JSON reports of `nndiag scan` are read at once; checkpoints are scanned first, as deep as the run's
     nndiag.toml or the options allow.
     """
-    from nndiag.cli.output import parse_targets, refuse_overwriting, write_text
+    from nndiag.cli.output import parse_targets, refuse_overwriting
     from nndiag.cli.screen import Screen
     from nndiag.pipeline.comparing import CompareSettings, is_report
     from nndiag.pipeline.comparing import compare as run_compare
     from nndiag.pipeline.settings import ScanSettings
     from nndiag.records.level import Level
+    from nndiag.report.files import write_text
 
     targets = parse_targets(output or (), FORMATS)
     refuse_overwriting(targets, paths)
