@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nndiag.remedies.plan import Treatment
 from nndiag.replay.layers import find_layers
-from nndiag.surgery.deploying.agreement import DisagreementError, check, output_change
+from nndiag.surgery.deploying.agreement import DisagreementError, Reference
 from nndiag.surgery.deploying.attributes import parents_of
 from nndiag.surgery.deploying.consumers import Pair
 from nndiag.surgery.deploying.cost import Cost, cost
@@ -28,7 +28,7 @@ from nndiag.surgery.deploying.deciding import (
     start_of,
     writers,
 )
-from nndiag.surgery.deploying.editing import Smaller, edits_of, put, remaining, shrink
+from nndiag.surgery.deploying.editing import Smaller, edits_of, remaining, shrink
 from nndiag.surgery.deploying.following import OUTPUT
 from nndiag.surgery.deploying.from_config import UNEVEN, Config, heads_by_layer, smaller_config, uneven
 from nndiag.surgery.deploying.tracing import Batches, compare_pairs, trace
@@ -100,7 +100,9 @@ def deploy(
     plan.prove()
     config = plan.fit_config() if from_config else None
     smaller, done = _carried_out(plan)
-    change = output_change(work, smaller.module, every)
+    for key, value in (config or {}).items():
+        setattr(smaller.module.config, key, value)
+    change = plan.reference.change(smaller.module)
     costs = cost(work, every[0]), cost(smaller.module, every[0])
     modes = dict(model.named_modules())
     for path, module in smaller.module.named_modules():
@@ -121,12 +123,15 @@ class _Plan:
 
     def __init__(self, model: nn.Module, batches: Batches, treatments: Sequence[Treatment]) -> None:
         self.model, self.batches = model, batches
+        self.reference = Reference(model, batches)
         self.layers = {layer.name: layer for layer in find_layers(model)}
         self.traced = trace(model, batches)
+        self.writers = writers(self.traced, self.layers.values())
         self.left: dict[Node, str] = {}
         self.roots: dict[Node, tuple[int, ...]] = {}
         self.removals: dict[int, Removal] = {}
         self.blocked: dict[int, str] = {}
+        self.varying: set[int] = set()
         self.parents: set[str] = set()
         twins: dict[Node, int] = {}
         for one in treatments:
@@ -172,6 +177,7 @@ class _Plan:
                 self.removals[root] = removal(readers, root, pairs.get(root, {}))
             except BlockedError as error:
                 self.blocked.setdefault(root, str(error))
+                self.varying |= {root} if error.varies else set()
         for root, target in targets.items():
             if root in self.removals and self.removals[root].merges and target in self.removals:
                 self._block([root], "its partner goes itself")
@@ -289,7 +295,7 @@ class _Plan:
         """Return why a network without these classes is not the same, ``None`` where it is."""
         smaller = shrink(self.model, self.traced, removals, {}, parents)
         try:
-            check(self.model, smaller.module, self.batches)
+            self.reference.check(smaller.module)
         except DisagreementError as error:
             return str(error)
         return None
@@ -302,7 +308,7 @@ class _Plan:
             return LAST
         if self.traced.atoms.why_fixed(root):
             return self.blocked[root]
-        others = writers(self.traced, self.layers.values(), root) - {node[0]}
+        others = self.writers.get(root, set()) - {node[0]}
         if others:
             return f"it shares its place with units of {_some(others)}, and {self.blocked[root]}"
         more = companions(self.traced, self.layers[node[0]], node[1], root)
@@ -311,6 +317,14 @@ class _Plan:
             if more
             else self.blocked[root]
         )
+
+    def is_alive(self, node: Node) -> bool:
+        """Whether what a node alone puts out varies where it is read: setting it to a constant would show."""
+        name, index = node
+        for root in self.roots[node]:
+            if root in self.varying and not companions(self.traced, self.layers[name], index, root):
+                return not self.writers.get(root, set()) - {name}
+        return False
 
     def is_last(self, node: Node) -> bool:
         """Whether a node stays for no other reason than that its layer would be empty."""
@@ -335,8 +349,8 @@ def _carried_out(plan: _Plan) -> tuple[Smaller, tuple[Done, ...]]:
     now = copy.deepcopy(plan.model)
     for name, nodes in stay.items():
         already = silent(now, plan.layers[name], nodes)
-        values, zero = zeroed(now, plan.batches, plan.layers[name], sorted(set(nodes) - already))
-        put(now, values)
+        some = [i for i in nodes if i not in already and not plan.is_alive((name, i))]
+        values, zero = zeroed(now, plan.reference, plan.layers[name], some)
         changed |= values | _places_kept(plan, now, name, [i for i in zero if plan.is_last((name, i))])
         for index in nodes:
             did: Did = "zeroed" if index in zero else "left"
@@ -356,9 +370,7 @@ def _places_kept(plan: _Plan, model: nn.Module, layer: str, nodes: Sequence[int]
             for _, consumer, places in some
             if consumer.parameter is not None
         ]
-        values = placeholder(model, plan.batches, plan.layers[layer], index, reading) or {}
-        put(model, values)
-        found |= values
+        found |= placeholder(model, plan.reference, plan.layers[layer], index, reading)
     return found
 
 
