@@ -9,18 +9,22 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.distributed import checkpoint as dcp
 
 from nndiag.checkpoint import open_checkpoint
 from nndiag.errors import InputError, NndiagError, UsageError
 from nndiag.model.fit import fit
-from nndiag.surgery.writing import check_destination, write
+from nndiag.surgery.edits import Edits
+from nndiag.surgery.writing import check_destination, write, writing
+from nndiag.surgery.writing.job import Job
+from nndiag.surgery.writing.safetensors_file import write_safetensors
 from nndiag.surgery.writing.staging import staged
 from tests.surgery.writing.networks import healed, network, pruned, trained, written
 from tests.surgery.writing.test_sharded import shards
@@ -135,6 +139,34 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, make: Callable[[Path], Path]
     assert "\n" not in str(caught.value)
     assert everything(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system in memory with room for eight pages."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_small_file_system_that_is_full(small_disk: Path, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(100, 100))
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    torch.save(model.state_dict(), tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    save_file(model.state_dict(), tmp_path / "c.safetensors")
+    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "d")
+    edits = Edits({"0.weight": torch.ones(100, 100)})
+    for source in ("a.pt", "b.pt", "c.safetensors", "d"):
+        with pytest.raises(InputError, match="no space left on device; free some space") as caught:
+            written(tmp_path / source, edits, small_disk / "new", model)
+        assert caught.value.exit_code == 3
+        assert not list(small_disk.iterdir())
 
 
 def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
@@ -279,3 +311,30 @@ def test_what_lies_beside_a_target_goes_only_where_the_target_never_came(
     check_destination(tmp_path / "source", tmp_path / "new")
     left = {"other", "source"} | ({"mine", "new.json"} if arrived else set())
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_what_does_not_read_back_as_it_was_meant_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, model = _safetensors(tmp_path), network()
+    edits = healed(model)
+
+    def spoiling(change: Callable[[bytearray], object]) -> Callable[..., None]:
+        def write_other(job: Job, target: Path) -> None:
+            write_safetensors(job.source.path, job.changes, target)
+            content = bytearray(target.read_bytes())
+            change(content)
+            target.write_bytes(content)
+
+        return write_other
+
+    for change, words in (
+        (lambda content: content.__setitem__(-1, content[-1] ^ 1), "came out with another 3.weight"),
+        (lambda content: content.clear(), "cannot be read again"),
+    ):
+        monkeypatch.setattr(writing, "_WRITERS", {"safetensors": spoiling(change)})
+        with pytest.raises(InputError, match=words):
+            written(source, edits, tmp_path / "b.safetensors", model)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "a.optimizer.safetensors", "a.safetensors",
+        ]  # fmt: skip

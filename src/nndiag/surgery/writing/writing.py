@@ -22,6 +22,7 @@ from nndiag.surgery.writing.exported import write_exported
 from nndiag.surgery.writing.huggingface import write_huggingface
 from nndiag.surgery.writing.job import Job, write_torch_file
 from nndiag.surgery.writing.optimizers import plan_optimizers
+from nndiag.surgery.writing.reading_back import check
 from nndiag.surgery.writing.safetensors_file import write_safetensors
 from nndiag.surgery.writing.sharded import write_sharded
 from nndiag.surgery.writing.stable_baselines import write_stable_baselines
@@ -91,6 +92,7 @@ def write(
     )
     with staged(destination) as folder:
         _WRITERS[source.format](job, folder / destination.name)
+        check(job, folder / destination.name)
         _ = source.sha256  # raises where a file changed since it was opened
         said = tuple(dict.fromkeys(map(printable, job.notes)))
         for name, content in beside(said).items():
