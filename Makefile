@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= passive
 
 FUZZ_MINUTES ?= 10
 
-.PHONY: demo test check fuzz bench samples schema rules lesions clean
+.PHONY: demo test check fuzz bench samples schema rules lesions remedies clean
 
 demo: $(STAMP)
 	@$(BIN)/nndiag scan sample_checkpoints/dying_mlp
@@ -39,6 +39,9 @@ rules: $(STAMP)
 
 lesions: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks.lesions --output benchmarks/LESIONS.md
+
+remedies: $(STAMP)
+	$(BIN)/python -m benchmarks.remedies --output benchmarks/REMEDIES.md
 
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m benchmarks --output benchmarks/RESULTS.md

@@ -1,8 +1,8 @@
 """Nndiag: examine saved neural-network checkpoints.
 
 The functions for library users are those of the command line, ``nndiag.scan``, ``nndiag.compare``, ``nndiag.gate`` and
-``nndiag.heal``, and ``nndiag.assert_healthy`` for tests. They are loaded when they are first used, so that importing
-the package costs nothing.
+``nndiag.heal``, ``nndiag.assert_healthy`` for tests and ``nndiag.Monitor`` for training loops. They are loaded when
+they are first used, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nndiag.monitor import Monitor
     from nndiag.pipeline import (
         CompareSettings,
         HealSettings,
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "CompareSettings", "HealSettings", "Outcome", "ScanSettings", "__version__", "assert_healthy", "compare", "gate",
-    "heal", "resize", "scan",
+    "CompareSettings", "HealSettings", "Monitor", "Outcome", "ScanSettings", "__version__", "assert_healthy",
+    "compare", "gate", "heal", "resize", "scan",
 ]  # fmt: skip
 
 
@@ -37,6 +38,10 @@ def __getattr__(name: str) -> Any:
         from nndiag.surgery.deploying.widths import resize
 
         return resize
+    if name == "Monitor":
+        from nndiag.monitor import Monitor
+
+        return Monitor
     from nndiag import pipeline
 
     return getattr(pipeline, name)

@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_written(cli: Cli, work: Path, monkeypatch: pytest
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nndiag.cli.output.tempfile.mkstemp", full)
+    monkeypatch.setattr("nndiag.report.files.tempfile.mkstemp", full)
     line = cli("scan", "net.safetensors", "--output", "json=report.json").failed(3)
     assert "report.json: cannot be written (No space left on device)" in line
 

@@ -86,10 +86,11 @@ def compare(
     nndiag.toml or the options allow.
     """
     from nndiag.cli.asked import codes, scan_settings
-    from nndiag.cli.output import parse_targets, refuse_overwriting, write_text
+    from nndiag.cli.output import parse_targets, refuse_overwriting
     from nndiag.cli.screen import Screen
     from nndiag.pipeline.comparing import CompareSettings, is_report
     from nndiag.pipeline.comparing import compare as run_compare
+    from nndiag.report.files import write_text
 
     targets = parse_targets(output or (), FORMATS)
     refuse_overwriting(targets, paths)

@@ -57,11 +57,12 @@ def gate(
     Without any, no finding may be an error. The last checkpoint of the report counts.
     """
     import nndiag
-    from nndiag.cli.output import parse_targets, refuse_overwriting, write_text
+    from nndiag.cli.output import parse_targets, refuse_overwriting
     from nndiag.gating.document import load_document
     from nndiag.gating.policies import find_policy
     from nndiag.pipeline.gating import with_course
     from nndiag.report.checks import FORMATS, render_checks
+    from nndiag.report.files import write_text
 
     if update_baseline and baseline is None:
         raise UsageError("--update-baseline", "there is no baseline to update", "add --baseline FILE")
@@ -95,10 +96,10 @@ def _decide(document: dict[str, object], policy: Policy, file: Path | None) -> V
 def _update(document: dict[str, object], policy: Policy, file: Path, report: Path) -> None:
     """Write what is found now as the baseline, in one step."""
     import nndiag
-    from nndiag.cli.output import write_text
     from nndiag.gating.baseline import baseline_text, entries_of
     from nndiag.gating.checking import limits_of
     from nndiag.gating.facts import facts_of
+    from nndiag.report.files import write_text
 
     if file.resolve() == report.resolve():
         raise UsageError(f"--baseline {file}", "is the report itself", "name another file")

@@ -20,8 +20,8 @@ def init(
 
     Format, layers, widths and optimiser come from the weights; what could not be known stands there as a comment.
     """
-    from nndiag.cli.output import write_whole
     from nndiag.pipeline.initialising import draft
+    from nndiag.report.files import write_whole
 
     made = draft(run, force)
     try:

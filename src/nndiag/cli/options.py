@@ -120,6 +120,13 @@ Certificate = Annotated[
         "Certify the point: full Hessian, gradient against noise, minimum or saddle, basin.",
     ),
 ]  # fmt: skip
+Verify = Annotated[
+    bool,
+    _option(
+        _FINDINGS, "--verify", None,
+        "Try every recommended action on the probe, alone and all together.",
+    ),
+]  # fmt: skip
 Granularity = Annotated[
     Literal["node", "head"],
     _option(_DEPTH, "--granularity", "UNIT", "node, or head: take the rows of an attention head together."),

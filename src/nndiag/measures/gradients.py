@@ -101,6 +101,23 @@ def influence_seeds(output: Tensor, samples: int, signs: SampleSigns, first: int
     return [one.to(output) / draws**0.5 for one in drawn]
 
 
+def quick_gradient_measures(rows: Tensor, gradient: Tensor, weights: int) -> dict[str, Floats]:
+    """Return what ``mean_gradient_measures`` does from three inner products a node, in the precision of the parameters.
+
+    ``torque_ratio = √(1 − (g·w)²/(‖g‖²‖w‖²))``: of single precision, nothing below 1e-3 can be told from 0.
+    """
+    g_weights, w = gradient[:, :weights], rows[:, :weights]
+    along, size, norm = (
+        torch.linalg.vecdot(a, b) for a, b in ((g_weights, w), (g_weights, g_weights), (w, w))
+    )
+    cosine = along.square() / (size * norm).clamp_min(torch.finfo(norm.dtype).tiny)
+    torque = (1 - cosine).clamp_min(0).sqrt()
+    return {
+        "gradient_norm": numbers(torch.linalg.vector_norm(gradient, dim=1)),
+        "torque_ratio": numbers(torch.where(size > 0, torque, torch.nan)),
+    }
+
+
 def mean_gradient_measures(rows: Tensor, gradient: Tensor, weights: int) -> dict[str, Floats]:
     """Return ``gradient_norm`` and ``torque_ratio`` per node from the gradient of the mean loss.
 

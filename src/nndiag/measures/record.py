@@ -51,6 +51,22 @@ def layer_record(
         lookups: how often each node took part, where not all always do.
     """
     base = weights_record(layer, NodeRows.split(rows, layer.weight_size))
+    mean = None if mean_gradient is None else mean_gradient_measures(rows, mean_gradient, layer.weight_size)
+    return completed(base, activity, gradients, mean, samples, reached=reached, apart=apart, lookups=lookups)
+
+
+def completed(
+    base: LayerMeasures,
+    activity: Sums | None,
+    gradients: GradientSums | None,
+    mean: Mapping[str, Floats] | None,
+    samples: int,
+    *,
+    reached: bool = True,
+    apart: bool = True,
+    lookups: Tensor | None = None,
+) -> LayerMeasures:
+    """Return what the parameters say of a layer together with what passes showed, as ``layer_record`` has it."""
     node, whole, duplicates = dict(base.per_node), dict(base.per_layer), dict(base.duplicates)
     fold: dict[str, Floats] = {}
     activation = None
@@ -60,8 +76,7 @@ def layer_record(
         whole.update(of_layer)
         duplicates["outputs"] = activity.duplicates()
         activation = activity.activation
-    if mean_gradient is not None:
-        mean = mean_gradient_measures(rows, mean_gradient, layer.weight_size)
+    if mean is not None:
         node.update(mean)
         whole.update(torque_of_layer(mean["torque_ratio"]))
     if gradients is not None:
@@ -81,11 +96,13 @@ def layer_record(
     )
 
 
-def weights_record(layer: Layer, rows: NodeRows) -> LayerMeasures:
-    """Return what the parameters alone say of a layer, reading every one of them once."""
+def weights_record(layer: Layer, rows: NodeRows, repetitions: bool = True) -> LayerMeasures:
+    """Return what the parameters alone say of a layer, reading every one of them once; nodes that repeat each other's
+    weights only where ``repetitions`` are looked for.
+    """
     seen = sketch(rows)
     node = weight_measures(rows, seen)
-    same, turned = duplicate_rows(rows, layer.groups, seen)
+    same, turned = duplicate_rows(rows, layer.groups, seen) if repetitions else ((), ())
     return LayerMeasures(
         name=layer.name,
         kind=layer.label,

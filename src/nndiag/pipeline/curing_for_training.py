@@ -60,7 +60,7 @@ class _Training:
         after = self._rounds()
         last = self.ward.replay(gradients=True)
         self._keep_promises(last)
-        advice = self._advice()
+        advice = self._advice(after)
         found = suggest(self.clear, advice)
         facts = self.before.checkpoint.optimizer
         final = self._evidence(self.before, last)
@@ -126,13 +126,16 @@ class _Training:
         if "measured" in promises and self.first.finite and not limit.allows(last):
             raise InputError("heal", f"the treatments together would {limit.cost(last)}", do)
 
-    def _advice(self) -> list[Treatment]:
+    def _advice(self, after: Diagnosis) -> list[Treatment]:
         """Return what only the one who trains can do: the plan's own advice, and slopes where turning did not help."""
         planned = [
             t for t in self._planned(self.clear) if t.kind in ADVICE and (t.layer, t.index) not in self.done
         ]
         stiff = [one.treatment for one in self.left.values() if one.treatment.kind == "angular_noise"]
-        return [*planned, *(replace(treatment, kind="leaky_slope") for treatment in stiff)]
+        turned = [
+            t for t in self._planned(after) if t.kind == "angular_noise" and (t.layer, t.index) in self.done
+        ]
+        return [*planned, *(replace(treatment, kind="leaky_slope") for treatment in (*stiff, *turned))]
 
     def _evidence(self, diagnosis: Diagnosis, replayed: Replayed) -> Evidence:
         layers = {treatment.layer for treatment in self._planned(diagnosis)} if replayed.finite else set()

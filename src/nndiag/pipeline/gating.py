@@ -80,10 +80,10 @@ def assert_healthy(
         AssertionError: a check failed; the message says which, where, and by how much.
         UsageError, InputError, ModelError: the network cannot be looked at.
     """
-    from nndiag.pipeline.in_memory import diagnose_model
+    from nndiag.pipeline.in_memory import diagnose_model, plain_descent
     from nndiag.report.gate import render_gate
 
-    found = _document(diagnose_model(model, probe, loss, lr))
+    found = _document(diagnose_model(model, probe, loss, plain_descent(lr)))
     from nndiag.gating.checking import gate as decide
 
     chosen = Policy() if policy is None else _policy(policy, found, None)

@@ -24,6 +24,7 @@ from nndiag.pipeline.listener import Listener, Notes
 from nndiag.pipeline.noise import on_noise, weakened
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.pipeline.update_rule import update_rule
+from nndiag.pipeline.verifying import verified
 from nndiag.pipeline.weights import choose_tensors, measure_weights
 from nndiag.probe.probe import Probe
 from nndiag.records.forecast import Forecast
@@ -89,6 +90,8 @@ class Job:
         model = self.inputs.model
         seen = self._by_names(checkpoint) if model is None else self._in_model(index, checkpoint, model)
         found = self._judged(checkpoint, seen, begun)
+        if self.settings.verify and model is not None:
+            found = self._verified(index, found, model, self._goal(seen.trained))
         if self.cache is not None:
             self.cache.store(checkpoint, found, self.notes.heard[heard:])
         self._progress(index, "done", 1.0)
@@ -220,6 +223,19 @@ class Job:
         return replace(
             measured, certificate=certify(model, probe, bounds, self.settings.seed, facts, progress)
         )
+
+    def _verified(self, index: int, found: Diagnosis, model: nn.Module, goal: Goal) -> Diagnosis:
+        """Try the actions of a diagnosis, where the network puts out numbers that can be compared."""
+        assert self.inputs.probe is not None
+        self._progress(index, "trying the actions", 0.9)
+        try:
+            tried = verified(found, model, self.inputs.probe, self.settings.seed, goal)
+        except NonFiniteOutputError:
+            self._note_of(index, "outputs are not finite, so that no action is tried")
+            return found
+        if tried.untried:
+            self._note_of(index, tried.untried)
+        return tried.diagnosis
 
     def _plan(self) -> Plan:
         settings = self.settings

@@ -68,6 +68,19 @@ def require_certificate(inputs: Inputs, reach: Reach, level: Level) -> None:
         raise UsageError("--certificate", "it needs targets", "add targets y to the data")
 
 
+def require_trials(inputs: Inputs, level: Level) -> None:
+    """Make sure that actions can be tried on these inputs.
+
+    Raises:
+        UsageError: they cannot, for want of a model or data, or because only the weights are to be looked at.
+    """
+    if inputs.model is None or inputs.probe is None:
+        missing = ("the model", _MODEL) if inputs.model is None else ("data", _DATA)
+        raise UsageError("--verify", f"it needs {missing[0]}", f"add {missing[1]}")
+    if level < Level.ACTIVATIONS:
+        raise UsageError("--verify", "it needs more than the weights", f"leave out --level {level.label}")
+
+
 def hints(reach: Reach, level: Level, found: Callable[[], Survey | None]) -> tuple[str, ...]:
     """Return sentences that name the flags that get more, where there is more to get.
 

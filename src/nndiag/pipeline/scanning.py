@@ -15,7 +15,7 @@ from nndiag.pipeline.cache import open_cache
 from nndiag.pipeline.inputs import Inputs, gather, located
 from nndiag.pipeline.job import Job
 from nndiag.pipeline.listener import Listener, Notes, Silence
-from nndiag.pipeline.reach import Reach, chosen_level, hints, reach_of, require_certificate
+from nndiag.pipeline.reach import Reach, chosen_level, hints, reach_of, require_certificate, require_trials
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.pipeline.survey import Survey
 from nndiag.records.forecast import Forecast
@@ -120,6 +120,8 @@ def make_job(
     level = chosen_level(reach, settings.level)
     if settings.certificate:
         require_certificate(inputs, reach, level)
+    if settings.verify:
+        require_trials(inputs, level)
     permission = Permission.of(settings.trust, settings.allow_global)
     selection = _selection(inputs, settings)
     rules = [selection.select, selection.ignore, dict(selection.thresholds), settings.profile]

@@ -35,8 +35,8 @@ _CHOICES = {
     "optimizer": ("sgd", "adam", "adamw"),
 }
 _DESCRIBED = (
-    "curvature", "solver", "granularity", "profile", "jitter", "certificate", "select", "ignore", "goal", "limit",
-    "batch_size", "block_size", "folds", "seed", "device", "dtype", "every", "last", "all_nodes",
+    "curvature", "solver", "granularity", "profile", "jitter", "certificate", "verify", "select", "ignore", "goal",
+    "limit", "batch_size", "block_size", "folds", "seed", "device", "dtype", "every", "last", "all_nodes",
 )  # fmt: skip
 
 
@@ -67,6 +67,7 @@ class ScanSettings:
     profile: Literal["default", "literal"] = "default"
     jitter: float | None = None
     certificate: bool = False
+    verify: bool = False
     select: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     goal: Goal | None = None

@@ -45,7 +45,11 @@ class Finding(Record):
 class Action(Record):
     """What to do about a node.
 
-    ``verified`` is what a trial on the probe showed, or null where none was made.
+    ``verified`` is what a trial on the probe showed, or null where none was made: the mean loss before and after
+    (``loss_before``, ``loss_after``), the largest change of an output over the largest output (``output_change``), and
+    the norm of the gradient of the node's own parameters before (``gradient_before``). For training also of all
+    treatments together: the same norm after them (``gradient_after``), that of the weights that listen to the node
+    (``outgoing_gradient_after``), and the share of samples and positions at which it is not flat (``active_after``).
     """
 
     kind: ActionKind
@@ -155,12 +159,17 @@ class Certificate(Record):
 
 
 class ModelDiagnosis(Record):
-    """What concerns the whole network."""
+    """What concerns the whole network.
+
+    ``verified`` is what all recommended actions did together on the probe, as ``Action.verified`` has it for one, and
+    how many were tried (``actions``); null where none were.
+    """
 
     loss: float | None = None
     gradient_norm: float | None = None
     findings: tuple[Finding, ...] = ()
     certificate: Certificate | None = None
+    verified: dict[str, Number] | None = None
 
 
 class EveryNode(Record):

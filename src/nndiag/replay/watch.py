@@ -135,6 +135,7 @@ class Watch(TorchFunctionMode):
         self._look_for_unseen(args, kwargs)
         result = self._run(func, name, in_place, args, kwargs)
         if use is not None and isinstance(result, Tensor) and use.kind.fits(use, result):
+            result = self._made(use.layer, _own_units(use, result), result, activated=False)
             call = self._enter(use, result)
             self._lineage.see(name, args, kwargs, result, call)
             self.calls[-1].picked = self._lineage.picked(result)
@@ -186,6 +187,10 @@ class Watch(TorchFunctionMode):
         if isinstance(result, Tensor | tuple | list):
             self._pass_on(name, args, kwargs, tagged, before, result)
         return result
+
+    def _made(self, layer: Layer, units: Units | None, tensor: Tensor, *, activated: bool) -> Tensor:
+        """Return what the model is given for a layer's output, or for its units behind their activation."""
+        return tensor
 
     def _owned(self, tensors: Iterable[Tensor]) -> set[str]:
         """Return the layers that own any of these tensors."""
@@ -257,7 +262,7 @@ class Watch(TorchFunctionMode):
         self.calls.append(call)
         self._count(use.layer, use.weight, use.bias)
         own = use.weight.outer * use.weight.inner
-        units = use.kind.units(output, use.layer) if own == 1 else None
+        units = _own_units(use, output)
         if units is None:
             return len(self.calls) - 1 if own > 1 or output not in self._tags else None
         with torch.no_grad():
@@ -315,6 +320,7 @@ class Watch(TorchFunctionMode):
         result = func(*args, **kwargs)
         if in_place:
             del self._tags[argument]
+        result = self._made(call.layer, units, result, activated=True)
         if not call.consumed:
             self._read(call, activation, z, units, result)
             call.argument = weakref.ref(argument)
@@ -388,6 +394,12 @@ def _converted(use: Use, output: torch.dtype, own: torch.dtype) -> Use:
         return use
     rounded = {n: (v.to(output) if n == "input" else v).to(own) for n, v in given.items()}
     return replace(use, inputs={**use.inputs, **rounded})
+
+
+def _own_units(use: Use, output: Tensor) -> Units | None:
+    """Return where a layer's nodes lie in its output, ``None`` where its entries are not the nodes' own."""
+    own = use.weight.outer * use.weight.inner
+    return use.kind.units(output, use.layer) if own == 1 else None
 
 
 def _storage(tensor: Tensor) -> int:

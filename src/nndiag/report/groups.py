@@ -39,7 +39,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Advice:
-    """One kind of action for nodes of one layer. ``reasons`` counts how many nodes each reason concerns."""
+    """One kind of action for nodes of one layer.
+
+    ``reasons`` counts how many nodes each reason concerns, ``verified`` those that it was tried for on the probe, where
+    the outputs changed by at most ``change`` of the largest, for one node alone; ``None`` where that is not known.
+    """
 
     kind: ActionKind
     layer: str
@@ -47,6 +51,7 @@ class Advice:
     layer_nodes: int
     reasons: tuple[tuple[str, int], ...]
     verified: int
+    change: float | None = None
 
 
 _Key = tuple[str | None, str, str | None]
@@ -81,18 +86,23 @@ def advise(diagnosis: Diagnosis) -> tuple[Advice, ...]:
     nodes: dict[tuple[ActionKind, str], list[int]] = defaultdict(list)
     reasons: dict[tuple[ActionKind, str], Counter[str]] = defaultdict(Counter)
     verified: Counter[tuple[ActionKind, str]] = Counter()
+    changes: dict[tuple[ActionKind, str], list[float]] = defaultdict(list)
     for node in diagnosis.nodes:
         if node.action.kind == "none":
             continue
         key = node.action.kind, node.layer
         nodes[key].append(node.index)
         reasons[key][node.action.reason] += 1
-        verified[key] += node.action.verified is not None
+        tried = node.action.verified
+        verified[key] += tried is not None
+        if tried is not None and isinstance(change := tried.get("output_change"), float):
+            changes[key].append(change)
     sizes = {layer.name: layer.nodes for layer in diagnosis.layers}
     order = {name: place for place, name in enumerate(sizes)}
     made = [
         Advice(kind, layer, tuple(sorted(where)), sizes.get(layer, len(where)),
-               _by_count(reasons[kind, layer]), verified[kind, layer])
+               _by_count(reasons[kind, layer]), verified[kind, layer],
+               max(changes[kind, layer], default=None))
         for (kind, layer), where in nodes.items()
     ]  # fmt: skip
     return tuple(

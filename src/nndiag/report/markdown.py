@@ -14,6 +14,7 @@ from nndiag.report.groups import Group, advise, gather, tally
 from nndiag.report.inert import inert
 from nndiag.report.numbers import NOT_FINITE, counted, percent
 from nndiag.report.phrases import hence, imperative, kind_name
+from nndiag.report.trials import together, tried
 from nndiag.report.words import reason, which
 
 _ICONS = {"error": "❌", "warning": "⚠️", "info": "ℹ️", "good": "✅"}
@@ -69,9 +70,11 @@ def _checkpoint(diagnosis: Diagnosis) -> Iterator[str]:
         yield "### What to do"
         yield "\n".join(
             f"- **{imperative(one.kind)} {counted(len(one.nodes), 'node')}** of {_code(one.layer)}: "
-            f"{inert(reason(one))}"
+            f"{inert(reason(one))}{f' ({shown})' if (shown := tried(one)) else ''}"
             for one in advice
         )
+    if whole := together(diagnosis):
+        yield whole
 
 
 def _layers(diagnosis: Diagnosis) -> str:

@@ -20,6 +20,7 @@ from nndiag.report.look import Look
 from nndiag.report.numbers import counted, number
 from nndiag.report.picture import legend, picture
 from nndiag.report.screen import print_parts
+from nndiag.report.trials import together
 from nndiag.report.turning_back import turning_back
 from nndiag.report.words import advice_list, event_list, heading
 
@@ -119,4 +120,6 @@ def _to_do(report: Report, hints: Sequence[str], look: Look, verbose: bool) -> I
     if advice or hints or back:
         yield from heading("What to do", look)
         most = len(advice) if verbose else _MOST_ACTIONS
-        yield from advice_list(advice, hints, look, most, first=back)
+        yield from advice_list(
+            advice, hints, look, most, first=back, together=together(report.checkpoints[-1])
+        )

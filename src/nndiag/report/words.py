@@ -14,6 +14,7 @@ from nndiag.report.groups import Advice, Group
 from nndiag.report.look import Look
 from nndiag.report.numbers import counted, ranges
 from nndiag.report.phrases import called, hence, imperative
+from nndiag.report.trials import tried
 
 
 def heading(words: str, look: Look, detail: str = "") -> Iterator[RenderableType]:
@@ -45,14 +46,24 @@ def finding_list(groups: Sequence[Group], look: Look, most: int) -> Iterator[Ren
 
 
 def advice_list(
-    advice: Sequence[Advice], hints: Sequence[str], look: Look, most: int, *, first: str | None = None
+    advice: Sequence[Advice],
+    hints: Sequence[str],
+    look: Look,
+    most: int,
+    *,
+    first: str | None = None,
+    together: str | None = None,
 ) -> Iterator[RenderableType]:
-    """Yield what to do first, where there is such a thing, then about nodes, then the hints of the caller."""
+    """Yield what to do first, where there is such a thing, then about nodes and what all of that does together, then
+    the hints of the caller.
+    """
     table = _hanging(len(look.glyphs.arrow))
     if first is not None:
         table.add_row(look.text((look.glyphs.arrow, "act")), look.text((first, "strong")))
     for one in advice[:most]:
         table.add_row(look.text((look.glyphs.arrow, "act")), _advised(one, look))
+    if together is not None:
+        table.add_row("", look.text((together, "quiet")))
     for hint in hints:
         table.add_row(look.text((look.glyphs.arrow, "act")), look.text(hint))
     yield _inset(table)
@@ -103,13 +114,8 @@ def _advised(advice: Advice, look: Look) -> Text:
     made = look.text((f"{imperative(advice.kind)} {who}", "strong"), f" of {called(advice.layer)}")
     if why := reason(advice):
         made.append_text(look.text(f": {why}"))
-    if advice.verified:
-        tried = (
-            "tried on the probe"
-            if advice.verified == count
-            else f"{advice.verified:,} of them tried on the probe"
-        )
-        made.append_text(look.text((f" ({tried})", "quiet")))
+    if shown := tried(advice):
+        made.append_text(look.text((f" ({shown})", "quiet")))
     return made
 
 

@@ -22,8 +22,12 @@ from nndiag.surgery.training.ward import Ward
 
 WHISPER = 1e-7
 """Size of the outgoing weights of a fresh node, relative to fresh outgoing weights."""
-LEAST_SCALE, MOST_SCALE = 1 / 3, 3.0
-"""How far a fresh row may be scaled for its pre-activation to vary as those of the living nodes do."""
+LEAST_SCALE, MOST_SCALE = 1.0, 3.0
+"""How far a fresh row may be scaled for its pre-activation to vary as those of the living nodes do.
+
+Never below what the initialiser gives: living nodes that decay has shrunk are no measure for a start
+(`benchmarks/REMEDIES.md`).
+"""
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ def _refill(ward: Ward, layer: Layer, nodes: Tensor) -> None:
         norms = slot.rows(tensors[slot.parameter]).norm(dim=1)[others.to(tensors[slot.parameter].device)]
         known = norms[norms.isfinite() & (norms > 0)]
         usual = slot.rows(drawn[slot.parameter]).norm(dim=1).median()
-        scale = float(known.median() / usual) if len(known) and usual > 0 else 1.0
+        scale = max(1.0, float(known.median() / usual)) if len(known) and usual > 0 else 1.0
         ward.set_rows(slot, nodes, rows * scale)
     for slot in layer.biases:
         ward.set_rows(slot, nodes, torch.zeros(len(nodes), slot.width))

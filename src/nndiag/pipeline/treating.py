@@ -1,0 +1,79 @@
+"""All treatments of a network that trains on, carried out on a copy of it: what they do together."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from nndiag.errors import NndiagError
+from nndiag.probe.probe import Probe
+from nndiag.records.report import Diagnosis, Number
+from nndiag.remedies.plan import ADVICE, plan
+from nndiag.surgery.proof import output_change
+from nndiag.surgery.training.evidence import look_closely
+from nndiag.surgery.training.treating import treat
+from nndiag.surgery.training.trial import Limit
+from nndiag.surgery.training.ward import Ward
+
+MAX_LOSS_INCREASE = 0.01
+"""Share of the loss that treatments may cost, as ``nndiag heal`` has it where nothing else is said."""
+
+Numbers = dict[str, Number]
+
+
+@dataclass(frozen=True)
+class TreatedTogether:
+    """What treatments did: ``nodes`` by place, of those that were carried out; ``together`` of the whole network,
+    ``None`` where nothing was.
+    """
+
+    nodes: Mapping[tuple[str, int], Numbers] = field(default_factory=dict)
+    together: Numbers | None = None
+
+
+def try_treatments(found: Diagnosis, model: nn.Module, probe: Probe, seed: int) -> TreatedTogether:
+    """Carry out on a copy what a diagnosis calls for, once; what only the optimiser can do is left out.
+
+    Args:
+        found: what was said of the network, for training on.
+        model: left as it is.
+        probe: what treatments are proved on.
+        seed: of random numbers.
+    """
+    wanted = [one for one in plan(found, "train") if one.kind not in ADVICE]
+    if not wanted:
+        return TreatedTogether()
+    try:
+        ward = Ward(copy.deepcopy(model), probe, seed)
+        before = ward.replay()
+        done = treat(ward, wanted, Limit(before, MAX_LOSS_INCREASE)).done
+        after = ward.replay(gradients=True)
+        evidence = look_closely(ward, {one.treatment.layer for one in done}, after.gradients)
+    except NndiagError:  # what cannot be carried out is not verified
+        return TreatedTogether()
+    nodes: dict[tuple[str, int], Numbers] = {}
+    for one in done:
+        layer, index = one.treatment.layer, one.treatment.index
+        if index is not None:
+            nodes[layer, index] = {
+                "gradient_after": evidence.gradient(ward.layers[layer], index),
+                "outgoing_gradient_after": evidence.outgoing(ward, layer, index),
+                "active_after": evidence.firing(layer, index),
+            }
+    if not done:
+        return TreatedTogether()
+    losses: Numbers = {"loss_before": _finite(before.loss), "loss_after": _finite(after.loss)}
+    together: Numbers = {
+        "actions": len(done),
+        **(losses if before.loss is not None else {}),
+        "output_change": output_change(before, after),
+    }
+    return TreatedTogether(nodes, together)
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

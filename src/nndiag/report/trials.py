@@ -1,0 +1,38 @@
+"""What trying the actions on the probe showed, in words."""
+
+from __future__ import annotations
+
+from nndiag.records.report import Diagnosis, Number
+from nndiag.report.groups import Advice
+from nndiag.report.numbers import counted, number, percent
+
+
+def tried(advice: Advice) -> str:
+    """Return what is known of the nodes of one piece of advice by trial; empty where none was made."""
+    if not advice.verified:
+        return ""
+    who = "" if advice.verified == len(advice.nodes) else f"{advice.verified:,} of them "
+    if advice.change is None:
+        return f"{who}tried on the probe"
+    if advice.change == 0:
+        return f"{who}tried on the probe: the outputs stay as they are"
+    alone = "" if advice.verified == 1 else ", each alone,"
+    return f"{who}tried on the probe{alone}: outputs change by up to {percent(advice.change)}"
+
+
+def together(diagnosis: Diagnosis) -> str | None:
+    """Return what all actions did together, ``None`` where they were not tried."""
+    found = diagnosis.model.verified
+    if found is None:
+        return None
+    count = found.get("actions")
+    said = f"All {counted(count, 'action')} together" if isinstance(count, int) and count > 1 else "Tried"
+    before, after = _known(found.get("loss_before")), _known(found.get("loss_after"))
+    losses = f"loss {number(before)} → {number(after)}, " if before is not None else ""
+    change = _known(found.get("output_change"))
+    effect = "the outputs stay as they are" if change == 0 else f"outputs change by up to {percent(change)}"
+    return f"{said}: {losses}{effect} of the largest" if change else f"{said}: {losses}{effect}"
+
+
+def _known(value: Number) -> float | None:
+    return value if isinstance(value, float) else None
