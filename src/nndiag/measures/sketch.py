@@ -181,7 +181,7 @@ def _squares(tile: Tensor) -> Tensor | None:
     stretch = math.gcd(tile.shape[1], _LONGEST)
     if tile.dtype != torch.float32 or stretch < _SHORTEST:
         return None
-    parts = torch.linalg.vector_norm(tile.unflatten(1, (-1, stretch)), dim=2)
+    parts = torch.linalg.vector_norm(tile.reshape(len(tile), -1, stretch), dim=2)
     norms = torch.linalg.vector_norm(parts, dim=1, dtype=torch.float64)
     least, most = (value.item() for value in norms.aminmax())
     return norms.square() if _ORDINARY[0] < least and most < _ORDINARY[1] else None
