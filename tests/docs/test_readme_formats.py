@@ -16,6 +16,7 @@ from torch import nn
 
 from nndiag.cli import main
 from tests import hf
+from tests.checkpoint.test_dcp import NETWORK, write_with_two_ranks
 from tests.docs.test_readme import README
 from tests.pipeline.test_deepest_levels import FACTORY, train_with
 
@@ -49,7 +50,7 @@ def reviews() -> None:
 def text() -> None:
     t = hf.library()
     torch.manual_seed(0)
-    config = t.GPT2Config(vocab_size=hf.VOCABULARY, n_positions=256, n_embd=16, n_layer=1, n_head=2)
+    config = t.GPT2Config(vocab_size=len(WORDS), n_positions=256, n_embd=4, n_layer=1, n_head=1)
     t.GPT2LMHeadModel(config).save_pretrained("MODEL_DIR")
     tokenizer(Path("MODEL_DIR"))
     Path("held_out.txt").write_text("the cat sat on a mat and slept on the mat " * 30)
@@ -84,6 +85,16 @@ def lightning() -> None:
     probe(4)
 
 
+def ranks() -> None:
+    if not torch.distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    Path("raw").mkdir()
+    Path("outputs/checkpoint").mkdir(parents=True)
+    (write_with_two_ranks(Path("raw").absolute()) / "flat").rename("outputs/checkpoint/step-1000")
+    Path("net.py").write_text(NETWORK)
+    probe(4)
+
+
 def exported() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     free = ({0: torch.export.Dim("batch")},)
@@ -107,6 +118,7 @@ MADE: dict[str, Callable[[], None]] = {
     "nndiag scan MODEL_DIR --data held_out.txt --block-size 256": text,
     "nndiag scan OUTPUT_DIR --data held_out.parquet": trainer,
     "nndiag scan lightning_logs/version_0/checkpoints --model model.py:Net --data probe.npz": lightning,
+    "nndiag scan outputs/checkpoint/step-1000 --model net.py:build --data probe.npz": ranks,
     "nndiag scan net.pt2 --trust --data probe.npz": exported,
     "nndiag scan net.safetensors --model timm:resnet18 --model-arg num_classes=10 --data probe.npz": timm,
 }
