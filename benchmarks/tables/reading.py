@@ -50,7 +50,7 @@ def table(setting: Setting) -> list[str]:
             "Reading",
             f"A safetensors file of {size / GIB:.1f} GiB: {layers} matrices of {SIDE} x {SIDE} float32, "
             f"{mib(4 * SIDE**2)} each. Every row is a fresh process; its start is not counted. A scan also computes "
-            "the SHA-256 of the file, beside the measuring and on a core of its own: it cannot take less time than that.",
+            "the SHA-256 of the file, beside the measuring on a core of its own: it cannot take less time than that.",
         ),
         *rows(("file in", "what", "time", "against the sum", "peak resident", "above an idle process"), body),
     ]
