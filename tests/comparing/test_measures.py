@@ -203,7 +203,7 @@ def test_parts_and_tiles_make_one_sketch() -> None:
     rows = torch.randn(3, 40_007, generator=torch.Generator().manual_seed(0))
     whole = sketch(NodeRows((rows,))).directions
     parts = sketch(NodeRows((rows[:, :7], rows[:, 7:20_000], rows[:, 20_000:]))).directions
-    assert torch.allclose(whole, parts, atol=1e-12)
+    assert torch.allclose(whole, parts, atol=1e-6)
 
 
 def test_a_direction_that_is_none() -> None:
