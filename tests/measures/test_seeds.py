@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from nndiag.measures import Plan, measure
 from nndiag.measures.allotment import allot
-from nndiag.measures.seeds import Seed, Seeds
+from nndiag.measures.seeds import Seeds
 from nndiag.measures.signs import SampleSigns
 from nndiag.probe.curvature import loss_factor
 from nndiag.probe.factor import ColumnFactor, DiagonalFactor, Factor
@@ -24,11 +25,21 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def every(seeds: Seeds, rows: int = 256) -> list[Seed]:
-    return [*seeds.whole(), *seeds.picked(rows)]
+class Pass(NamedTuple):
+    values: Tensor
+    samples: Tensor
 
 
-def curvature_of(seeds: Iterable[Seed], batch: int) -> Tensor:
+def every(seeds: Seeds, samples: int, rows: int = 256) -> list[Pass]:
+    """Return all backward passes with the samples in them."""
+    found = []
+    for group in seeds.groups(rows, torch.arange(samples) % 4):
+        own = torch.arange(samples) if group.samples is None else group.samples
+        found += [Pass(values, own) for values in group.seeds]
+    return found
+
+
+def curvature_of(seeds: Iterable[Pass], batch: int) -> Tensor:
     """Return the matrix of every sample that the passes amount to, ``(batch, outputs, outputs)``."""
     found = torch.zeros(())
     for seed in seeds:
@@ -57,10 +68,8 @@ def test_without_noise_every_column_is_exact(confident: float) -> None:
     seeds = Seeds(factor_of(columns), 0.0, seeded())
     truth = torch.einsum("cni,cnj->nij", columns, columns)
     for rows in (1, 7, 256):
-        found = every(seeds, rows)
+        found = every(seeds, 40, rows)
         torch.testing.assert_close(curvature_of(found, 40), truth, rtol=1e-9, atol=1e-9 * float(truth.max()))
-        assert all(len(seed.samples) <= rows for seed in found[seeds.whole_count :])
-        assert sum(len(seed.samples) for seed in found[seeds.whole_count :]) == seeds.picked_count
     assert seeds.exact == pytest.approx(1)
 
 
@@ -72,7 +81,7 @@ def test_what_is_sampled_is_right_in_the_mean_and_as_small_as_promised(noise: fl
     stack = []
     for seed in range(100):
         seeds = Seeds(factor_of(columns), noise, seeded(seed), coverage=coverage)
-        stack.append(curvature_of(every(seeds), 40).mean(dim=0))
+        stack.append(curvature_of(every(seeds, 40), 40).mean(dim=0))
         assert coverage <= seeds.exact <= 1
     draws = torch.stack(stack)
     trace = float(truth.diagonal().sum())
@@ -83,21 +92,21 @@ def test_what_is_sampled_is_right_in_the_mean_and_as_small_as_promised(noise: fl
 
 def test_confident_samples_cost_few_passes() -> None:
     seeds = Seeds(factor_of(some_columns(12.0)), 1e-2, seeded(), coverage=0.0)
-    assert seeds.whole_count == 1
-    assert 0 < seeds.picked_count < 40
+    assert seeds.expected < 1
+    assert sum(len(one.samples) for one in every(seeds, 40)) < 2 * 40
 
 
 def test_no_curvature_at_all_is_one_pass_of_zeros() -> None:
     seeds = Seeds(factor_of(torch.zeros(3, 5, 2, dtype=torch.float64)), 1e-3, seeded())
     assert seeds.exact == 1
-    (only,) = every(seeds)
+    (only,) = every(seeds, 3)
     assert only.values.shape == (5, 2)
     assert not only.values.any()
 
 
 def test_the_same_seed_gives_the_same_passes() -> None:
     for one, two in zip(
-        *(every(Seeds(factor_of(some_columns(4.0)), 1e-2, seeded(3))) for _ in range(2)), strict=True
+        *(every(Seeds(factor_of(some_columns(4.0)), 1e-2, seeded(3)), 40) for _ in range(2)), strict=True
     ):
         torch.testing.assert_close(one.values, two.values, rtol=0, atol=0)
 
@@ -149,7 +158,7 @@ def model_with_positions(confidence: float) -> tuple[Tensor, Tensor]:
     return output, jacobian.reshape(SAMPLES, POSITIONS * CLASSES, WIDTH, FEATURES)
 
 
-def jacobian_rows(found: list[Seed], jacobian: Tensor) -> Tensor:
+def jacobian_rows(found: list[Pass], jacobian: Tensor) -> Tensor:
     """Return ``Jᵀ s`` of every row of every seed, ``(rows, nodes, size)``."""
     parts = [torch.einsum("ra,rahp->rhp", s.values.flatten(1), jacobian[s.samples]) for s in found]
     return torch.cat(parts)
@@ -168,7 +177,7 @@ def test_with_positions_and_without_noise_it_is_exact(confidence: float) -> None
     curvature = (torch.diag_embed(p) - p[..., :, None] * p[..., None, :]) / POSITIONS
     by_position = jacobian.reshape(SAMPLES, POSITIONS, CLASSES, WIDTH, FEATURES)
     truth = torch.einsum("ntahp,ntab,ntbhq->hpq", by_position, curvature, by_position) / SAMPLES
-    exact = blocks(jacobian_rows(every(Seeds(factor, 0.0, seeded())), jacobian))
+    exact = blocks(jacobian_rows(every(Seeds(factor, 0.0, seeded()), SAMPLES), jacobian))
     torch.testing.assert_close(exact, truth)
 
 
@@ -206,9 +215,8 @@ def test_more_passes_make_it_exact() -> None:
 def test_many_outputs_alike_take_no_more_passes_than_allowed() -> None:
     output = torch.zeros(16, 784)
     seeds = Seeds(DiagonalFactor(torch.full((16, 784), 2 / 784), output), 2e-3, seeded(), limit=32)
-    found = every(seeds)
-    assert len(found) == seeds.whole_count == 32
-    assert seeds.picked_count == 0
+    found = every(seeds, 16)
+    assert len(found) == seeds.expected == 32
     total = sum(float(seed.values.square().sum()) for seed in found)
     assert total == pytest.approx(16 * 2, rel=1e-5)
     used = torch.stack([seed.values != 0 for seed in found]).sum(dim=0)
@@ -232,14 +240,38 @@ def test_every_atom_has_one_place_and_those_alone_are_the_heaviest(seed: int) ->
     found = allot(weights, torch.ones(17, dtype=torch.long), noise=3e-2, coverage=0.5, limit=9)
     assert ((found.place >= 0) == (weights > 1e-12 * weights.sum() / 30)).all()
     assert (found.place < found.passes[:, None]).all()
-    assert (found.passes >= found.whole).all()
+    assert (found.passes >= 1).all()
     assert int(found.passes.max()) <= 9
     alone = 0.0
-    for row, place in zip(weights, found.place, strict=True):
+    last = torch.where(found.chance, found.passes - 1, -2)
+    for row, place, by_chance in zip(weights, found.place, last, strict=True):
         counts = torch.bincount(place[place >= 0], minlength=9)
-        single = (place >= 0) & (counts[place.clamp_min(0)] == 1)
+        single = (place >= 0) & (place != by_chance) & (counts[place.clamp_min(0)] == 1)
         alone += float(row[single].sum())
         if single.any() and (~single & (place >= 0)).any():
             assert row[single].min() >= row[~single & (place >= 0)].max()
     assert found.exact == pytest.approx(alone / float(weights.sum()))
     assert found.exact >= 0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_left_to_chance_is_right_in_the_mean(seed: int) -> None:
+    weights = torch.rand(300, 6, generator=seeded(seed), dtype=torch.float64) ** 8
+    columns = (torch.eye(6, dtype=torch.float64) * weights.sqrt()[:, None]).movedim(2, 0)
+    seeds = [Seeds(factor_of(columns), 5e-2, seeded(one), coverage=0.5) for one in range(200)]
+    assert seeds[0].expected < 1
+    traces = torch.tensor([sum(float(p.values.square().sum()) for p in every(one, 300)) for one in seeds])
+    assert float(traces.std()) <= 5e-2 * float(weights.sum())
+    assert float(traces.mean()) == pytest.approx(float(weights.sum()), rel=4 * 5e-2 / 200**0.5)
+    rows = [sum(len(p.samples) for p in every(one, 300)) for one in seeds]
+    assert np.mean(rows) == pytest.approx(300 * seeds[0].expected, rel=0.2)
+
+
+def test_a_batch_of_which_chance_takes_nothing_still_shows_its_layers() -> None:
+    columns = torch.full((2, 3, 2), 1e-9, dtype=torch.float64)
+    columns[:, 2] = 1
+    seeds = Seeds(factor_of(columns), 2e-3, seeded(), coverage=0.5)
+    for first in range(3):
+        groups = list(seeds.groups(256, torch.zeros(1), slice(first, first + 1)))
+        assert len(groups) == 1
+        assert len(list(groups[0].seeds)) >= 1

@@ -3,7 +3,9 @@
 A pass carries, for every sample, a sum of atoms with independent signs: ``q = (Σ_a ε_a x_a)²`` with ``x_a = s_aᵀ J v``
 stands for ``Σ_a x_a²``. It is right in the mean, exact where the atom is alone, and its variance is
 ``2[(Σ x²)² − Σ x⁴]``. So a sample's heaviest atoms go alone, and the others are dealt to the passes left so that these
-carry about the same. A sample that carries little of the trace needs fewer passes than one that carries much.
+carry about the same; or one pass carries them all, but is made by chance alone, one time in ``1/CHANCE``, and then
+counts so much more. A sample that carries little of the trace needs fewer passes than one that carries much, and
+one that carries next to nothing may get none.
 """
 
 from __future__ import annotations
@@ -15,27 +17,33 @@ from torch import Tensor
 
 NEGLIGIBLE = 1e-12
 """Share of the batch's trace below which an atom is nothing but rounding."""
-PICKED_COST = 1.8
-"""Cost of a row that is picked from its batch, over one in a pass of the whole batch: it needs a forward pass too."""
-OWN_NOISE, OWN_PASSES, LIGHT = 25, 4, 1e-2
+CHANCE = 0.25
+"""How often a pass is made that is left to chance."""
+OWN_NOISE, OWN_PASSES, LIGHT = 5, 4, 5e-4
 """A sample by itself may be so many times as noisy, where so many passes reach that and unless it is this light beside
 the mean: a node may see few samples, and light ones, of which the noise of the batch says nothing."""
-CHEAPEST, PRICES, ROUNDS = 1e-12, 16, 3
-"""Search for the price of a pass: the least, relative to the largest value, how many are tried at once, how often."""
+CHEAPEST, HALVINGS = 1e-12, 20
+"""Search for the price of a pass: the least, relative to the largest value, and how often the search halves."""
 
 
 @dataclass(frozen=True)
 class Allotment:
     """Where the atoms of every sample of a batch go.
 
-    ``passes`` of each sample, ``(batch,)``; ``whole`` of them are taken by all samples together. ``place`` is the pass
-    of every atom, ``(batch, atoms)``, -1 for one that is nothing; ``exact`` the share of the trace that goes alone.
+    ``passes`` of each sample, ``(batch,)``; the last of them is left to chance where ``chance`` says so. ``place`` is
+    the pass of every atom, ``(batch, atoms)``, -1 for one that is nothing; ``exact`` the share of the trace that goes
+    alone.
     """
 
     passes: Tensor
-    whole: int
+    chance: Tensor
     place: Tensor
     exact: float
+
+    @property
+    def expected(self) -> Tensor:
+        """How many passes each sample will make in the mean, ``(batch,)``."""
+        return self.passes - (1 - CHANCE) * self.chance
 
 
 def allot(weights: Tensor, ranks: Tensor, *, noise: float, coverage: float, limit: int) -> Allotment:
@@ -52,18 +60,15 @@ def allot(weights: Tensor, ranks: Tensor, *, noise: float, coverage: float, limi
     total = float(weights.sum())
     atoms = _Sorted(weights, ranks, NEGLIGIBLE * total / len(weights))
     most = int(atoms.counts.max())
-    if noise <= 0 or most <= 2:
-        whole = _shared(atoms.counts)
-        passes = atoms.counts.clamp_min(whole)
+    if noise <= 0 or most <= 1:
+        passes, chance = atoms.counts, torch.zeros_like(atoms.counts, dtype=torch.bool)
+        singles = passes if noise <= 0 else atoms.singles(passes[:, None])[:, 0]
     else:
-        tables = atoms.tables(min(most, limit))
-        passes, whole = _cheapest(
-            tables, ((noise * total) ** 2, (1 - coverage) * total), atoms.least(tables[0], noise)
-        )
-    singles = atoms.singles(passes[:, None])
-    shared = float(atoms.shared(singles).sum())
+        levels = _Levels(atoms, min(most, limit))
+        passes, chance, singles = levels.chosen(noise * total, (1 - coverage) * total, noise)
+    shared = float(atoms.shared(singles[:, None]).sum())
     exact = max(0.0, 1.0 - shared / total) if total > 0 else 1.0
-    return Allotment(passes, whole, atoms.unsorted(_dealt(atoms.heavy, singles[:, 0], passes)), exact)
+    return Allotment(passes, chance, atoms.unsorted(_dealt(atoms.heavy, singles, passes)), exact)
 
 
 class _Sorted:
@@ -96,30 +101,82 @@ class _Sorted:
         """Return the weight that does not go alone, or alone but mixed in itself, ``(batch, cases)``."""
         return self._rest.gather(1, singles) + self._first_mixed.gather(1, singles)
 
-    def tables(self, most: int) -> tuple[Tensor, Tensor]:
-        """Return, per sample and number of passes, the variance of its share of the trace, and what is shared.
+    def variances(self, singles: Tensor, shares: Tensor) -> Tensor:
+        """Return the variance of a sample's share of the trace, ``(batch, cases)``.
 
-        The variance is ``2[Σ_passes (Σ w)² − Σ_columns w²]``, the passes that share taken to carry the same.
+        ``2[Σ_passes (Σ w)² − Σ_columns w²]``, those of the passes that share taken to carry the same.
+
+        Args:
+            singles: atoms that go alone, ``(batch, cases)``.
+            shares: passes among which the others are dealt, ``(batch, cases)``.
         """
-        passes = torch.arange(1, most + 1, device=self.counts.device)
-        allowed = torch.minimum(self.counts[:, None], passes)
-        singles = self.singles(allowed)
-        together = self._rest.gather(1, singles).square() / (allowed - singles).clamp_min(1)
+        together = self._rest.gather(1, singles).square() / shares.clamp_min(1)
         together += self._first_mixed_squares.gather(1, singles) - self._rest_pure.gather(1, singles)
-        return 2 * together.clamp_min(0), self.shared(singles)
+        return 2 * together.clamp_min(0)
 
-    def least(self, variances: Tensor, noise: float) -> Tensor:
-        """Return the fewest passes of each sample that keep its own noise low, ``(batch,)``.
+    def by_chance(self, singles: Tensor) -> Tensor:
+        """Return the same where the others go together in a pass left to chance.
 
-        A node may see a few samples alone, and light ones: the noise of the batch says nothing of it.
+        ``E(Σ ε x)⁴ / chance − (Σ w)²`` with ``E(Σ ε x)⁴ = 3 (Σ w)² − 2 Σ w²``.
         """
-        own = self._rest[:, :1]
-        enough = (variances[:, :OWN_PASSES] <= (OWN_NOISE * noise * own) ** 2) & (own > LIGHT * own.mean())
-        return torch.where(enough.any(dim=1), enough.long().argmax(dim=1) + 1, 1)
+        rest = self._rest.gather(1, singles).square()
+        fourth = 3 * rest - 2 * self._rest_pure.gather(1, singles)
+        return fourth / CHANCE - rest + 2 * self._first_mixed_squares.gather(1, singles)
+
+    @property
+    def own(self) -> Tensor:
+        """The trace of each sample, ``(batch, 1)``."""
+        return self._rest[:, :1]
 
     def unsorted(self, place: Tensor) -> Tensor:
         """Return what belongs to atoms in order of weight in the order they were given in."""
         return torch.empty_like(place).scatter_(1, self._order, place)
+
+
+class _Levels:
+    """What a sample may spend, from the least: a chance, a pass, a pass and a chance, two passes, …"""
+
+    def __init__(self, atoms: _Sorted, most: int) -> None:
+        batch, device = len(atoms.counts), atoms.counts.device
+        whole = torch.arange(1, most + 1, device=device).expand(batch, -1)
+        passes = torch.minimum(atoms.counts[:, None], whole)
+        singles = atoms.singles(passes)
+        before = torch.minimum(atoms.counts[:, None], whole - 1)
+        self._atoms = atoms
+        self._singles = _interleaved(before, singles)
+        self._passes = _interleaved(whole, passes)
+        self._variances = _interleaved(atoms.by_chance(before), atoms.variances(singles, passes - singles))
+        self._shared = atoms.shared(self._singles)
+        levels = torch.arange(2 * most, device=device)
+        self._chance = levels % 2 == 0
+        self._costs = levels // 2 + torch.where(self._chance, CHANCE, 1.0).double()
+
+    def chosen(self, noise: float, shared: float, own_noise: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return passes, whether the last is left to chance, and how many atoms go alone, each ``(batch,)``.
+
+        Args:
+            noise: accepted standard deviation of the sum over the samples.
+            shared: accepted weight that does not go alone.
+            own_noise: what the noise of a sample is measured by, as a share of its trace.
+        """
+        allowed = self._quiet(own_noise)
+        level = _cheapest(self._shared, self._costs, allowed, shared)
+        allowed &= self._shared <= self._shared.gather(1, level[:, None])
+        level = _cheapest(self._variances, self._costs, allowed, noise**2)
+        pick = [x.gather(1, level[:, None])[:, 0] for x in (self._passes, self._singles)]
+        return pick[0], self._chance[level] & (pick[1] < self._atoms.counts), pick[1]
+
+    def _quiet(self, noise: float) -> Tensor:
+        """Return the levels at which no sample is too noisy by itself, ``(batch, levels)``; all where none is."""
+        own = self._atoms.own
+        quiet = self._variances <= (OWN_NOISE * noise * own).square()
+        bound = quiet[:, : 2 * OWN_PASSES].any(dim=1, keepdim=True) & (own > LIGHT * own.mean())
+        return quiet | ~bound
+
+
+def _interleaved(even: Tensor, odd: Tensor) -> Tensor:
+    """Return the columns of two tables in turn."""
+    return torch.stack([even, odd], dim=2).flatten(1)
 
 
 def _sums_after(values: Tensor) -> Tensor:
@@ -142,48 +199,31 @@ def _dealt(heavy: Tensor, singles: Tensor, passes: Tensor) -> Tensor:
     return torch.where(heavy > 0, place, -1)
 
 
-def _cheapest(
-    tables: tuple[Tensor, Tensor], budgets: tuple[float, float], least: Tensor
-) -> tuple[Tensor, int]:
-    """Return the passes of each sample, and how many are taken whole, at little cost that keeps to the budgets.
+def _cheapest(table: Tensor, costs: Tensor, allowed: Tensor, budget: float) -> Tensor:
+    """Return the level of each sample, of those allowed, so that the sum over the samples keeps to the budget.
 
-    How many to take whole is decided by what each sample would need by itself; then what the others still need.
-    """
-    batch, most = tables[0].shape
-    alone = torch.maximum(_needed(tables, budgets, 1), least)
-    levels = torch.arange(1, most + 1, device=alone.device)
-    picked = (alone[:, None] - levels).clamp_min(0).sum(dim=0)
-    whole = int((levels * batch + PICKED_COST * picked).argmin()) + 1
-    return (alone if whole == 1 else torch.maximum(_needed(tables, budgets, whole), least)), whole
-
-
-def _needed(tables: tuple[Tensor, Tensor], budgets: tuple[float, float], whole: int) -> Tensor:
-    """Return the passes of each sample, at least ``whole``, that keep to the budgets."""
-    further = [_fewest(table[:, whole - 1 :], budget) for table, budget in zip(tables, budgets, strict=True)]
-    return torch.stack(further).amax(dim=0) + whole
-
-
-def _fewest(table: Tensor, budget: float) -> Tensor:
-    """Return how far along its row to go in each sample so that the sum keeps to the budget, in few steps together.
-
-    By the price of a step: at each, every sample goes to where value and price together are least. Where the budget
+    By the price of a pass: every sample goes to where value and price together are least. Where the budget
     cannot be kept the price falls to nothing, and every sample goes as far as it helps.
     """
-    if float(table[:, 0].sum()) <= budget:
-        return torch.zeros(len(table), dtype=torch.long, device=table.device)
-    steps = torch.arange(table.shape[1], dtype=table.dtype, device=table.device)
-    low, high = CHEAPEST * float(table.max()), 2 * float(table.max())
-    grid = torch.linspace(0, 1, PRICES + 1, dtype=table.dtype, device=table.device)
-    for _ in range(ROUNDS):
-        prices = low * (high / low) ** grid
-        taken = (table[:, None] + prices[:, None] * steps).argmin(dim=2)
-        kept = table.gather(1, taken).sum(dim=0) <= budget
-        place = max(0, int(kept.long().cumprod(dim=0).sum()) - 1)
-        low, high = prices[[place, min(place + 1, PRICES)]].tolist()
-    return (table + low * steps).argmin(dim=1)
+    table = torch.where(allowed, table, torch.inf)
+    low = CHEAPEST * float(table[allowed].max())
+    high = float(table[allowed].max()) / float(costs[0])
 
+    def at(price: float) -> Tensor:
+        return (table + price * costs).argmin(dim=1)
 
-def _shared(counts: Tensor) -> int:
-    """Return how many of the passes are cheaper taken by the whole batch than by those that need them."""
-    levels = torch.arange(1, int(counts.max()) + 1, device=counts.device)
-    return max(1, int(((counts[:, None] >= levels).double().mean(dim=0) * PICKED_COST > 1).sum()))
+    def kept(level: Tensor) -> bool:
+        return float(table.gather(1, level[:, None]).sum()) <= budget
+
+    best = at(high)
+    if high <= 0 or kept(best):
+        return best
+    best = at(low)
+    for _ in range(HALVINGS):
+        price = (low * high) ** 0.5
+        level = at(price)
+        if kept(level):
+            low, best = price, level
+        else:
+            high = price
+    return best

@@ -9,7 +9,7 @@ function. ``RowBlocks``: Jacobians as they are. Which one a layer gets is decide
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -217,20 +217,12 @@ class RowBlocks:
 class Segment:
     """Rows that went through one forward pass: the uses of the layer, the gradients of every column, and folds.
 
-    ``gradients[c]`` holds those of column ``c``, one tensor a share, as its kind holds them. ``picked`` holds further
-    columns that some of the rows have, these rows with each.
+    ``gradients[c]`` holds those of column ``c``, one tensor a share, as its kind holds them.
     """
 
     shares: tuple[Share, ...]
     gradients: tuple[tuple[Tensor, ...], ...]
     folds: Tensor
-    picked: tuple[tuple[Tensor, tuple[Tensor, ...]], ...] = ()
-
-    def columns(self) -> Iterator[tuple[Tensor | slice, Sequence[Tensor]]]:
-        """Yield the rows that have a column, and its gradients; those that all rows have come first."""
-        for gradients in self.gradients:
-            yield slice(None), gradients
-        yield from self.picked
 
     def inputs(self) -> list[Tensor]:
         """Return what gradients of parameters are made of beside the gradients at the outputs, for every share."""
@@ -265,7 +257,7 @@ class ImplicitBlocks:
     @property
     def rank_bound(self) -> int:
         """One rank a row and column."""
-        rows = sum(len(segment.folds[rows]) for segment in self.segments for rows, _ in segment.columns())
+        rows = sum(len(segment.folds) * len(segment.gradients) for segment in self.segments)
         return min(self.size, rows)
 
     def product(self, vectors: Tensor) -> Tensor:
@@ -274,11 +266,11 @@ class ImplicitBlocks:
         for segment in self.segments:
             responses = _responses(segment, vectors)
             cotangents: list[Tensor | None] = [None] * len(segment.shares)
-            for rows, gradients in segment.columns():
-                q = _contracted(segment, gradients, [u[rows] for u in responses])
+            for gradients in segment.gradients:
+                q = _contracted(segment, gradients, responses)
                 for place, (share, g) in enumerate(zip(segment.shares, gradients, strict=True)):
                     weighed, before = share.kind.weigh(share, q, g), cotangents[place]
-                    cotangents[place] = weighed if before is None else _added(before, rows, weighed)
+                    cotangents[place] = weighed if before is None else before.add_(weighed)
             for share, cotangent in zip(segment.shares, cotangents, strict=True):
                 assert cotangent is not None
                 share.add_to(found, share.kind.pull_back(share, cotangent))
@@ -293,8 +285,8 @@ class ImplicitBlocks:
         found: Tensor | None = None
         for segment in self.segments:
             inputs = segment.inputs()
-            for rows, gradients in segment.columns():
-                parts = list(zip(segment.shares, [x[rows] for x in inputs], gradients, strict=True))
+            for gradients in segment.gradients:
+                parts = list(zip(segment.shares, inputs, gradients, strict=True))
                 own = jacobian(self.layer, parts, start, stop).double().movedim(0, 1)
                 found = own.mT @ own if found is None else found.baddbmm_(own.mT, own)
         assert found is not None
@@ -305,9 +297,8 @@ class ImplicitBlocks:
         total = torch.zeros(self.nodes, dtype=torch.float64, device=self.like.device)
         for segment in self.segments:
             inputs = segment.inputs()
-            together = replace(segment, gradients=beside(segment.shares, segment.gradients))
-            for rows, gradients in together.columns():
-                parts = list(zip(segment.shares, [x[rows] for x in inputs], gradients, strict=True))
+            for gradients in beside(segment.shares, segment.gradients):
+                parts = list(zip(segment.shares, inputs, gradients, strict=True))
                 norms = squared_norms(self.layer, parts).sum(dim=0).double()
                 total += norms.reshape(-1, self.nodes).sum(dim=0)
         return total / self.samples
@@ -317,15 +308,10 @@ class ImplicitBlocks:
         found = self.like.new_zeros(folds, self.nodes)
         for segment in self.segments:
             responses = _responses(segment, vectors)
-            for rows, gradients in segment.columns():
-                own = _contracted(segment, gradients, [u[rows] for u in responses])
-                found.index_add_(0, segment.folds[rows], own.square())
+            for gradients in segment.gradients:
+                own = _contracted(segment, gradients, responses)
+                found.index_add_(0, segment.folds, own.square())
         return found.double()
-
-
-def _added(whole: Tensor, rows: Tensor | slice, part: Tensor) -> Tensor:
-    """Add to some rows of a tensor, or to all."""
-    return whole.add_(part) if isinstance(rows, slice) else whole.index_add_(0, rows, part)
 
 
 def _rows_at_once(size: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from nndiag.measures.batchview import LayerUse
 from nndiag.measures.blocks import GramBlocks, ImplicitBlocks, NodeBlocks, OuterBlocks, RowBlocks, Segment
 from nndiag.replay.jacobian import beside, jacobian, same_inputs
-from nndiag.replay.kinds import ColumnKind, Layer, Share, tiles
+from nndiag.replay.kinds import Layer, tiles
 
 EXPECTED_PRODUCTS = 7
 """How many products a solver takes, for the choice of the form."""
@@ -54,10 +53,7 @@ class Capture:
         self._inputs: list[Tensor] = []
         self._weights: list[Tensor] = []
         self._row_folds: list[Tensor] = []
-        self._place: Tensor | None = None  # row of each sample in the outer form
-        self._again: list[tuple[Tensor, Tensor]] = []
         self._segments: list[Segment] = []
-        self._segment_samples: list[Tensor | None] = []
         self._jacobians: list[Tensor] = []
         self._sums: Tensor | None = None
         self._rows = 0
@@ -67,21 +63,18 @@ class Capture:
         use: LayerUse,
         gradients: Sequence[Sequence[Tensor]],
         folds: Tensor,
-        samples: Tensor | None = None,
     ) -> None:
-        """Keep what one forward pass showed.
+        """Keep what one forward pass showed, of samples that no other shows.
 
         Args:
             use: the calls of the layer.
             gradients: per column one tensor a share, as its kind holds them.
             folds: fold of every row of the batch.
-            samples: place in the probe of every row of the batch. Where it is known, what is seen of a sample in
-                several passes is put together.
         """
         if _one_position(use, gradients):
             weights = _squares(gradients)
             if not self._always:
-                self._add_outer(use, weights, folds, samples)
+                self._add_outer(use, weights, folds)
                 return
             gradients = [[weights.sqrt_()[:, :, None, None]]]
         if self._whole is None:
@@ -91,7 +84,7 @@ class Capture:
             if self._always and _one_position(use, gradients):
                 self._rows = min(self._rows, self._samples)  # one input a sample, however many passes
         else:
-            self._add_segment(use, tuple(tuple(of_column) for of_column in gradients), folds, samples)
+            self._add_segment(use, tuple(tuple(of_column) for of_column in gradients), folds)
 
     def add_jacobians(self, rows: Tensor, folds: Tensor) -> None:
         """Keep Jacobians ``(columns, batch, nodes, size)``; ``folds`` is of every sample of the batch."""
@@ -113,9 +106,6 @@ class Capture:
         """Return the blocks of the nodes; what was kept goes over to them, so that this can be asked for once."""
         if self._inputs:
             inputs, weights, folds = (_joined(x) for x in (self._inputs, self._weights, self._row_folds))
-            for places, more in self._again:
-                weights.index_add_(0, places.to(weights.device), more)
-            self._again.clear()
             return OuterBlocks(inputs, weights, folds, self._samples)
         if self._jacobians:
             return RowBlocks(_joined(self._jacobians, dim=1), _joined(self._row_folds), self._samples)
@@ -151,38 +141,16 @@ class Capture:
         )
         return whole < EXPECTED_PRODUCTS * product
 
-    def _add_outer(self, use: LayerUse, weights: Tensor, folds: Tensor, samples: Tensor | None) -> None:
-        if samples is not None:
-            samples = samples.cpu()
-            if self._place is None:
-                self._place = torch.full((self._samples,), -1)
-            if bool((self._place[samples] >= 0).all()):
-                self._again.append((self._place[samples], weights))
-                self._count(weights)
-                return
-            if len(torch.unique(samples)) == len(samples):
-                known = sum(len(part) for part in self._inputs)
-                self._place[samples] = torch.arange(known, known + len(samples))
+    def _add_outer(self, use: LayerUse, weights: Tensor, folds: Tensor) -> None:
         inputs = use.inputs()[0][:, 0, :, 0]
         self._inputs.append(inputs)
         self._weights.append(weights)
         self._row_folds.append(folds)
         self._count(inputs, weights, folds)
 
-    def _add_segment(
-        self, use: LayerUse, gradients: tuple[tuple[Tensor, ...], ...], folds: Tensor, samples: Tensor | None
-    ) -> None:
+    def _add_segment(self, use: LayerUse, gradients: tuple[tuple[Tensor, ...], ...], folds: Tensor) -> None:
         self._count(*(g for of_column in gradients for g in of_column), folds)
-        for place in reversed(range(len(self._segments))):
-            rows = _found(samples, self._segment_samples[place])
-            segment = self._segments[place]
-            if rows is not None and _alike(segment, use.shares, gradients):
-                rows = rows.to(folds.device)
-                picked = (*segment.picked, *((rows, of_column) for of_column in gradients))
-                self._segments[place] = replace(segment, picked=picked)
-                return
         self._segments.append(Segment(use.shares, gradients, folds))
-        self._segment_samples.append(samples)
         self._count(*(x for share in use.shares for one in share.uses for x in one.inputs.values()))
 
     def _add_whole(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
@@ -192,7 +160,7 @@ class Capture:
         self._rows += len(folds) * len(gradients)
         begin, end = self._nodes
         for fold in range(self._folds):
-            rows = _rows_of(folds, fold, self._folds)
+            rows = _rows_of(folds, fold)
             if not len(folds[rows]):
                 continue
             of_fold = [[g[rows] for g in of_column] for of_column in gradients]
@@ -237,27 +205,6 @@ def _one_position(use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> bool:
     return same_inputs(use.shares, g) and g.shape[3] == 1
 
 
-def _found(samples: Tensor | None, among: Tensor | None) -> Tensor | None:
-    """Return where samples stand among others, if all of them do."""
-    if samples is None or among is None:
-        return None
-    equal = samples[:, None] == among
-    return equal.long().argmax(dim=1) if bool(equal.any(dim=1).all()) else None
-
-
-def _alike(segment: Segment, shares: Sequence[Share], gradients: tuple[tuple[Tensor, ...], ...]) -> bool:
-    """Whether gradients of another pass may stand with those of a segment: their rows do not depend on them."""
-    if len(segment.shares) != len(shares):
-        return False
-    return all(
-        isinstance(a.kind, ColumnKind)
-        and a.kind is b.kind
-        and a.slots == b.slots
-        and g.shape[1:] == h.shape[1:]
-        for a, b, g, h in zip(segment.shares, shares, segment.gradients[0], gradients[0], strict=True)
-    )
-
-
 def _positions(use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> int:
     """Return how many positions a sample has in the calls of a layer."""
     return sum(g[0, 0].numel() for g in gradients[0])
@@ -274,9 +221,11 @@ def _jacobians(
     return found.reshape(len(found), len(gradients), stop - start, -1).flatten(0, 1)
 
 
-def _rows_of(folds: Tensor, fold: int, count: int) -> slice | Tensor:
-    """Return the rows of one fold: a slice, which copies nothing, where folds follow each other in turn."""
-    turn = (torch.arange(len(folds), device=folds.device) + int(folds[0])) % count if len(folds) else folds
-    if torch.equal(turn, folds):
-        return slice((fold - int(folds[0])) % count if len(folds) else 0, None, count)
-    return torch.nonzero(folds == fold).flatten()
+def _rows_of(folds: Tensor, fold: int) -> slice | Tensor:
+    """Return the rows of one fold: a slice, which copies nothing, where folds take turns or follow each other."""
+    own = torch.nonzero(folds == fold).flatten()
+    if not len(own):
+        return slice(0, 0)
+    first, step = int(own[0]), int(own[1] - own[0]) if len(own) > 1 else 1
+    regular = torch.arange(first, first + step * len(own), step, device=own.device)
+    return slice(first, int(own[-1]) + 1, step) if torch.equal(own, regular) else own

@@ -84,11 +84,11 @@ def _round(one: Round) -> RoundForecast:
 def _passes(look: Look, level: Level, place: int) -> float:
     """Return the backward passes of a round's first replay, a sample."""
     first = INFLUENCE_PASSES if place == 0 and level >= Level.GRADIENTS else 0
-    return first + look.columns + look.picked
+    return first + look.passes
 
 
 def _backward(one: RoundForecast, first: float, look: Look) -> float:
-    return first + (one.replays - 1) * (look.columns + look.picked)
+    return first + (one.replays - 1) * look.passes
 
 
 def _seconds(replay: Replay, look: Look, schedule: Schedule, passes: Sequence[float]) -> float:
@@ -100,8 +100,8 @@ def _seconds(replay: Replay, look: Look, schedule: Schedule, passes: Sequence[fl
     total = 0.0
     for one, first in zip(schedule.rounds, passes, strict=True):
         replays = STREAM_REPLAYS if one.streamed else 1
-        again = (replays - 1) * (there * (1 + look.picked) + back * (look.columns + look.picked))
-        total += samples * (there * (1 + look.picked) + back * first + again)
+        forwards = there * (1 + look.samples)
+        total += samples * (replays * forwards + back * (first + (replays - 1) * look.passes))
         for part in one.parts:
             need = needs[part.layer]
             total += _operations(need, part.form, samples) * (part.stop - part.start) / need.nodes / rate

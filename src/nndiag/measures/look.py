@@ -31,14 +31,15 @@ INFLUENCE_PASSES = 2
 class Look:
     """What the layers need, what passes take, and the columns of the loss curvature.
 
-    ``columns`` are backward passes that all samples take, ``picked`` the further ones a sample takes in the mean;
-    ``work`` the multiplications of a forward pass, a sample.
+    ``columns`` are the backward passes that a sample takes in the mean, rounded up, ``passes`` the same not rounded,
+    ``samples`` the share of samples that take any; ``work`` the multiplications of a forward pass, a sample.
     """
 
     needs: tuple[Need, ...]
     setting: Setting
     columns: int
-    picked: float
+    passes: float
+    samples: float
     work: float
 
 
@@ -51,20 +52,22 @@ def look_at(replay: Replay, seen: Forward, solvers: int = 1) -> Look:
         solvers: how many solve every block.
     """
     curved = replay.plan.level >= Level.CURVATURE
-    columns, picked, needs, call_bytes, patches, tile = 0, 0.0, [], 0.0, 0.0, 0.0
+    columns, passes, samples = 0, 0.0, 0.0
+    needs, call_bytes, patches, tile = [], 0.0, 0.0, 0.0
     count = len(seen.output)
     if curved:
         seeds = replay.look(seen)
-        columns, picked = seeds.whole_count, seeds.picked_count / count
-        gradients = seen.gradients(next(iter(seeds.whole())).values)
+        passes, samples = seeds.expected, seeds.samples
+        columns = math.ceil(passes)
+        gradients = seen.gradients(torch.ones_like(seen.output))
         call_bytes = sum(g.numel() * g.element_size() for g in gradients) / count
         for use in replay.uses(seen):
             own = use.gather(gradients)
-            needs.append(_need(replay, use, own, columns, picked))
+            needs.append(_need(replay, use, own, passes))
             patches = max(patches, _patches(use, own))
             if needs[-1].form != "outer":
                 tile = max(tile, columns * needs[-1].vector)
-        alone = [_need_by_jacobians(replay, layer, seen.output, columns + picked) for layer in _alone(replay)]
+        alone = [_need_by_jacobians(replay, layer, seen.output, passes) for layer in _alone(replay)]
         tile = max(tile, columns * sum(need.vector for need in alone))
         needs += alone
     passing = _passing(replay, seen, columns, call_bytes, patches, tile)
@@ -75,24 +78,26 @@ def look_at(replay: Replay, seen: Forward, solvers: int = 1) -> Look:
         batch_size=min(replay.probe.batch_size, len(replay.probe)),
         solver=replay.plan.solver,
         passing=passing,
-        replaying=2 * work * (1 + 2 * (columns + picked)),
+        replaying=2 * work * (1 + samples + 2 * passes),
         solvers=solvers,
     )
-    return Look(tuple(needs), setting, columns, picked, work)
+    return Look(tuple(needs), setting, columns, passes, samples, work)
 
 
 def _alone(replay: Replay) -> list[Layer]:
     return [layer for name, layer in replay.by_jacobians.items() if name not in replay.left_out]
 
 
-def _need(replay: Replay, use: LayerUse, own: Sequence[Tensor], columns: int, picked: float) -> Need:
+def _need(replay: Replay, use: LayerUse, own: Sequence[Tensor], passes: float) -> Need:
     """Try what is kept of the few samples in the layer's cheapest form."""
     layer, probe, plan = use.layer, replay.probe, replay.plan
     dense = plan.solver == "dense"
     trial = Capture(layer, len(probe), probe.fold_count, dense)
     count = len(own[0])
     folds = torch.arange(count) % probe.fold_count
-    whole = trial.prefers_whole(use, [own] * columns) if not dense else not trial.is_outer(use, [own])
+    whole = (
+        trial.prefers_whole(use, [own] * math.ceil(passes)) if not dense else not trial.is_outer(use, [own])
+    )
     form: Form = "whole"
     per_sample = 0.0
     if not whole:
@@ -101,29 +106,29 @@ def _need(replay: Replay, use: LayerUse, own: Sequence[Tensor], columns: int, pi
         a_column = sum(g.numel() * g.element_size() for g in own)
         if trial.is_outer(use, [own]):
             form = "outer"
-            per_sample = (trial.bytes + picked * a_column) / count + 8  # and the place of its row
+            per_sample = trial.bytes / count
         else:
             form = "implicit"
-            per_sample = (trial.bytes * (1 + picked) + (columns - 1) * a_column) / count
+            per_sample = (trial.bytes + max(0.0, passes - 1) * a_column) / count
     positions = max(1, sum(g[0, 0].numel() for g in own if g.dim() > 1))
-    rows = 1 if form == "outer" else columns + picked
+    rows = 1 if form == "outer" else passes
     summing = 2 * rows * layer.nodes * layer.size * (layer.size + positions / layer.groups)
-    multiplying = 4 * layer.nodes * positions * (layer.size + (columns + picked if form == "implicit" else 0))
+    multiplying = 4 * layer.nodes * positions * (layer.size + (passes if form == "implicit" else 0))
     return Need(
         layer.name, layer.nodes, layer.size, own[0].element_size(), form, per_sample, summing, multiplying,
         solved_densely(layer.size, plan.solver), layer.groups,
     )  # fmt: skip
 
 
-def _need_by_jacobians(replay: Replay, layer: Layer, output: Tensor, columns: float) -> Need:
+def _need_by_jacobians(replay: Replay, layer: Layer, output: Tensor, passes: float) -> Need:
     probe, size = replay.probe, output.element_size()
     dense = solved_densely(layer.size, replay.plan.solver)
     whole = replay.plan.solver == "dense" or fits_whole(layer, probe.fold_count, size)
     row = layer.nodes * layer.size * size
     return Need(
         layer.name, layer.nodes, layer.size, size, "whole" if whole else "rows",
-        0.0 if whole else columns * (row + 8), 2 * columns * layer.nodes * layer.size**2,
-        4 * columns * layer.nodes * layer.size, dense,
+        0.0 if whole else passes * (row + 8), 2 * passes * layer.nodes * layer.size**2,
+        4 * passes * layer.nodes * layer.size, dense,
     )  # fmt: skip
 
 

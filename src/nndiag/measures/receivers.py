@@ -19,9 +19,7 @@ class Receiver(Protocol):
     def wants(self, layer: str) -> bool:
         """Whether a layer is to be looked at, by its name."""
 
-    def take(
-        self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor, samples: Tensor
-    ) -> None:
+    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
         """Take what one pass showed of a layer, as ``Capture.add`` does."""
 
     def take_jacobians(self, layer: Layer, rows: Tensor, folds: Tensor) -> None:
@@ -72,12 +70,10 @@ class Keeping:
         """Whether a layer is kept in this round."""
         return layer not in self._elsewhere and layer not in self.given_up
 
-    def take(
-        self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor, samples: Tensor
-    ) -> None:
+    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
         """Keep what one pass showed of a layer."""
         for _, capture in self._of(use.layer):
-            capture.add(use, gradients, folds, samples)
+            capture.add(use, gradients, folds)
         self._weigh(use.layer.name, len(folds))
 
     def take_jacobians(self, layer: Layer, rows: Tensor, folds: Tensor) -> None:

@@ -27,13 +27,15 @@ from nndiag.replay.layers import find_layers, owners
 from nndiag.replay.orientation import unit_axes
 from nndiag.replay.passes import Forward, forward, main_output
 from nndiag.replay.separation import FIRST, Blind, separation, strays
+from nndiag.replay.watch import Observer
 
 EXACT_WORK = 2e9
 """Multiplications (columns times those of a forward pass over the probe) up to which all columns are exact."""
 EXACT_COLUMNS = 64
 """Columns up to which that may be: a backward pass has a cost of its own, however small the network."""
-DEFAULT_NOISE = 2e-3
-"""What sampling may cost where all columns are not: a standard deviation, as a share of the trace."""
+DEFAULT_NOISE, SELECTIVE_NOISE = 2e-3, 5e-4
+"""What sampling may cost where all columns are not: a standard deviation, as a share of the trace. Less where most units
+have one position a sample: they are off for whole samples, and see the noise of few."""
 
 
 class NonFiniteOutputError(ModelError):
@@ -52,7 +54,8 @@ class Replay:
     """The sums over the probe that a first replay leaves behind, and as many replays after it as are wanted.
 
     A batch of the probe is passed through in parts of ``part_size`` samples, all at once by default. The seeds of its
-    passes are those of the whole batch, so that neither the parts nor a further replay change anything.
+    passes are those of the whole batch, so that neither the parts nor a further replay change anything. The gradients
+    of ``held_passes`` passes of a part are held at once.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Replay:
         self.capture_seconds = 0.0
         self._one_by_one = one_by_one
         self.part_size = probe.batch_size
+        self.held_passes = 1
         self._noise: float | None = None
         self.influence_signs = SampleSigns(torch.Generator().manual_seed(plan.seed))
 
@@ -109,8 +113,6 @@ class Replay:
             self._batch(batch, receiver, first=False)
 
     def _batches(self, progress: Callable[[int], None]) -> Iterator[Batch]:
-        # a model that draws numbers in its forward pass draws the same ones in every replay
-        torch.default_generator.manual_seed(self.plan.seed)
         for batch in self.probe.batches():
             progress(batch.start)
             yield batch
@@ -127,41 +129,50 @@ class Replay:
         parts = [batch] if len(batch) <= self.part_size else list(batch.split(self.part_size))
         begun = time.perf_counter()
         seeds = None
-        if curved and len(parts) > 1:
+        if curved and (len(parts) > 1 or not first):
             outputs = torch.cat([self._output(part) for part in parts])
             seeds = self.seeds(outputs, self._targets(outputs, batch), batch.start)
         self.capture_seconds += time.perf_counter() - begun
         for part in parts:
-            seen = self._forward(part, first)
-            targets = self._targets(seen.output, part)
-            if first:
-                self._first_order(seen, part, targets)
+            seen = self._first_pass(part) if first else None
             if curved:
                 begun = time.perf_counter()
-                own = seeds or self.seeds(seen.output, targets, batch.start)
-                if first:
-                    self._note_curvature(seen, own, len(part))
-                self._keep_all(seen, part, own, part.start - batch.start, receiver)
+                if seeds is None:
+                    assert seen is not None
+                    seeds = self.seeds(seen.output, self._targets(seen.output, part), batch.start)
+                if seen is not None:
+                    self._note_curvature(seen, seeds, len(part))
+                self._keep_all(seen, part, seeds, part.start - batch.start, receiver)
                 self.capture_seconds += time.perf_counter() - begun
 
+    def _first_pass(self, part: Batch) -> Forward:
+        """Run the samples with the observer watching, and take first-order measures."""
+        begun, observed = time.perf_counter(), self.observer.seconds
+        self.observer.begin(self.probe.fold_of(part))
+        seen = self._forward(part.inputs, part.start, self.observer)
+        self.capture_seconds += time.perf_counter() - begun - (self.observer.seconds - observed)
+        self._first_order(seen, part, self._targets(seen.output, part))
+        return seen
+
+    def _forward(self, inputs: Sequence[Tensor], start: int, observer: Observer) -> Forward:
+        self._settle(start)
+        return forward(self.model, inputs, self.owners, observer)
+
     def _output(self, batch: Batch) -> Tensor:
+        self._settle(batch.start)
         with torch.no_grad():
             output = main_output(self.model(*batch.inputs))
         return self._finite(output)
+
+    def _settle(self, start: int) -> None:
+        """Let a model that draws numbers in its forward pass draw the same ones whenever it sees these samples."""
+        torch.default_generator.manual_seed(self.plan.seed + start)
 
     def _finite(self, output: Tensor) -> Tensor:
         if not bool(torch.isfinite(output).all()):
             why = "its outputs on the probe are not finite"
             raise NonFiniteOutputError("model", why, "use --level activations")
         return output
-
-    def _forward(self, batch: Batch, first: bool) -> Forward:
-        begun, observed = time.perf_counter(), self.observer.seconds
-        if first:
-            self.observer.begin(self.probe.fold_of(batch))
-        seen = forward(self.model, batch.inputs, self.owners, self.observer if first else Blind())
-        self.capture_seconds += time.perf_counter() - begun - (self.observer.seconds - observed)
-        return seen
 
     def _first_order(self, seen: Forward, batch: Batch, targets: Tensor | None) -> None:
         self._note_uses(seen)
@@ -275,40 +286,44 @@ class Replay:
         self.total_trace += seeds.total * count
         self.exact_trace += seeds.exact * seeds.total * count
 
-    def _keep_all(self, seen: Forward, part: Batch, seeds: Seeds, offset: int, receiver: Receiver) -> None:
-        """Pass the seeds of a part of a batch back; ``offset`` is its place in the batch that the seeds belong to."""
-        fold_of = self.probe.fold_of(part)
-        places = torch.arange(part.start, part.start + len(part))
+    def _keep_all(
+        self, seen: Forward | None, part: Batch, seeds: Seeds, offset: int, receiver: Receiver
+    ) -> None:
+        """Pass the seeds of a part of a batch back; ``offset`` is its place in the batch that the seeds belong to.
+
+        ``seen`` is the forward pass of the part, where there was one.
+        """
+        folds = self.probe.fold_of(part)
         own = slice(offset, offset + len(part))
-        whole = [seed.values for seed in seeds.whole(own)]
-        self._keep(seen, part.inputs, whole, (fold_of, places), receiver)
-        for seed in seeds.picked(self.part_size, own):
-            some = [x[seed.samples] for x in part.inputs]
-            again = forward(self.model, some, self.owners, Blind())
-            at = seed.samples.cpu()
-            self._keep(again, some, [seed.values], (fold_of[at], places[at]), receiver)
+        for group in seeds.groups(self.part_size * self.held_passes, folds, own):
+            if group.samples is None:
+                seen = seen or self._forward(part.inputs, part.start, Blind())
+                self._keep(seen, part.inputs, list(group.seeds), folds, receiver)
+            else:
+                some = [x[group.samples] for x in part.inputs]
+                again = self._forward(some, part.start, Blind())
+                self._keep(again, some, list(group.seeds), folds[group.samples.to(folds.device)], receiver)
 
     def _accepted_noise(self, seen: Forward, columns: int) -> float:
         """Return the noise accepted: none where exact columns are cheap."""
         if self.plan.noise is not None:
             return self.plan.noise
         cheap = columns <= EXACT_COLUMNS and columns * len(self.probe) * forward_work(seen) <= EXACT_WORK
-        return 0.0 if cheap else DEFAULT_NOISE
+        return 0.0 if cheap else SELECTIVE_NOISE if _selective(seen) else DEFAULT_NOISE
 
     def _keep(
         self,
         seen: Forward,
         inputs: Sequence[Tensor],
         seeds: Sequence[Tensor],
-        rows: tuple[Tensor, Tensor],
+        folds: Tensor,
         receiver: Receiver,
     ) -> None:
-        """Show a receiver what passes gave; ``rows`` are fold and place in the probe of every sample in them."""
-        folds, places = rows
+        """Show a receiver what passes gave; ``folds`` are those of the samples in them."""
         gradients = [seen.gradients(seed, receiver.wants) for seed in seeds]
         for use in self.uses(seen):
             if receiver.wants(use.layer.name):
-                receiver.take(use, [use.gather(g) for g in gradients], folds, places)
+                receiver.take(use, [use.gather(g) for g in gradients], folds)
         for part, found in self._jacobians(inputs, seen.output, seeds, receiver):
             for name, own in found.items():
                 receiver.take_jacobians(self.by_jacobians[name], own, folds[part])
@@ -332,6 +347,13 @@ class Replay:
                 self.left_out.setdefault(layer.name, str(error))
                 if receiver is not None:
                     receiver.drop(layer.name)
+
+
+def _selective(seen: Forward) -> bool:
+    """Whether most units have one position a sample."""
+    uses = [call for call in seen.calls if call.use is not None]
+    units = [(call.layer.nodes, math.prod(call.shape) <= len(seen.output) * call.layer.nodes) for call in uses]
+    return 2 * sum(nodes for nodes, single in units if single) > sum(nodes for nodes, _ in units)
 
 
 def forward_work(seen: Forward) -> float:

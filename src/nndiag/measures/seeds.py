@@ -10,13 +10,15 @@ at an error of 3.4 %, 6 % at 12 %): far within ``se`` where ``se`` is small, so 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nndiag.measures.allotment import Allotment, allot
+from nndiag.measures.allotment import CHANCE, Allotment, allot
+from nndiag.measures.grouping import grouped
 from nndiag.measures.signs import SampleSigns
 from nndiag.probe.factor import Factor
 
@@ -27,14 +29,15 @@ PASSES = 32
 
 
 @dataclass(frozen=True)
-class Seed:
-    """The seed of one backward pass.
+class Group:
+    """Samples that take as many backward passes as each other, after one forward pass of theirs.
 
-    ``values`` is ``(rows, …)`` like the output, ``samples`` the rows of the batch it belongs to, ``(rows,)``.
+    ``samples`` are rows of the batch, ``None`` where they are all of them in their order, so that the forward pass of
+    the batch does. ``seeds`` are made when they are asked for: ``(passes, rows, …)``, each like the output.
     """
 
-    values: Tensor
-    samples: Tensor
+    samples: Tensor | None
+    seeds: Iterator[Tensor]
 
 
 class Seeds:
@@ -63,42 +66,48 @@ class Seeds:
         self._allotment: Allotment = allot(
             factor.weights, factor.ranks, noise=noise, coverage=coverage, limit=limit
         )
+        every = torch.arange(len(factor.weights), device=factor.weights.device) + first
+        lucky = self._signs.draw(every, -1, round(-math.log2(CHANCE))).eq(1).all(dim=1)
+        self._passes = self._allotment.passes - (self._allotment.chance & ~lucky).long()
         self.exact = self._allotment.exact
         self.total, self.negative = factor.total, factor.negative
 
     @property
-    def whole_count(self) -> int:
-        """How many passes all samples take together."""
-        return self._allotment.whole
+    def expected(self) -> float:
+        """How many backward passes a sample takes in the mean."""
+        return float(self._allotment.expected.mean())
 
     @property
-    def picked_count(self) -> int:
-        """How many rows are picked beside them."""
-        return int(self._allotment.passes.sum()) - self.whole_count * len(self._allotment.passes)
+    def samples(self) -> float:
+        """The share of the samples that take any, in the mean."""
+        return float(self._allotment.expected.clamp_max(1).mean())
 
-    def whole(self, part: slice = slice(None)) -> Iterator[Seed]:
-        """Yield the seeds for all samples, or for a part of them; places are counted from its start."""
-        every = torch.arange(len(self._allotment.passes), device=self._factor.weights.device)[part]
-        for place in range(self.whole_count):
-            yield self._seed(every, torch.full_like(every, place), every[:1])
+    def groups(self, rows: int, folds: Tensor, part: slice = slice(None)) -> Iterator[Group]:
+        """Yield all samples, or a part of them, whose places are then counted from its start.
 
-    def picked(self, rows: int, part: slice = slice(None)) -> Iterator[Seed]:
-        """Yield seeds of at most so many rows, for samples that need more; one sample may be in them several times."""
-        every = torch.arange(len(self._allotment.passes), device=self._factor.weights.device)[part]
-        extra = self._allotment.passes[part] - self.whole_count
-        samples = every.repeat_interleave(extra)
-        first = (extra.cumsum(0) - extra).repeat_interleave(extra)
-        places = self.whole_count + torch.arange(len(samples), device=extra.device) - first
-        for chosen, place in zip(torch.split(samples, rows), torch.split(places, rows), strict=True):
-            if len(chosen):
-                yield self._seed(chosen, place, every[:1])
+        Args:
+            rows: a group takes at most so many passes of a sample, all together.
+            folds: of the samples of the part; those of a group come fold after fold.
+            part: of the batch.
+        """
+        every = torch.arange(len(self._passes), device=self._passes.device)[part]
+        for samples in grouped(self._passes[part], folds, rows):
+            own = every if samples is None else every[samples]
+            yield Group(samples, self._seeds(own))
 
-    def _seed(self, samples: Tensor, places: Tensor, start: Tensor) -> Seed:
+    def _seeds(self, samples: Tensor) -> Iterator[Tensor]:
+        for place in range(max(1, int(self._passes[samples].max()))):
+            yield self._seed(samples, torch.full_like(samples, place))
+
+    def _seed(self, samples: Tensor, places: Tensor) -> Tensor:
         used = self._allotment.place[samples] == places[:, None]
+        used &= places[:, None] < self._passes[samples, None]
+        by_chance = self._allotment.chance[samples] & (places == self._allotment.passes[samples] - 1)
         owners = samples + self._first
 
         def draw(rows: Tensor, count: int) -> Tensor:
             return self._signs.draw(owners[rows], 2 * places[rows] + 1, count)
 
         signs = self._signs.draw(owners, 2 * places, used.shape[1]) * used
-        return Seed(self._factor.combine(signs, samples, draw), samples - start)
+        signs[by_chance] *= CHANCE**-0.5
+        return self._factor.combine(signs, samples, draw)

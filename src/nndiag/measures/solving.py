@@ -57,7 +57,7 @@ class Solving:
         self._pieces: dict[str, list[tuple[int, LayerCurvature]]] = {}
         self._needs = {need.layer: need for need in look.needs}
         self._layers = {layer.name: layer for layer in replay.layers}
-        replay.part_size = schedule.batch_size
+        replay.part_size, replay.held_passes = schedule.batch_size, max(1, look.columns)
 
     def run(self) -> None:
         """Carry out every round, and those of layers that did not fit after all."""

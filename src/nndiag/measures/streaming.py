@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nndiag.measures.batchview import LayerUse
-from nndiag.measures.blocks import NodeBlocks, OuterBlocks
+from nndiag.measures.blocks import NodeBlocks
 from nndiag.measures.capture import Capture
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature, curvature_of, solving
 from nndiag.records.measured import OptimizerFacts
@@ -36,9 +36,7 @@ class Streaming:
         """Whether a layer is not done."""
         return layer in self.layers and not self.layers[layer].done
 
-    def take(
-        self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor, samples: Tensor
-    ) -> None:
+    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
         """Use what one pass showed of a layer."""
         capture = self._capture(use.layer)
         capture.add(use, gradients, folds)
@@ -93,7 +91,6 @@ class StreamedLayer:
     ) -> None:
         self.nodes, self.size, self.rank_bound = layer.nodes, layer.size, 0
         self._fold_sizes, self._optimizer = fold_sizes, optimizer
-        self._samples = int(fold_sizes.sum())
         generator = torch.Generator().manual_seed(settings.seed)
         starts = random_vectors(layer.nodes, layer.size, like, generator)
         self._plain = [
@@ -129,10 +126,6 @@ class StreamedLayer:
             traces = blocks.traces()
             self._traces = self._traces.to(traces) + traces
             self.rank_bound = min(self.size, self.rank_bound + blocks.rank_bound)
-            if isinstance(blocks, OuterBlocks):
-                self.rank_bound = min(
-                    self.rank_bound, self._samples
-                )  # one input a sample, however many passes
 
     def advance(self) -> None:
         """Send the solvers their images, and ask what they want next."""

@@ -51,7 +51,8 @@ class Convolution(ColumnKind):
         """Return the patches, or no more than strips of them.
 
         Where the kernel slides along the first axis one step at a time, its rows see the same input, shifted. Laid out
-        along the other axes alone, ``(batch, groups, fan_in / kernel[0], extended positions)``, it takes a
+        along the other axes alone, ``(batch, groups, fan_in / kernel[0], extended positions)``, channels last,
+        it takes a
         ``kernel[0]``-th of the memory, and every row of the kernel finds its patches in it as they are: see ``_rows``.
         """
         return self._strips(share.uses[0]) if _slides(share) else super().inputs(share)
@@ -69,7 +70,7 @@ class Convolution(ColumnKind):
         weights = found[:, :, : use.weight.width].unflatten(2, (-1, kernel[0], math.prod(kernel[1:])))  # type: ignore[no-untyped-call]
         for place, row in enumerate(_rows(use, inputs, g.shape[3])):
             product = cotangents @ row[:, first : last + 1].mT
-            weights[:, :, :, place] = product.reshape(batch, stop - start, weights.shape[2], -1)
+            weights[:, :, :, place] = product.reshape(batch, stop - start, -1, weights.shape[2]).mT
         if use.bias is not None:
             found[:, :, -1] = g[:, start:stop, 0].sum(dim=2)
         return found
@@ -84,15 +85,19 @@ class Convolution(ColumnKind):
         return found
 
     def _strips(self, use: Use) -> Tensor:
-        geometry = Geometry.of(use)
+        """Return the strips, channels last, and laid out position by position: so they are multiplied fastest."""
+        geometry, groups = Geometry.of(use), use.layer.groups
         rank = len(geometry.kernel)
-        strips = F.pad(use.input, geometry.pad)
+        strips = F.pad(use.input, geometry.pad).movedim(1, -1).contiguous()
         for axis in range(1, rank):
-            strips = strips.unfold(2 + axis, geometry.extent[axis], geometry.stride[axis])
+            strips = strips.unfold(1 + axis, geometry.extent[axis], geometry.stride[axis])
             strips = strips[..., :: geometry.dilation[axis]]
-        batch = strips.shape[0]
-        strips = strips.permute(0, 1, *range(2 + rank, 1 + 2 * rank), *range(2, 2 + rank))
-        return strips.reshape(batch, use.layer.groups, use.weight.width // geometry.kernel[0], -1)
+        # (batch, *positions, channels, *kernel) -> (batch, groups, *positions, *kernel, channels of the group)
+        strips = strips.unflatten(1 + rank, (groups, -1))
+        positions, kernel = range(1, 1 + rank), range(3 + rank, 2 + 2 * rank)
+        strips = strips.permute(0, 1 + rank, *positions, *kernel, 2 + rank)
+        found: Tensor = strips.reshape(len(strips), groups, -1, use.weight.width // geometry.kernel[0]).mT
+        return found
 
     def operate(self, use: Use, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution of the input with other kernels and biases."""
