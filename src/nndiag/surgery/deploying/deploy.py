@@ -227,6 +227,8 @@ class _Plan:
     def prove(self) -> None:
         """Keep the removals that are seen to change nothing: all together, or else layer by layer."""
         every = list(self.removals.values())
+        if not every:
+            return
         names = set(remaining(self.traced, self.removals))
         for parents in (set[str](), parents_of(names)):
             if self._fails(every, parents) is None:
