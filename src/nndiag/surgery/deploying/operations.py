@@ -161,5 +161,6 @@ _HANDLERS: Mapping[str, Handler] = {
     **_each("addmm mm bmm baddbmm", sums.product),
     "native_group_norm": norms.grouped_norm, "convolution": sums.convolution, "unsqueeze": shaping.unsqueeze,
     "squeeze": shaping.squeeze, "expand": shaping.expand, "repeat": shaping.repeat, "cat": shaping.cat,
-    "stack": shaping.stack, "constant_pad_nd": shaping.padded, "copy": _copied, "glu": shaping.halves, "embedding": _looked_up,
+    "stack": shaping.stack, "constant_pad_nd": shaping.padded, "copy": _copied, "glu": shaping.halves,
+    "embedding": _looked_up,
 }  # fmt: skip
