@@ -12,6 +12,7 @@ import torch
 from benchmarks.remedies import page
 from benchmarks.remedies.deploying import savings
 from benchmarks.remedies.dying import WAYS, ends
+from benchmarks.remedies.overhead import overheads
 from benchmarks.remedies.plasticity import ARMS
 
 HEAD = """# Do the remedies help
@@ -36,6 +37,7 @@ def main() -> None:
         courses[name] = [arm(seed) for seed in options.seeds]
         _tell(f"plasticity, {name}", begun)
     lines += [*page.of_dying(died), *page.of_plasticity(courses), *page.of_deployment(savings())]
+    lines += page.of_overhead(overheads())
     text = "\n".join(lines).rstrip() + "\n"
     if options.output is None:
         print(text, end="")

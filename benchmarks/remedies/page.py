@@ -9,6 +9,7 @@ from benchmarks.markdown import rows, section
 from benchmarks.remedies import dying, plasticity, redo
 from benchmarks.remedies.deploying import Saving
 from benchmarks.remedies.dying import End
+from benchmarks.remedies.overhead import EVERY, Overhead
 from benchmarks.remedies.plasticity import Course
 
 Runs = Sequence[Mapping[str, End]]
@@ -102,6 +103,25 @@ def of_deployment(found: Iterable[Saving]) -> list[str]:
         for one in found
     ]  # fmt: skip
     return lines + rows(["network", "nodes gone", "parameters", "operations", "ms", "change"], body)
+
+
+def of_overhead(found: Iterable[Overhead]) -> list[str]:
+    """Return the table of what watching costs."""
+    lines = section(
+        "What a monitor costs",
+        f"Processor time of a training step, medians: without a monitor, between two measurements, and of a step that is "
+        f"measured; and what that adds to training at `every={EVERY}`. The arming of the next measurement falls on the "
+        "step before it, here every other one.",
+    )
+    body = [
+        [
+            one.name,
+            *(f"{1e3 * value:.2f}" for value in (one.without, one.ordinary, one.measured)),
+            f"{100 * one.share:.1f} %",
+        ]
+        for one in found
+    ]
+    return lines + rows(["network", "without, ms", "between, ms", "measured, ms", f"every {EVERY}"], body)
 
 
 def _pair(before: float, after: float) -> str:
