@@ -139,8 +139,8 @@ class Healer:
 def forget(model: nn.Module, optimizer: Optimizer | None, masks: Mapping[str, Tensor]) -> None:
     """Set gradients and what an optimiser keeps of marked entries to zero.
 
-    Its count of steps stays: it is the whole parameter's. Adam then moves fresh entries faster for a while, which turned
-    out better in `benchmarks/remedies` than to count anew.
+    Its count of steps stays: it is the whole parameter's. Adam then moves fresh entries faster for a while, which
+    turned out better in `benchmarks/remedies` than to count anew.
 
     Args:
         model: whose parameters the masks are named after.
