@@ -1,6 +1,7 @@
 """One reading of a file in a process of its own, for its time and memory: started by the reading table, prints JSON.
 
-``python -m benchmarks.reading sum|scan FILE`` sums every tensor of a safetensors file, or scans it.
+``python -m benchmarks.reading sum|hash|scan FILE`` sums every tensor of a safetensors file, takes its SHA-256 alone, or
+scans it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 import nndiag
 from benchmarks.peak import most_in_use
+from nndiag.checkpoint.digest import Digest
+from nndiag.checkpoint.source import Watched
 from nndiag.records.level import Level
 
 
@@ -36,6 +40,8 @@ def main() -> None:
         with safe_open(file, framework="pt") as opened:
             for name in opened.offset_keys():
                 float(opened.get_tensor(name).sum())
+    elif what == "hash":
+        Digest({"": Watched(Path(file))}).hexdigest()
     else:
         scan(file, nndiag.ScanSettings(level=Level.WEIGHTS))
     seconds = time.perf_counter() - begun

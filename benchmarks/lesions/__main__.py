@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.lesions import page
-from benchmarks.lesions.ablating import Ablation, ablated, ablations
+from benchmarks.lesions.ablating import Ablation, ablated, ablations, of_architecture
 from benchmarks.lesions.cases import Case, cases
 from benchmarks.lesions.counting import Count, counted
 from benchmarks.lesions.digits import digits
@@ -25,11 +25,14 @@ HEAD = """# How often the findings are right
 `{command}`, torch {torch}, one thread.
 
 Networks are trained on scikit-learn's digits with fixed seeds, known lesions are planted in known nodes of copies, one
-at a time and many together, at several strengths, and the copies are scanned (`benchmarks/lesions/`). Thresholds were
-chosen on seed 0 with another split of the digits, and never on the {fresh}; the figures
-are of seeds {seeds} with this split, and of samples that training has not seen. A first run on seeds 1 and 2 led to two
-changes of rules, of no threshold of another: outputs are taken to run after a unit that has exploded, wherever they
-were made (three findings ND206 in the residual network before), and dormant units that matter are notes.
+at a time and many together, at several strengths, and the copies are scanned (`benchmarks/lesions/`). The figures are
+of seeds {seeds}, on samples that neither training nor the choice of a threshold has seen.
+
+Thresholds were chosen on seed 0 with another split of the digits, and never on the {fresh}.
+Seeds 1 and 2 were looked at while rules were written, and led to changes: outputs are taken to run after a unit that
+has exploded, wherever they were made; what a dormant or flat unit does is judged by the samples on which it is active;
+in a network that answers the same on all samples no node is a measure for others. Seeds 3 and 4 were run once, when all
+rules stood. The samples and published checkpoints of the ablation were looked at beside seeds 1 and 2.
 """
 
 
@@ -68,11 +71,11 @@ def main() -> None:
 
 def _ablations(seeds: Sequence[int], others: Sequence[Case]) -> Iterator[Ablation]:
     for architecture in ARCHITECTURES:
-        for seed in seeds if "MLP" in architecture.name else ():
+        for seed in seeds:
             model = trained(architecture, seed)
             said = said_of(model, digits().reporting)
-            name = f"{architecture.name}, seed {seed}"
-            yield ablated(name, model, said, digits().reporting, "cross_entropy")
+            name, at = f"{architecture.name}, seed {seed}", of_architecture(model)
+            yield ablated(name, model, said, digits().reporting, "cross_entropy", at)
     for case in others:
         said = said_of(case.model, case.data, loss=case.loss)
         yield ablated(case.name, case.model, said, case.data, "cross_entropy" if case.labels else "outputs")
@@ -84,7 +87,7 @@ def parsed() -> argparse.Namespace:
         prog="python -m benchmarks.lesions", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[1, 2], help="of the networks; 0 was adjusted on"
+        "--seeds", type=int, nargs="+", default=[3, 4], help="of the networks; 0 to 2 were adjusted on"
     )
     parser.add_argument("--units", type=int, default=1, help="units that each lesion is planted in, a layer")
     parser.add_argument("--mixes", type=int, default=2, help="copies with every lesion at once")

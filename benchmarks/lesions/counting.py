@@ -47,6 +47,7 @@ class Count:
     sparse: int = 0
     sparse_called_dead: int = 0
     untouched: int = 0
+    untouched_nodes: int = 0
     untouched_flagged: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Count) -> None:
@@ -58,6 +59,7 @@ class Count:
         self.sparse += other.sparse
         self.sparse_called_dead += other.sparse_called_dead
         self.untouched += other.untouched
+        self.untouched_nodes += other.untouched_nodes
 
     def score(
         self, expected: Mapping[Node, set[str]], said: Said, before: Roots, label: str, true: Check = _never
@@ -97,6 +99,7 @@ def counted(architecture: Architecture, seed: int, per_site: int, mixes: int) ->
     data = digits().reporting
     base = said_of(trained(architecture, seed), data)
     count.untouched += len(base.nodes)
+    count.untouched_nodes += sum(bool(codes) for codes in base.roots.values())
     for codes in base.roots.values():
         count.untouched_flagged.update(codes)
     draw = random.Random(seed)

@@ -189,6 +189,15 @@ ARCHITECTURES = (
 )
 
 
+LISTENERS = {
+    "0": "2", "2": "4", "conv1": "conv2", "bn1": "conv2", "conv2": "fc", "bn2": "fc", "core": "head",
+    **{f"ups.{i}": f"downs.{i}" for i in range(3)},
+    **{f"blocks.{i}.up": f"blocks.{i}.down" for i in range(2)},
+    **{f"blocks.{i}.value": f"blocks.{i}.out" for i in range(2)},
+}  # fmt: skip
+"""By layer, the module that takes its units' outputs in; of recurrent units only the last state."""
+
+
 def trained(architecture: Architecture, seed: int) -> nn.Module:
     """Return a copy of a network trained with this seed."""
     return copy.deepcopy(_trained(architecture.name, seed))

@@ -51,11 +51,11 @@ def untouched(counts: Counts, before: Mapping[str, Sequence[float]]) -> list[str
     """Return the share of nodes flagged in networks without wounds, with accuracies."""
     lines = section(
         "Networks without wounds",
-        "Nodes with a finding above a note that follows from no other. The next table says whether they are right.",
+        "Nodes with a finding above a note that follows from no other. The next table takes each of them out.",
     )
     body = []
     for name, one in counts.items():
-        flagged = sum(one.untouched_flagged.values())
+        flagged = one.untouched_nodes
         which = ", ".join(f"{code} ({n})" for code, n in sorted(one.untouched_flagged.items()))
         shown = " ".join(f"{value:.3f}" for value in before[name])
         body.append(

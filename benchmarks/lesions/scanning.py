@@ -15,18 +15,21 @@ from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 from nndiag.records.measured import OptimizerFacts
 from nndiag.replay.layers import find_layers
-from nndiag.rules.diagnose import Selection, judge
+from nndiag.rules.diagnose import Selection, judge, judge_model
 
 Roots = Mapping[Node, frozenset[str]]
 
 
 @dataclass(frozen=True)
 class Said:
-    """By node its findings above notes that follow from no other, all of them above notes, and all nodes."""
+    """By node its findings above notes that follow from no other, all of them above notes, and all nodes; ``collapsed``
+    that the network answers the same on all samples.
+    """
 
     roots: Roots
     every: Roots
     nodes: frozenset[Node]
+    collapsed: bool = False
 
 
 def said_of(
@@ -55,4 +58,5 @@ def said_of(
                 node = (one.measures.name, i)
                 every[node] = frozenset(finding.code for finding in grave)
                 roots[node] = frozenset(finding.code for finding in grave if finding.cause is None)
-    return Said(roots, every, frozenset(nodes))
+    of_model = {finding.code for finding in judge_model(measured, Selection())}
+    return Said(roots, every, frozenset(nodes), "ND501" in of_model)

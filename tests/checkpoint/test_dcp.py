@@ -35,7 +35,11 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two ranks wrote: ``nested``, ``flat`` and the whole state in ``whole.pt``."""
-    out = tmp_path_factory.mktemp("dcp")
+    return write_with_two_ranks(tmp_path_factory.mktemp("dcp"))
+
+
+def write_with_two_ranks(out: Path) -> Path:
+    """Let two processes train and write ``two_ranks.py``'s network into a folder, and return it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = Path(__file__).with_name("two_ranks.py")

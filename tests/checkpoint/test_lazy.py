@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from nndiag.checkpoint import mapped, open_checkpoint, torch_file
+from nndiag.checkpoint import open_checkpoint, stored, torch_file
 from nndiag.checkpoint.lazy import LazyTensors, renamed, spec, specs_of
 from nndiag.checkpoint.source import Watched
 from nndiag.errors import InputError
+from nndiag.model.fit import fit
+from nndiag.model.optimizer import match_optimizer
 
-from .files import network, same_tensors, save
+from .files import network, same_tensors, save, trained
 
 STATE = {f"layer.{i}.weight": torch.full((64, 32), float(i)) for i in range(5)}
 
@@ -60,21 +64,83 @@ def test_safetensors_are_opened_without_their_tensors(
     assert len(read) == 1
 
 
-def test_mapped_tensors_are_let_go_and_can_be_read_again(
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every file count as large, and every tensor with a dimension."""
+    monkeypatch.setattr(torch_file, "LARGE", 1)
+    monkeypatch.setattr(stored, "SMALL", 0)
+
+
+@pytest.mark.usefixtures("large")
+def test_tensors_of_a_large_archive_are_read_when_asked_for(tmp_path: Path) -> None:
+    path = save({"model": STATE, "epoch": torch.tensor(3)}, tmp_path / "w.pt")
+    opened = open_checkpoint(path)
+    tensors = opened.places[0].tensors
+    assert isinstance(tensors, LazyTensors)
+    assert all(tensor.is_meta for tensor in tensors.specs.values())
+    assert tensors.read_part is not None
+    for _ in range(2):
+        assert same_tensors(dict(tensors), STATE)
+    assert tensors.read_part("layer.3.weight", 5, 7).tolist() == [3.0] * 7
+    assert opened.epoch == 3
+
+
+@pytest.mark.usefixtures("large")
+def test_views_ties_and_odd_tensors_of_a_large_archive_come_back(tmp_path: Path) -> None:
+    base = torch.arange(24.0).view(4, 6)
+    state = {
+        "a": base, "turned": base.t(), "part": base[1:3, 2:4], "b": nn.Parameter(torch.randn(3, 2).bfloat16()),
+        "empty": torch.empty(0, 4), "one": torch.tensor(2.5), "kept": base.clone().expand(2, 4, 6),
+    }  # fmt: skip
+    tensors = open_checkpoint(save(state, tmp_path / "w.pt")).places[0].tensors
+    assert isinstance(tensors, LazyTensors)
+    assert tensors.read_part is None  # not all lie in order
+    assert same_tensors(dict(tensors), {name: tensor.detach() for name, tensor in state.items()})
+
+
+@pytest.mark.usefixtures("large")
+def test_an_optimiser_in_a_large_archive_is_that_of_a_small_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch_file, "LARGE", 1)
-    monkeypatch.setattr(mapped, "_LARGE", 1)
-    state = {name: tensor.repeat(64, 1) for name, tensor in STATE.items()}
-    path = save({"model": state}, tmp_path / "w.pt")
+    model, optimizer = trained()
+    path = save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "w.pt")
+    late, states = open_checkpoint(path), []
+    monkeypatch.undo()
+    for opened in (late, open_checkpoint(path)):
+        state, note = match_optimizer(model, fit(model, opened.places), opened.optimizers)
+        assert (state is not None, note) == (True, "")
+        states.append(state)
+    assert states[0].facts == states[1].facts
+    assert states[0].step == states[1].step
+    assert len(states[0].second_moments) == len(list(model.parameters()))
+    assert same_tensors(dict(states[0].second_moments), dict(states[1].second_moments))
+    assert isinstance(next(iter(late.optimizers[0].state.values())), stored.StoredState)
+
+
+@pytest.mark.usefixtures("large")
+def test_an_archive_in_another_order_is_read_whole(tmp_path: Path) -> None:
+    """torch works out where records lie from the order of the pickle; here it would take one for another."""
+    state = {f"{i}.weight": torch.full((4, 4), float(i)) for i in range(4)}
+    with zipfile.ZipFile(save(state, tmp_path / "honest.pt")) as honest:
+        parts = {entry.filename: honest.read(entry) for entry in honest.infolist()}
+    names = sorted(parts, key=lambda name: -int(name.rpartition("/")[2]) if "/data/" in name else -99)
+    path = tmp_path / "turned.pt"
+    with zipfile.ZipFile(path, "w") as turned:
+        for name in names:
+            turned.writestr(name, parts[name])
+    assert same_tensors(dict(open_checkpoint(path).places[0].tensors), state)
+
+
+@pytest.mark.usefixtures("large")
+def test_a_large_archive_cut_short_after_it_was_opened_is_said(tmp_path: Path) -> None:
+    path = save({name: tensor.repeat(64, 1) for name, tensor in STATE.items()}, tmp_path / "w.pt")
     tensors = open_checkpoint(path).places[0].tensors
-    first = tensors["layer.1.weight"]
-    for _ in range(2):
-        assert same_tensors(dict(tensors), state)
-    assert torch.equal(first, state["layer.1.weight"])
+    os.truncate(path, 5000)
+    with pytest.raises(InputError, match="changed while it was read"):
+        dict(tensors)
 
 
-def test_a_foreign_byte_order_is_never_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_byte_order_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # its values are turned round in memory, and would be lost with the pages
     monkeypatch.setattr(torch_file, "LARGE", 1)
     monkeypatch.setattr("sys.byteorder", "big")

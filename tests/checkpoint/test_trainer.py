@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -103,8 +104,52 @@ def test_optimiser_that_would_run_code_costs_a_note(trained: Trained, tmp_path: 
     folder, marker = copied(trained, tmp_path / "checkpoint-12"), tmp_path / "ran"
     save({"state": {}, "param_groups": [Payload(marker)]}, folder / "optimizer.pt")
     opened = open_checkpoint(folder)
-    assert opened.optimizers == ()
+    assert [saved.key for saved in opened.optimizers] == ["scheduler.pt"]
     assert "optimizer.pt was not used: is refused: its pickle names posix.mkdir" in opened.notes[0]
+    assert not marker.exists()
+
+
+def test_the_scheduler_says_rate_and_step_where_nothing_else_does(trained: Trained, tmp_path: Path) -> None:
+    folder = copied(trained, tmp_path / "checkpoint-12")
+    (folder / "optimizer.pt").unlink()
+    (folder / "trainer_state.json").write_text("{}")
+    opened = open_checkpoint(folder)
+    assert (opened.step, opened.notes) == (12, ())
+    state, note = match_optimizer(trained.model, fit(trained.model, opened.places), opened.optimizers)
+    assert state is not None
+    assert (state.facts.lr, note) == (1e-3, "optimiser: its rule is not known, give --optimizer")
+    whole = open_checkpoint(copied(trained, tmp_path / "checkpoint-24"))
+    lines = [
+        f"{hashlib.sha256((tmp_path / 'checkpoint-24' / name).read_bytes()).hexdigest()}  {name}\n"
+        for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+    ]
+    assert whole.sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"_last_lr": [2e-3, 2e-3], "last_epoch": 12}, "its learning rates are not those of optimizer.pt"),
+        ({"_last_lr": [1e-3], "last_epoch": 12}, "it is of other parameter groups than the optimiser"),
+        ({"_last_lr": ["much", 1e-3]}, "it holds no learning rates"),
+        ([1, 2], "it holds no learning rates"),
+    ],
+)
+def test_a_scheduler_that_does_not_belong_costs_a_note(
+    trained: Trained, tmp_path: Path, content: object, said: str
+) -> None:
+    folder = copied(trained, tmp_path / "checkpoint-12")
+    save(content, folder / "scheduler.pt")
+    opened = open_checkpoint(folder)
+    assert opened.notes == (f"scheduler.pt was not used: {said}",)
+    assert [group["lr"] for group in opened.optimizers[0].groups] == [1e-3, 1e-3]
+
+
+def test_a_scheduler_that_would_run_code_costs_a_note(trained: Trained, tmp_path: Path) -> None:
+    folder, marker = copied(trained, tmp_path / "checkpoint-12"), tmp_path / "ran"
+    save({"_last_lr": [1e-3, 1e-3], "lr_lambdas": [Payload(marker)]}, folder / "scheduler.pt")
+    opened = open_checkpoint(folder)
+    assert "scheduler.pt was not used: is refused: its pickle names posix.mkdir" in opened.notes[0]
     assert not marker.exists()
 
 

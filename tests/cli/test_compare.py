@@ -62,6 +62,11 @@ def test_the_screen_tells_the_story_first(cli: Cli) -> None:
     assert ended.out.index("What else happened") < ended.out.index("What to do") < ended.out.index("Layers  ")
 
 
+def test_what_could_not_be_judged_is_not_called_well(cli: Cli) -> None:
+    ended = cli("compare", str(ROOT / "two_cycle"), "--level", "weights", "--last", "2", "--quiet")
+    assert ended.out.startswith("• Nothing wrong was seen, but 1 of 1 node could not be judged.")
+
+
 def test_two_runs_are_compared_where_they_ended(cli: Cli, work: Path) -> None:
     other = work / "other"
     other.mkdir()
@@ -104,6 +109,10 @@ def test_what_cannot_be_compared(cli: Cli, reports: list[str], work: Path) -> No
     (work / "bad.json").write_text("{")
     assert "is not JSON" in cli("compare", reports[0], "bad.json").failed(3)
     assert "no such file" in cli("compare", "gone.json", "gone.json").failed(3)
+    (work / "empty.json").write_text('{"schema_version": 1, "checkpoints": []}')
+    assert "holds no checkpoint" in cli("compare", "empty.json", "empty.json").failed(3)
+    (work / "later.json").write_text('{"schema_version": 2, "checkpoints": []}')
+    assert "schema version 2" in cli("compare", reports[0], "later.json").failed(3)
     wide = dict(network(width=5).state_dict())
     save_file(wide, work / "wide.safetensors")
     assert "compare checkpoints of one network" in cli("compare", "net.pt", "wide.safetensors").failed(3)
@@ -150,3 +159,56 @@ def test_thresholds_of_the_run_count(cli: Cli, tmp_path: Path) -> None:
     assert shrinking(before) > 0
     assert shrinking(after) == 0
     assert after["settings"]["thresholds"] == {"shrink_ratio": 1e-9}
+
+
+def codes_of(found: dict[str, Any]) -> set[str]:
+    parts = (found["model"]["findings"], *(node["findings"] for node in found["nodes"]))
+    return {finding["code"] for part in parts for finding in part}
+
+
+def test_findings_are_selected_and_ignored(cli: Cli, tmp_path: Path) -> None:
+    run = (
+        "compare",
+        str(ROOT / "weight_decay_collapse"),
+        "--level",
+        "weights",
+        "--format",
+        "json",
+        "--quiet",
+    )
+    every = codes_of(cli(*run).document())
+    assert {"ND701", "ND703"} <= every
+    assert codes_of(cli(*run, "--select", "ND703").document()) == {"ND703"}
+    assert codes_of(cli(*run, "--ignore", "nd703,ND702").document()) == every - {"ND702", "ND703"}
+    assert "compare finds ND701 to ND708" in cli(*run, "--select", "ND2").failed(2)
+    assert "no finding has this code" in cli(*run, "--ignore", "ND9").failed(2)
+    shutil.copytree(ROOT / "weight_decay_collapse", tmp_path / "decay")
+    with (tmp_path / "decay" / "nndiag.toml").open("a") as file:
+        file.write('\n[rules]\nignore = ["ND703"]\n')
+    configured = ("compare", "decay", *run[2:])
+    assert codes_of(cli(*configured).document()) == every - {"ND703"}
+    assert codes_of(cli(*configured, "--select", "ND7").document()) == every
+
+
+def test_checkpoints_of_reports_are_chosen_as_those_of_a_run(cli: Cli, reports: list[str]) -> None:
+    found = [cli("compare", *names, "--last", "2", "--format", "json").document() for names in
+             (reports, ("run", *FULL, "--quiet"))]  # fmt: skip
+    assert [mark["epoch"] for mark in found[0]["checkpoints"]] == [2, 10]
+    assert found[0] == found[1]
+    every = cli("compare", *reports, "--every", "2", "--format", "json").document()
+    assert [mark["epoch"] for mark in every["checkpoints"]] == [1, 10]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "code", "said"),
+    [("--weights-key", "gone", 2, "gone"), ("--device", "abacus", 2, "abacus"), ("--betas", "1", 2, "two numbers"),
+     ("--strip-prefix", "far.", 2, "far."), ("--threads", "0", 2, "at least 1")],
+)  # fmt: skip
+def test_options_of_scanning_reach_the_scan(cli: Cli, option: str, value: str, code: int, said: str) -> None:
+    assert said in cli("compare", "run", *FULL, "--quiet", option, value).failed(code)
+
+
+def test_options_of_scanning_are_refused_for_reports(cli: Cli, reports: list[str]) -> None:
+    for option, value in (("--lr", "0.1"), ("--level", "weights"), ("--model-arg", "width=3")):
+        said = cli("compare", *reports, option, value).failed(2)
+        assert said.startswith(f"error: {option}: reports are not measured again")

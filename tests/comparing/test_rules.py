@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from nndiag.comparing.catalogue import RULES
+from nndiag.rules.base import OF_RUNS
+from nndiag.rules.diagnose import Selection
 from nndiag.rules.thresholds import THRESHOLDS
 from tests.comparing.runs import along, compared, diagnosis, having, layer, of_model
 
@@ -15,7 +17,7 @@ COUNTS = pytest.mark.parametrize("count", [5, 9, 17, 65])
 
 
 def test_the_catalogue_is_whole() -> None:
-    assert [rule.code for rule in RULES] == [f"ND70{i}" for i in range(1, 9)]
+    assert [rule.code for rule in RULES] == [f"ND70{i}" for i in range(1, 9)] == list(OF_RUNS)
     known = {threshold.name for threshold in THRESHOLDS}
     assert all(set(rule.thresholds) <= known for rule in RULES)
     assert {(rule.code, rule.severity) for rule in RULES} == {
@@ -38,6 +40,15 @@ def test_what_the_first_level_could_not_judge_is_not_new() -> None:
     assert having(compared(shallow, diagnosis(layer("pp"), step=1)), "ND701") == []
     same = diagnosis(layer("uu"), step=0)
     assert len(having(compared(same, diagnosis(layer("pp"), step=1)), "ND701")) == 2
+
+
+def test_what_does_not_hold_in_every_fold_is_no_error() -> None:
+    run = along(5, ["hhh", "hdd", "hdd", "hdd"])
+    run[-1]["layers"][0]["every_node"]["unsteady"] = [2]
+    found = {n.index: {f.code: f for f in n.findings} for n in compared(*run).nodes}
+    for code in ("ND701", "ND702"):
+        assert (found[1][code].severity, found[2][code].severity) == ("error", "warning")
+        assert "not in every fold" in found[2][code].message
 
 
 def turning(share: float) -> np.ndarray:
@@ -145,7 +156,7 @@ def test_a_stable_two_cycle_is_an_oscillation() -> None:
 
 def test_a_threshold_can_be_changed() -> None:
     run = along(9, ["h"], norms=lambda s: math.exp(-0.5 * s))
-    assert having(compared(*run, changed={"shrink_ratio": 0.8}), "ND703")
+    assert having(compared(*run, selection=Selection(thresholds={"shrink_ratio": 0.8})), "ND703")
 
 
 def test_two_checkpoints_have_no_trend() -> None:

@@ -101,7 +101,7 @@ def test_python_in_the_readme_prints_what_is_shown(
 
 
 def test_every_option_named_exists(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("scan", "compare", "gate"):
+    for command in ("scan", "compare", "gate", "heal"):
         assert main([command, "--help"]) == 0
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", _without_comments(README)))

@@ -178,6 +178,7 @@ FORMATS: dict[str, Format] = {
     "dcp": Format(_distributed, (".metadata", "*.distcp"), ("dcp", *_WEIGHTS)),
     "agent": Format(_agent, ("agent.zip",), ("agent.zip", *_WEIGHTS)),
     "pt2": Format(_exported, ("x.pt2",), ("x.pt2", *_WEIGHTS), whole=3),
+    "pt2-trusted": Format(_exported, ("x.pt2",), ("x.pt2", "--trust", *_WEIGHTS)),
     "npz": Format(
         lambda folder: _probe(folder, "stored.npz"), ("stored.npz",), (".", "--data", "stored.npz", *_DEEP)
     ),

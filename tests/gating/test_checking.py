@@ -108,6 +108,14 @@ def test_what_the_report_cannot_tell_is_an_error_and_no_pass(
         failed(found, **policy)
 
 
+@pytest.mark.parametrize("code", ["XX", "ND20l", "ND9", "ND709"])
+def test_a_code_that_does_not_exist_is_no_pass(code: str) -> None:
+    with pytest.raises(UsageError, match="no finding has this code"):
+        failed(SIX, forbid=[code])
+    with pytest.raises(UsageError, match="no finding has this code"):
+        failed(SIX, layers={"0": {"forbid": [code]}})
+
+
 POLICY = parse_policy({"max_dead_fraction": 0.05, "forbid": ["ND402"]}, "p")
 
 

@@ -106,12 +106,25 @@ def test_wide_rows_and_many_rows_are_summed_tile_by_tile() -> None:
     wide[2] = wide[0]
     wide[1, -1] = torch.nan
     found = weight_measures(NodeRows.split(wide, wide.shape[1]))
-    np.testing.assert_allclose(found["weight_norm"][[0, 2]], wide[[0, 2]].double().norm(dim=1), rtol=1e-14)
+    np.testing.assert_allclose(found["weight_norm"][[0, 2]], wide[[0, 2]].double().norm(dim=1), rtol=1e-7)
     assert found["nonfinite_parameters"].tolist() == [0, 1, 0]
     assert repeated(wide) == (((2, 0),), ())
     tall = torch.randn(1 << 15, 17, generator=torch.Generator().manual_seed(0))
     found = weight_measures(NodeRows.split(tall, 17))
-    np.testing.assert_allclose(found["weight_norm"], tall.double().norm(dim=1), rtol=1e-14)
+    np.testing.assert_allclose(found["weight_norm"], tall.double().norm(dim=1), rtol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-25, 1.0, 1e25, 1e37])
+@pytest.mark.parametrize("width", [9, 64, 4096])
+def test_norms_and_repetitions_hold_at_every_scale(width: int, scale: float) -> None:
+    table = scale * torch.randn(6, width, generator=torch.Generator().manual_seed(0))
+    table[4], table[5] = table[1], -table[2]
+    table[3, width // 2] = torch.inf
+    found = weight_measures(NodeRows((table,)))
+    finite = [0, 1, 2, 4, 5]
+    np.testing.assert_allclose(found["weight_norm"][finite], table[finite].double().norm(dim=1), rtol=1e-7)
+    assert found["nonfinite_parameters"].tolist() == [0, 0, 0, 1, 0, 0]
+    assert duplicate_rows(NodeRows((table,))) == (((4, 1),), ((5, 2),))
 
 
 def test_rows_in_a_file_are_those_in_memory(tmp_path: Path) -> None:

@@ -112,6 +112,60 @@ def test_every_number_is_that_of_the_network(name: str, mode: str, tmp_path: Pat
             )
 
 
+class Last(nn.Module):
+    """A recurrent layer, of which the last state counts."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.head = inner, nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.inner(x)[0][:, -1])
+
+
+class Mean(nn.Module):
+    """Layers of torch's transformers, of which the mean counts."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.head = inner, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = (x, x, x) if isinstance(self.inner, nn.MultiheadAttention) else (x,)
+        found = self.inner(*given)
+        return self.head((found[0] if isinstance(found, tuple) else found).mean(1))
+
+
+FUSED = {
+    "lstm": lambda: Last(nn.LSTM(4, 5, batch_first=True)),
+    "lstm of two layers": lambda: Last(nn.LSTM(4, 5, num_layers=2, batch_first=True)),
+    "gru": lambda: Last(nn.GRU(4, 5, batch_first=True)),
+    "rnn": lambda: Last(nn.RNN(4, 5, batch_first=True)),
+    "attention": lambda: Mean(nn.MultiheadAttention(4, 2, batch_first=True)),
+    "encoder": lambda: Mean(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_layers_are_measured_parameter_by_parameter(name: str, tmp_path: Path) -> None:
+    """The program does not say that their parameters belong together: a node of theirs is a row of one of them."""
+    torch.manual_seed(0)
+    model, x = FUSED[name]().eval(), torch.randn(COUNT, 6, 4)
+    loaded = load_exported(archive(model, x, tmp_path / "net.pt2"))
+    assert torch.allclose(loaded(x), model(x), atol=1e-5)
+    probe = Probe((x,), torch.arange(COUNT) % 3, named_loss("cross_entropy"))
+    plan = Plan(Level.CURVATURE, "dense", noise=0.0)
+    found, expected = measure(loaded, probe, plan), measure(model, probe, plan)
+    assert found.unmeasured == expected.unmeasured == ()
+    traces = [sum(layer.per_node["trace"].sum() for layer in of.layers) for of in (found, expected)]
+    assert traces[0] == pytest.approx(traces[1], rel=1e-4)
+    parameters = [sum(layer.parameters for layer in of.layers) for of in (found, expected)]
+    assert parameters[0] == parameters[1] == sum(parameter.numel() for parameter in model.parameters())
+    heads = [of.layers[-1].per_node["lambda_max"] for of in (found, expected)]
+    assert heads[0] == pytest.approx(heads[1], rel=1e-3)
+
+
 def test_a_batch_of_one_size_is_refused(tmp_path: Path) -> None:
     model, x = made("plain")
     path = archive(model, x, tmp_path / "net.pt2", free=False)

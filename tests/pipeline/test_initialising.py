@@ -135,3 +135,24 @@ def test_hints_name_the_flags_for_these_files(run: Path, tmp_path: Path) -> None
         "GPT2LMHeadModel",
         "without data, --data random:tokens:16 shows what the network does with random numbers",
     )
+
+
+def test_an_exported_program_is_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(net, (torch.randn(8, 4),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "net.pt2")
+    save_file({"x": torch.randn(24, 4), "y": torch.arange(24) % 3}, tmp_path / "probe.safetensors")
+    with pytest.raises(InputError, match="give --trust if it is yours"):
+        draft(Path("net.pt2"))
+    made = draft(Path("net.pt2"), trust=True)
+    assert made.command == "nndiag scan net.pt2 --trust"
+    assert "sequential" not in made.text
+    assert 'data = "probe.safetensors"' in made.text
+    (tmp_path / "nndiag.toml").write_text(
+        made.text.replace('# loss = "cross_entropy"', 'loss = "cross_entropy"')
+    )
+    (found,) = nndiag.scan("net.pt2", nndiag.ScanSettings(trust=True)).report.checkpoints
+    assert found.level == "curvature"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from xml.etree import ElementTree as Tree
 
-import jsonschema
 import pytest
 
 from nndiag.config.policy import parse_policy
@@ -14,8 +14,7 @@ from nndiag.gating.severity import by_severity
 from nndiag.records.gate import Check, Verdict
 from nndiag.report.checks import FORMATS, render_checks
 from tests.gating.documents import checkpoint, document, source
-from tests.report.published.junit_10 import problems
-from tests.report.published.sarif_2_1_0 import SARIF
+from tests.report.published import JUNIT, SARIF
 from tests.report.synthetic import ALL, HOSTILE
 
 
@@ -56,30 +55,52 @@ EVERY = pytest.mark.parametrize("verdict", [make() for make in VERDICTS.values()
 
 @EVERY
 def test_junit_is_what_its_schema_allows(verdict: Verdict) -> None:
-    root = Tree.fromstring(render_checks(verdict, "junit", "1"))
-    assert problems(root) == []
+    text = render_checks(verdict, "junit", "1")
+    JUNIT.validate(text)
+    root = Tree.fromstring(text)
     cases = root.findall("testsuite/testcase")
     assert len(cases) == len(verdict.checks) == int(root.attrib["tests"])
     assert len(root.findall(".//failure")) == len(verdict.failed) == int(root.attrib["failures"])
     assert len({(case.attrib["classname"], case.attrib["name"]) for case in cases}) == len(cases)
 
 
-def test_the_table_of_junit_refuses_what_is_wrong() -> None:
-    wrong = '<testsuites tests="x"><testsuite name="a" tests="1" colour="b">t<testcase/><odd/></testsuite></testsuites>'
-    assert len(problems(Tree.fromstring(wrong))) == 6
+WRONG_XML = (
+    ('time="0"', 'time="soon"'), ('<testcase ', '<testcase colour="red" '), ("<failure ", "<crash/><failure "),
+    ('<testsuite name="m.pt"', "<testsuite"), ("testsuites", "suites"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("right", "wrong"), WRONG_XML)
+def test_the_schema_of_junit_refuses_what_is_wrong(right: str, wrong: str) -> None:
+    text = render_checks(Verdict(tuple(failing(9)), "m.pt"), "junit", "1")
+    assert right in text
+    assert not JUNIT.is_valid(text.replace(right, wrong))
 
 
 @EVERY
 def test_sarif_is_what_its_schema_allows(verdict: Verdict) -> None:
     found = json.loads(render_checks(verdict, "sarif", "1.2.3"))
-    jsonschema.Draft7Validator.check_schema(SARIF)
-    jsonschema.validate(found, SARIF, jsonschema.Draft7Validator)
+    SARIF.validate(found)
     (run,) = found["runs"]
     rules = [rule["id"] for rule in run["tool"]["driver"]["rules"]]
     assert len(run["results"]) == len(verdict.failed)
     assert all(rules[result["ruleIndex"]] == result["ruleId"] for result in run["results"])
     prints = [result["partialFingerprints"]["ruleAndLayer/v1"] for result in run["results"]]
     assert len(set(prints)) == len(prints)
+
+
+WRONG_JSON: tuple[tuple[str, Any], ...] = (
+    ("ruleId", 7), ("level", "fatal"), ("message", {}), ("ruleIndex", -2), ("colour", "red"),
+    ("locations", [{"line": 1}]), ("partialFingerprints", {"a": 1}),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_JSON)
+def test_the_schema_of_sarif_refuses_what_is_wrong(key: str, value: Any) -> None:
+    found = json.loads(render_checks(Verdict(tuple(failing(1)), "m.pt"), "sarif", "1"))
+    assert SARIF.is_valid(found)
+    found["runs"][0]["results"][0][key] = value
+    assert not SARIF.is_valid(found)
 
 
 @EVERY

@@ -7,7 +7,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from nndiag.records.report import Report, Unmeasured
+from nndiag.records.report import EveryNode, Report, Unmeasured
 from nndiag.report.markdown import render_markdown
 from nndiag.report.terminal import render_terminal, render_text
 from tests.report import synthetic
@@ -210,6 +210,19 @@ def test_rows_that_the_probe_never_used_are_counted_and_no_trouble() -> None:
     assert "unused" not in render_text(embedding(0)) + render_markdown(embedding(0))
 
 
+def test_outputs_of_classes_that_the_probe_lacks_are_not_observed() -> None:
+    states = EveryNode(states="hhuhhhhuhh", parameter_norm="", weight_norm="")
+    head = layer("head", 10, unknown=2, measures={"absent_classes": 2.0}).model_copy(
+        update={"unobserved": 2, "every_node": states}
+    )
+    made = report(diagnosis([layer("0", 4), head]))
+    text = " ".join(render_text(made).split())
+    assert "8 ok 2 not observed" in text
+    assert "not observed: outputs 2, 7 of head (the probe has no sample of their classes)" in text
+    assert "8 healthy, 2 not observed" in render_markdown(made)
+    assert "unused" not in text
+
+
 def test_other_nodes_of_no_verdict_are_still_said_to_be_unknown() -> None:
     one = layer("embed", 60, "Embedding", unknown=8).model_copy(update={"unobserved": 6})
     text = " ".join(render_text(report(diagnosis([one]))).split())
@@ -269,7 +282,7 @@ def test_nodes_whose_verdict_differs_between_folds_are_said_to_be_unsteady() -> 
     shaky = node("0", 1, findings=dead(9)).model_copy(update={"steady": False})
     made = report(diagnosis([layer("0", 9, plateau=2)], [node("0", 0, findings=dead(9)), shaky]))
     shown = " ".join(render_text(made).split())
-    assert "layer 0: 2 of 9 nodes (0–1), 1 of them unsteady across folds" in shown
+    assert "layer 0: 2 of 9 nodes (0–1), 1 of them unsteady" in shown
     assert "1 of them unsteady" in render_markdown(made)
 
 

@@ -281,3 +281,55 @@ def test_a_dormant_unit_that_matters_is_a_note() -> None:
     for reach, severity in ((0.8 * 0.011, "info"), (0.8 * 0.009, "warning")):
         found = judged(layer(dormancy=silent, output_std=0.5, output_reach=at(3, reach, 0.8)))[0]
         assert finding(found, 3, "ND204").severity == severity
+
+
+def test_a_dormant_unit_is_judged_by_what_it_does_when_it_fires() -> None:
+    rare = {"active_fraction": at(3, 0.005, 0.5), "output_std": 0.5, "dormancy": at(3, 0.01, 1.0)}
+    usual = 0.8 * (0.005 / 0.5) ** 0.5  # the same derivative as the others', on fewer samples
+    for reach, severity in ((usual * 0.011, "info"), (usual * 0.009, "warning")):
+        found = judged(layer(output_reach=at(3, reach, 0.8), **rare))[0]
+        assert finding(found, 3, "ND204").severity == severity
+
+
+def test_a_rare_unit_that_moves_the_output_when_it_fires_is_on_no_plateau() -> None:
+    kernel = 1.1e-4 * 3.0 * (0.005 / 0.5)  # a little above the edge on the samples on which it fires
+    rare = {"active_fraction": at(3, 0.005, 0.5), "lambda_max": at(3, 0.0, 1.0)}
+    assert "ND401" not in codes(judged(layer(tangent_kernel=at(3, kernel, 3.0), **rare))[0], 3)
+    assert "ND401" in codes(judged(layer(tangent_kernel=at(3, kernel / 2, 3.0), **rare))[0], 3)
+
+
+SILENT = {"active_fraction": at(3, 0, 0.5), "output_range": at(3, 0, 2.0)}
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "steady", "enough"),
+    [
+        (8, 0.5, False, 59),  # of eight samples nothing is proved
+        (20, 0.5, True, None),
+        (100, 0.02, False, 1497),  # a unit like the others would be silent with 13 %
+        (150, 0.02, True, None),  # and here with 4.8 %
+    ],
+)
+def test_silence_counts_by_the_samples_and_by_how_often_the_layer_fires(
+    samples: int, rate: float, steady: bool, enough: int | None
+) -> None:
+    one = without(layer(active_fraction=at(3, 0, rate), output_range=at(3, 0, 2.0)), "open_count")
+    (found,) = judged(one, samples=samples)
+    seen = finding(found, 3, "ND201")
+    assert (found.verdicts[3], found.steady[3], seen.severity) == ("plateau", steady, "warning")
+    assert seen.evidence.get("samples_enough") == enough
+    assert ("proves little" in seen.message) == (not steady)
+    assert enough is None or f"{enough:,} samples would rule out" in seen.message
+    assert all(found.steady[i] for i in range(NODES) if i != 3)
+
+
+def test_every_position_of_a_sample_counts_where_others_fire_in_few() -> None:
+    counts = np.full((4, NODES), 0.02 * 64 * 25.0)  # of 100 samples with 64 positions each
+    counts[:, 3] = 0
+    dead = layer(active_fraction=at(3, 0, 0.02), output_range=at(3, 0, 2.0), per_fold={"open_count": counts})
+    assert judged(dead, samples=100)[0].steady[3]
+
+
+def test_collapsed_weights_need_no_samples_to_be_steady() -> None:
+    (found,) = judged(layer(weight_norm=at(3, 1e-9, 1.0), **SILENT), samples=8)
+    assert (found.verdicts[3], found.steady[3]) == ("collapsed", True)

@@ -126,7 +126,7 @@ def test_storage_that_claims_more_than_its_record(run: Path, refused: Refused) -
     path = rezip(source, run / "x.pt", swap(b"K\x0ctq", b"K\x7ftq"))
     stock = torch.load(path, weights_only=True, mmap=True)["0.weight"]
     assert stock.untyped_storage().nbytes() == 4 * 127  # torch reads beyond the record
-    for place in ("x.pt", "."):  # read, and mapped into memory
+    for place in ("x.pt", "."):  # read whole, and glanced at
         assert "storage 0 claims 508 bytes and its record holds 48" in refused(place)
 
 

@@ -74,7 +74,10 @@ def test_checkpoint_that_is_written_to(
 TRUNCATING = """
 import os, sys, threading
 from nndiag.cli import main
+import nndiag.checkpoint.torch_file as torch_file
 import nndiag.pipeline.{module} as place
+
+torch_file.LARGE = {large}
 
 stock = place.{name}
 
@@ -87,11 +90,14 @@ sys.exit(main(["scan", "x.pt"]))
 """
 
 
+@pytest.mark.parametrize("large", [1 << 28, 1])
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
-def test_checkpoint_that_is_cut_short_after_it_was_opened(run: Path, form: str) -> None:
+def test_checkpoint_that_is_cut_short_after_it_was_opened(run: Path, form: str, large: int) -> None:
     """Memory that is mapped to a file kills the process where the file has gone."""
     write(run / "x.pt", form)
-    ended = run_process(cwd=run, launcher=("-c", TRUNCATING.format(module="job", name="choose_tensors")))
+    ended = run_process(
+        cwd=run, launcher=("-c", TRUNCATING.format(module="job", name="choose_tensors", large=large))
+    )
     assert "changed while it was read" in ended.failed(3) or "damaged" in ended.failed(3)
 
 

@@ -72,12 +72,18 @@ def _with_trainer(folder: Path, found: Contents, permission: Permission, lazily:
         files.pop(trainer.STATE, None)
         notes = (*notes, f"{trainer.STATE} was not used: {error.why}")
     optimizers, more, refused = trainer.read_optimizer(folder, permission, lazily)
+    scheduled, of_scheduler, unusable = trainer.read_scheduler(folder, permission)
+    refused += unusable
+    if scheduled is not None:
+        said = said.or_else(Progress(step=scheduled.step))
+        optimizers, disagreeing = trainer.with_rates(optimizers, scheduled)
+        refused += disagreeing
     return replace(
         found,
         format="huggingface-trainer",
         said=said,
         history=history,
         optimizers=optimizers,
-        files={**files, **more},
+        files={**files, **more, **of_scheduler},
         notes=notes + refused,
     )

@@ -44,14 +44,18 @@ def open_checkpoint(path: Path, permission: Permission = NOTHING) -> Checkpoint:
     return _assemble(path, contents, Digest(contents.files), permission, lazily=False)
 
 
-def glance(path: Path) -> Checkpoint:
+def glance(path: Path, permission: Permission = NOTHING) -> Checkpoint:
     """Open a checkpoint without reading all of its bytes, where the format allows; it has no hash.
+
+    Args:
+        path: a file, or a directory that is one checkpoint.
+        permission: what the user allowed.
 
     Raises:
         NoWeightsError: it can be read, and is no checkpoint.
         InputError: as for ``open_checkpoint``.
     """
-    return _assemble(path, _read(path, NOTHING, lazily=True), None, NOTHING, lazily=True)
+    return _assemble(path, _read(path, permission, lazily=True), None, permission, lazily=True)
 
 
 def _read(path: Path, permission: Permission, lazily: bool) -> Contents:

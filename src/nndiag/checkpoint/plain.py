@@ -35,7 +35,8 @@ def named_entries(value: object) -> Iterator[tuple[str, object]]:
 
 
 def plain_tensor(path: Path, name: str, tensor: Tensor) -> Tensor:
-    """Return the values of a saved tensor or Parameter, without attributes and without a graph.
+    """Return the values of a saved tensor or Parameter, without attributes and without a graph; it may still lie in
+    its file.
 
     Raises:
         InputError: it is not dense, or has no values on the CPU.
@@ -45,9 +46,19 @@ def plain_tensor(path: Path, name: str, tensor: Tensor) -> Tensor:
         raise unsupported(path, f"{name} as a sparse tensor")
     if bare.is_quantized:
         raise unsupported(path, f"{name} as a quantised tensor")
-    if bare.device.type != "cpu":
+    if bare.device.type != "cpu" and place_in_file(bare) is None:
         raise unsupported(path, f"{name} without its values (on {bare.device.type})")
     return bare
+
+
+def place_in_file(tensor: Tensor) -> int | None:
+    """Return where in its file the storage of a tensor lies that was loaded without its values (``checkpoint.stored``);
+    ``None`` for any other.
+    """
+    if tensor.device.type != "meta":
+        return None
+    place = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    return place if isinstance(place, int) else None
 
 
 def plain_number(value: object) -> bool | int | float | None:

@@ -59,7 +59,7 @@ class Watched:
         """
         after = os.fstat(self.descriptor)
         if (after.st_size, after.st_mtime_ns) != (self.size, self._written):
-            raise _changed(self.path)
+            raise changed(self.path)
 
     def read(self, offset: int, count: int) -> bytearray:
         """Return so many bytes from a place in the file; memory is taken only for bytes that are there.
@@ -94,7 +94,7 @@ class Watched:
             except OSError as error:
                 raise unreadable(self.path, error) from error
             if not count:
-                raise _changed(self.path)
+                raise changed(self.path)
             view, offset = view[count:], offset + count
 
 
@@ -145,7 +145,8 @@ def damaged(path: Path, detail: str) -> InputError:
     )
 
 
-def _changed(path: Path) -> InputError:
+def changed(path: Path) -> InputError:
+    """Return the error for a file that is not the one any more that was opened."""
     return InputError(path, "changed while it was read", "wait until it is written, then try again")
 
 

@@ -1,4 +1,4 @@
-"""Files of torch.save, of either form: loaded whole, or mapped where they are large."""
+"""Files of torch.save, of either form: loaded whole, or tensor by tensor where they are large."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import nn
 from nndiag.checkpoint.contents import Contents, contents_of_tree
 from nndiag.checkpoint.identify import Format, identify
 from nndiag.checkpoint.inventory import CodeError
-from nndiag.checkpoint.mapped import one_at_a_time
 from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.plain import entries
 from nndiag.checkpoint.record import Place
-from nndiag.checkpoint.source import opened, size_of
+from nndiag.checkpoint.source import Watched, opened, size_of
+from nndiag.checkpoint.stored import StoredState, late, load_stored
 from nndiag.checkpoint.torch_legacy import load_legacy
 from nndiag.checkpoint.torch_load import load_trusted
-from nndiag.checkpoint.torch_zip import is_mappable, load_zip
+from nndiag.checkpoint.torch_zip import is_native, load_zip
 from nndiag.errors import InputError
 
 LARGE = 256 << 20
-"""Bytes from which on a file is mapped into memory instead of read; smaller ones are safe from being cut short."""
+"""Bytes from which on the tensors of a file are read one by one."""
 
 
 def read_torch(
@@ -36,29 +36,37 @@ def read_torch(
         file: the file, at its start.
         form: ``"torch"`` or ``"torch-legacy"``.
         permission: what the user allowed. Trusted files may hold pickled modules.
-        lazily: map the file whatever its size, where its form allows.
+        lazily: leave the tensors in the file whatever its size, where its form allows.
 
     Raises:
         InputError: it is damaged, or refused.
     """
-    mapped = (
-        _is_file(file) and form == "torch" and (lazily or size_of(file) >= LARGE) and is_mappable(path, file)
-    )
+    wanted = form == "torch" and (lazily or size_of(file) >= LARGE)
+    watched = None
     try:
-        tree = (
-            load_zip(path, file, mapped, permission)
-            if form == "torch"
-            else load_legacy(path, file, permission)
-        )
+        if wanted and _is_file(file) and is_native(path, file):
+            tree, watched = load_stored(path, file, permission)
+        elif form == "torch":
+            tree = load_zip(path, file, permission)
+        else:
+            tree = load_legacy(path, file, permission)
     except CodeError:
         if not permission.trust:
             raise
         file.seek(0)
         return contents_of_tree(path, "pickled-module", _without_modules(load_trusted(path, file)))
     found = contents_of_tree(path, form, tree)
-    if not mapped:
-        return found
-    return replace(found, places=tuple(Place(p.key, one_at_a_time(p.tensors)) for p in found.places))
+    return found if watched is None else _read_late(found, watched)
+
+
+def _read_late(found: Contents, file: Watched) -> Contents:
+    """Return contents of which the tensors are read from their file when they are asked for."""
+    optimizers = (
+        replace(saved, state={key: StoredState(file, values) for key, values in saved.state.items()})
+        for saved in found.optimizers
+    )
+    places = (Place(place.key, late(file, place.tensors)) for place in found.places)
+    return replace(found, places=tuple(places), optimizers=tuple(optimizers))
 
 
 def read_torch_file(path: Path, permission: Permission = NOTHING, lazily: bool = False) -> Contents:

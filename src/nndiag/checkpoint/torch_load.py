@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import torch
 from torch.serialization import safe_globals
@@ -15,24 +15,23 @@ from nndiag.errors import InputError
 
 
 def load_checked(
-    path: Path, file: IO[bytes], lazily: bool = False, permission: Permission = NOTHING
+    path: Path, file: IO[bytes], permission: Permission = NOTHING, values: bool = True
 ) -> object:
     """Load a file whose claims have been checked.
 
     Args:
         path: the file's name.
         file: the file, at its start.
-        lazily: map the file into memory instead of reading it, where its format allows.
         permission: further names that the pickle may contain.
+        values: read the values of tensors; else they are on the device ``meta``.
 
     Raises:
         InputError: torch cannot read it.
     """
-    source: Any = path if lazily else file
     try:
         with warnings.catch_warnings(), safe_globals(list(permission.objects)):
             warnings.simplefilter("ignore")
-            return torch.load(source, map_location="cpu", weights_only=True, mmap=lazily)
+            return torch.load(file, map_location="cpu" if values else "meta", weights_only=True)
     except MemoryError as error:
         raise InputError(path, "does not fit into memory", "use a machine with more memory") from error
     # torch raises nearly every exception there is over damaged bytes.

@@ -20,14 +20,25 @@ from nndiag.errors import InputError
 _ENCRYPTED = 0x1
 
 
-def load_zip(path: Path, file: BinaryIO, lazily: bool = False, permission: Permission = NOTHING) -> object:
+def load_zip(path: Path, file: BinaryIO, permission: Permission = NOTHING) -> object:
     """Load a zip archive that torch.save wrote.
 
     Args:
         path: the file's name.
         file: the file, at its start.
-        lazily: map it into memory instead of reading it.
         permission: further names that its pickle may contain.
+
+    Raises:
+        CodeError: it names what is not allowed.
+        InputError: it is damaged, another kind of zip, or claims what it does not hold.
+    """
+    check_zip(path, file, permission)
+    file.seek(0)
+    return load_checked(path, file, permission)
+
+
+def check_zip(path: Path, file: BinaryIO, permission: Permission = NOTHING) -> Inventory:
+    """Return what the pickle of an archive claims, all of which the archive holds.
 
     Raises:
         CodeError: it names what is not allowed.
@@ -35,14 +46,11 @@ def load_zip(path: Path, file: BinaryIO, lazily: bool = False, permission: Permi
     """
     top, entries, pickled = _checked_directory(path, file)
     _check_same_view(path, file, top, entries, pickled)
-    _check_claims(path, top, entries, pickled, permission)
-    file.seek(0)
-    # torch.load chooses another reader by this suffix when it is given a path.
-    return load_checked(path, file, lazily and path.suffix != ".safetensors", permission)
+    return _check_claims(path, top, entries, pickled, permission)
 
 
-def is_mappable(path: Path, file: BinaryIO) -> bool:
-    """Return whether the storages of an archive can be used where they lie: they are in this machine's byte order."""
+def is_native(path: Path, file: BinaryIO) -> bool:
+    """Return whether the storages of an archive are in this machine's byte order."""
     try:
         with zipfile.ZipFile(file) as archive:
             orders = [entry for entry in archive.infolist() if entry.filename.endswith("/byteorder")]
@@ -52,7 +60,7 @@ def is_mappable(path: Path, file: BinaryIO) -> bool:
     except Exception as error:  # of half a dozen kinds
         raise damaged(path, summary(error)) from error
     file.seek(0)
-    return same and path.suffix != ".safetensors"
+    return same
 
 
 def _checked_directory(path: Path, file: BinaryIO) -> tuple[str, list[zipfile.ZipInfo], bytes]:
@@ -128,7 +136,7 @@ def _check_same_view(
 
 def _check_claims(
     path: Path, top: str, entries: list[zipfile.ZipInfo], pickled: bytes, permission: Permission
-) -> None:
+) -> Inventory:
     inventory = Inventory(path, permission)
     walk_pickle(io.BytesIO(pickled), inventory)
     sizes = {entry.filename: entry.file_size for entry in entries}
@@ -141,3 +149,4 @@ def _check_claims(
                 path, f"storage {storage.key} claims {storage.nbytes} bytes and its record holds {held}"
             )
     inventory.check_totals()
+    return inventory

@@ -95,24 +95,19 @@ def heal(
     The same model, data and loss as for a scan are needed; an nndiag.toml beside the checkpoint may say all
     three.
     """
-    from nndiag.cli.scan import codes_in, parse_betas, prepare_torch
+    from nndiag.cli.asked import codes, scan_settings
+    from nndiag.cli.scan import prepare_torch
     from nndiag.cli.screen import Screen
-    from nndiag.config.sizes import parse_bytes
-    from nndiag.pipeline.settings import ScanSettings
-    from nndiag.records.level import Level
 
     if goal is None:
         raise UsageError("--goal", "it is missing", "give --goal train or --goal deploy")
-    scan = ScanSettings(
+    scan = scan_settings(
         model=model, weights_key=weights_key, strip_prefix=strip_prefix, data=data, loss=loss,
-        optimizer=optimizer, lr=lr, momentum=momentum, betas=parse_betas(betas), weight_decay=weight_decay,
-        horizon=horizon, level=None if level is None else Level.parse(level), select=codes_in(select),
-        ignore=codes_in(ignore), limit=limit, batch_size=batch_size, block_size=block_size, seed=seed,
-        device=device, dtype=dtype, trust=trust, allow_global=tuple(allow_global or ()),
-        memory_budget=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
+        optimizer=optimizer, lr=lr, momentum=momentum, betas=betas, weight_decay=weight_decay, horizon=horizon,
+        level=level, select=codes(select), ignore=codes(ignore), limit=limit, batch_size=batch_size,
+        block_size=block_size, seed=seed, device=device, dtype=dtype, trust=trust, allow_global=allow_global,
+        memory_budget=memory_budget, threads=threads, cache="off",
     )  # fmt: skip
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads {threads}", "is too small", "give at least 1")
     with Screen(quiet=quiet, no_progress=no_progress) as screen:
         screen.progress("loading torch", 0.0)
         prepare_torch(threads)
@@ -121,7 +116,7 @@ def heal(
         from nndiag.pipeline.healing import heal as run_heal
 
         settings = HealSettings(
-            goal=goal, scan=replace(scan, model_args=parse_arguments(model_arg or [])), only=codes_in(only),
+            goal=goal, scan=replace(scan, model_args=parse_arguments(model_arg or [])), only=codes(only),
             layers=_patterns(layers), initialiser=init, max_loss_increase=max_loss_increase, dry_run=dry_run,
         )  # fmt: skip
         found = run_heal(path, out, settings, screen)

@@ -15,6 +15,9 @@ def init(
         Path, typer.Argument(metavar="RUN", help="A run directory, or a checkpoint.", show_default=False)
     ],
     force: Annotated[bool, typer.Option("--force", help="Write it anew where there is one already.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Open checkpoints that are code, such as .pt2. Off by default.")
+    ] = False,
 ) -> None:
     """Write an nndiag.toml for a directory from what is found in it.
 
@@ -23,7 +26,7 @@ def init(
     from nndiag.pipeline.initialising import draft
     from nndiag.report.files import write_whole
 
-    made = draft(run, force)
+    made = draft(run, force, trust)
     try:
         write_whole(made.path, made.text)
     except OSError as error:

@@ -14,7 +14,7 @@ from nndiag.cli.endings import COULD_NOT, as_line, print_error, silence_stdout
 from nndiag.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from nndiag.pipeline import Outcome
     from nndiag.records.forecast import Forecast
@@ -77,31 +77,24 @@ def scan(
     A file alone is judged by its weights. Add --model and --data to see what the nodes do, and a loss to see
     what training can still do with them. An nndiag.toml beside the checkpoints may say all three.
     """
+    from nndiag.cli.asked import codes, scan_settings
     from nndiag.cli.output import parse_targets, refuse_overwriting, write_reports
     from nndiag.cli.screen import Screen
-    from nndiag.config.sizes import parse_bytes
-    from nndiag.pipeline.settings import ScanSettings
-    from nndiag.records.level import Level
 
     formats = _formats(fail_on)
     if format_ is not None and format_ not in formats:
         raise UsageError(f"--format {format_}", "there is no such format", f"use one of {', '.join(formats)}")
     files = formats | {"parquet": _parquet}
     targets = parse_targets(output or (), files)
-    settings = ScanSettings(
+    settings = scan_settings(
         model=model, weights_key=weights_key, strip_prefix=strip_prefix, data=data, loss=loss,
-        optimizer=optimizer, lr=lr, momentum=momentum, betas=parse_betas(betas), weight_decay=weight_decay,
-        horizon=horizon, level=None if level is None else Level.parse(level), curvature=curvature,
-        solver=solver, granularity=granularity, profile=profile, jitter=jitter, certificate=certificate, verify=verify,
-        select=codes_in(select), ignore=codes_in(ignore), goal=goal, limit=limit, batch_size=batch_size,
-        block_size=block_size, folds=folds, seed=seed,
-        device=device, dtype=dtype, every=every, last=last, all_nodes=all_nodes, trust=trust,
-        allow_global=tuple(allow_global or ()),
-        cache=None if cache == "off" else cache,
-        memory_budget=None if memory_budget is None else parse_bytes(memory_budget, "--memory-budget"),
+        optimizer=optimizer, lr=lr, momentum=momentum, betas=betas, weight_decay=weight_decay,
+        horizon=horizon, level=level, curvature=curvature, solver=solver, granularity=granularity,
+        profile=profile, jitter=jitter, certificate=certificate, verify=verify, select=codes(select), ignore=codes(ignore),
+        goal=goal, limit=limit, batch_size=batch_size, block_size=block_size, folds=folds, seed=seed,
+        device=device, dtype=dtype, threads=threads, every=every, last=last, all_nodes=all_nodes, trust=trust,
+        allow_global=allow_global, cache=cache, memory_budget=memory_budget,
     )  # fmt: skip
-    if threads is not None and threads < 1:
-        raise UsageError(f"--threads {threads}", "is too small", "give at least 1")
     if plan and (output or format_ not in (None, "rich", "json")):
         raise UsageError(
             "--plan", "it is printed for people or as JSON", "give --format rich or json, and no --output"
@@ -142,26 +135,6 @@ def prepare_torch(threads: int | None) -> None:
 
     if threads is not None:
         torch.set_num_threads(threads)
-
-
-def parse_betas(text: str | None) -> tuple[float, float] | None:
-    """Return the two numbers of ``--betas``.
-
-    Raises:
-        UsageError: it is not two numbers.
-    """
-    if text is None:
-        return None
-    try:
-        first, second = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--betas {text}", "is not two numbers", "write --betas 0.9,0.999") from None
-    return first, second
-
-
-def codes_in(words: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the codes of an option that may be given more than once, each with several."""
-    return tuple(code.strip().upper() for word in words or () for code in word.split(",") if code.strip())
 
 
 def _formats(fail_on: FailWord) -> dict[str, Callable[[Report], str]]:

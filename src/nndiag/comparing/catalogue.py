@@ -27,7 +27,8 @@ RULES: tuple[Rule, ...] = (
         meaning="The node was usable when the run began. At its last checkpoint it has collapsed or lies on a plateau: "
         "training has broken it.",
         measured="The verdicts of the first and the last checkpoint. A node that the first checkpoint's level could "
-        "not judge does not count as usable then.",
+        "not judge does not count as usable then. Where the last verdict does not hold in every fold of the probe, it "
+        "is a warning.",
         why="Too large a learning rate or a spike of the gradient throws biases and weights to where a unit never "
         "fires; weight decay that outweighs the loss; a layer further on that died and passes no gradient back.",
         do="Go back to the last checkpoint before most of the nodes died, and train on with a smaller learning rate "
@@ -41,7 +42,8 @@ RULES: tuple[Rule, ...] = (
         measured="Degenerate at the last checkpoint at or before T − absorbed_share·T and at the end T, and the "
         "direction of its weights in between unchanged (moving_weights), so that no gradient moved it, whether there "
         "were checkpoints to see that or not. Without directions every checkpoint in between must say so. A node that "
-        "was degenerate from the first checkpoint on is a warning: the run did not do it.",
+        "was degenerate from the first checkpoint on is a warning: the run did not do it; so is one whose last verdict "
+        "does not hold in every fold of the probe.",
         why="No sample's gradient reaches it, and nothing before it moves enough to wake it.",
         do="Reinitialise it (`nndiag heal --goal train`) or prune it (`--goal deploy`); waiting does not help.",
         harmless="In a network that is larger than its task needs.",

@@ -1,7 +1,8 @@
 """How fast a layer dies: the half-life of its living nodes, and when it crosses what a policy allows.
 
 The share of living nodes is fitted as ``a(t) = exp(c − k t)`` by weighted least squares of its logarithm, from the last
-checkpoint at which none had died.
+checkpoint at which none had died. Layers do not always die at one pace: where the fit misses when half of the nodes had
+died, that time itself is told.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nndiag.comparing.run import LayerRun, Run
+from nndiag.comparing.run import Floats, LayerRun, Run
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ def decline_of(layer: LayerRun, run: Run, limit: float | None) -> Decline | None
     if fit is not None and fit.rate > 0:
         half_life = math.log(2) / fit.rate
         half_error = half_life * math.sqrt(fit.variance[1][1]) / fit.rate
+    seen = _halved(1 - share, run.times)
+    if seen is not None and (half_life is None or not seen[0] <= half_life <= seen[1]):
+        half_life, half_error = sum(seen) / 2, (seen[1] - seen[0]) / 2
     if limit is None:
         return Decline(half_life, half_error, None, None, None, False)
     if share[-1] > limit:
@@ -57,6 +61,20 @@ def decline_of(layer: LayerRun, run: Run, limit: float | None) -> Decline | None
     return Decline(half_life, half_error, limit, max(time + fit.origin, float(run.times[-1])), error, False)
 
 
+def _halved(alive: Floats, times: Floats) -> tuple[float, float] | None:
+    """Return between which times after the last at which none had died half of the nodes had, and stayed so."""
+    start = _untouched(alive)
+    over = np.flatnonzero(alive > alive[start] / 2)
+    if over[-1] == len(alive) - 1:
+        return None
+    return float(times[over[-1]] - times[start]), float(times[over[-1] + 1] - times[start])
+
+
+def _untouched(alive: Floats) -> int:
+    """Return the last checkpoint at which most nodes were alive."""
+    return int(np.flatnonzero(alive >= np.nanmax(alive))[-1])
+
+
 @dataclass(frozen=True)
 class _Fit:
     start: float
@@ -65,11 +83,9 @@ class _Fit:
     origin: float
 
 
-def _fit(alive: np.ndarray, run: Run, nodes: int) -> _Fit | None:
+def _fit(alive: Floats, run: Run, nodes: int) -> _Fit | None:
     """Return ``ln a = start − rate (t − origin)``, weighted by what the counts of nodes make sure."""
-    known = np.isfinite(alive)
-    whole = np.flatnonzero(known & (alive >= np.nanmax(alive)))
-    first = int(whole[-1])
+    known, first = np.isfinite(alive), _untouched(alive)
     inside = known & (alive > 0)
     inside[:first] = False
     if inside.sum() < 3:

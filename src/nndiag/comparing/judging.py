@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from nndiag.config.policy import Policy
 from nndiag.records import comparison as record
 from nndiag.records.report import VERDICTS, Finding, Verdict
 from nndiag.rules.base import Hit, Rule
+from nndiag.rules.diagnose import Selection
 from nndiag.rules.thresholds import thresholds
 
 _KEPT = ("torque_ratio_mean", "torque_ratio_p10", "effective_rank", "stability_margin_max", "dead_data_fraction",
@@ -28,7 +29,7 @@ _CAUSES = {"ND701": ("ND703", "ND704", "ND705"), "ND702": ("ND701",)}
 
 
 def compare_run(
-    run: Run, version: str, *, policy: Policy | None = None, changed: Mapping[str, float] | None = None,
+    run: Run, version: str, *, policy: Policy | None = None, selection: Selection | None = None,
     all_nodes: bool = False, settings: Mapping[str, object] | None = None,
 ) -> record.Comparison:  # fmt: skip
     """Return how the nodes of a run move, and what is wrong with that.
@@ -37,18 +38,20 @@ def compare_run(
         run: two checkpoints or more.
         version: of nndiag, for the document.
         policy: for the time at which a dying layer crosses its ``max_degenerate_fraction``.
-        changed: thresholds by name.
+        selection: the findings that are wanted, and changed thresholds.
         all_nodes: list nodes without findings too.
         settings: more for the document's ``settings``.
 
     Raises:
         UsageError: a changed threshold does not exist.
     """
-    values = thresholds(changed)
+    wanted = selection or Selection()
+    values = thresholds(wanted.thresholds)
+    rules = tuple(rule for rule in RULES if wanted.wants(rule.code))
     ends = settling(run, values)
     context = RunContext(run, values, ends)
     of_model = tuple(
-        _finding(rule, hit, ()) for rule in RULES if rule.on == "model" for hit in _hits(rule, run, context)
+        _finding(rule, hit, ()) for rule in rules if rule.on == "model" for hit in _hits(rule, run, context)
     )
     layers: list[record.LayerComparison] = []
     nodes: list[record.NodeComparison] = []
@@ -56,7 +59,7 @@ def compare_run(
         motion = motion_of(layer, run)
         limit = None if policy is None else policy.of(layer.name).max_degenerate_fraction
         layers.append(_layer(layer, run, limit))
-        nodes += _nodes(layer, motion, context, all_nodes)
+        nodes += _nodes(layer, motion, context, rules, all_nodes)
     return record.Comparison(
         nndiag_version=version,
         settings={"clock": run.clock, **(settings or {})},
@@ -138,10 +141,10 @@ def _transitions(layer: LayerRun, first: int, last: int) -> dict[str, int]:
 
 
 def _nodes(
-    layer: LayerRun, motion: Motion, context: RunContext, all_nodes: bool
+    layer: LayerRun, motion: Motion, context: RunContext, rules: Iterable[Rule], all_nodes: bool
 ) -> Iterator[record.NodeComparison]:
     found: dict[int, list[tuple[Rule, Hit]]] = {}
-    for rule in RULES:
+    for rule in rules:
         if rule.on == "node":
             for hit in _hits(rule, layer, context):
                 assert hit.index is not None

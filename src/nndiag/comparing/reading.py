@@ -49,6 +49,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
     found = document.get("checkpoints")
     if not isinstance(found, list) or not all(_is_diagnosis(one) for one in found):
         raise InputError(path, "is no report of `nndiag scan`", _DO)
+    if not found:
+        raise InputError(path, "holds no checkpoint", _DO)
     return found
 
 
@@ -93,11 +95,14 @@ def run_of(diagnoses: Sequence[Json]) -> Run:
         diagnoses: the entries of ``checkpoints`` of reports, in training order.
 
     Raises:
-        InputError: a layer has other sizes in different checkpoints.
+        InputError: a layer has other sizes in different checkpoints, or they have none in common.
     """
     marks = tuple(_mark(one) for one in diagnoses)
     tables = [{layer["name"]: layer for layer in one["layers"]} for one in diagnoses]
     names = dict.fromkeys(name for table in reversed(tables) for name in table)
+    if len(tables) > 1 and not any(sum(name in table for table in tables) > 1 for name in names):
+        why = f"and {marks[-1].path} have no layer in common"
+        raise InputError(marks[0].path, why, "compare checkpoints of one network")
     listed = [_listed(one["nodes"]) for one in diagnoses]
     layers = tuple(_layer_run(name, tables, listed, marks) for name in names)
     return Run(marks, layers, *clock_of(marks))
@@ -168,8 +173,16 @@ def _layer_run(
     return LayerRun(
         name, str(last.get("kind", "")), nodes, int(last.get("fan_in", 0)), states, columns["parameter_norm"],
         columns["weight_norm"], columns["bias"], columns["lambda_max"], _stacked(directions, count, nodes),
-        _measures(there),
+        _measures(there), _unsteady(there[-1], listed[-1].get(name, ())), last.get("is_output") is True,
     )  # fmt: skip
+
+
+def _unsteady(layer: Json | None, nodes: Iterable[Json]) -> frozenset[int]:
+    """Return the nodes whose last verdict does not hold in every fold of the probe."""
+    compact = None if layer is None else layer.get("every_node")
+    if isinstance(compact, dict) and isinstance(listed := compact.get("unsteady", []), list):
+        return frozenset(i for i in listed if isinstance(i, int))
+    return frozenset(node.get("index", -1) for node in nodes if node.get("steady") is False)
 
 
 def _letters(text: str, nodes: int) -> Bytes:

@@ -53,8 +53,14 @@ def newly_degenerate(layer: LayerRun, context: RunContext) -> Iterator[Hit]:
     new = layer.degenerate[-1] & ~layer.degenerate[0] & _judged_before(layer, context)
     since = since_when(layer)
     for i in where(new):
-        message = "degenerate at the end of the run, and not at its beginning"
-        yield Hit(i, message, {**_since(context.run, int(since[i])), "verdict": layer.verdicts(i)[-1]})
+        message, steady = (
+            "degenerate at the end of the run, and not at its beginning",
+            i not in layer.unsteady,
+        )
+        evidence = {
+            **_since(context.run, int(since[i])), "verdict": layer.last_verdict(i), "steady": steady,
+        }  # fmt: skip
+        yield Hit(i, message if steady else f"{message}; not in every fold", evidence, sure=steady)
 
 
 def absorbed(layer: LayerRun, context: RunContext) -> Iterator[Hit]:
@@ -77,7 +83,10 @@ def absorbed(layer: LayerRun, context: RunContext) -> Iterator[Hit]:
         if born:
             message = "degenerate all along the run"
         evidence = {**_since(run, int(since[i])), "share_of_run": float(held[i] * share), "threshold": share}
-        yield Hit(i, message, evidence, sure=not born)
+        steady = i not in layer.unsteady
+        yield Hit(
+            i, message if steady else f"{message}; not in every fold", evidence, sure=steady and not born
+        )
 
 
 def shrinking(layer: LayerRun, context: RunContext) -> Iterator[Hit]:

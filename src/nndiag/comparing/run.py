@@ -20,6 +20,8 @@ STATES = {
 }  # fmt: skip
 """Letters of ``every_node.states`` and the verdicts that they stand for."""
 
+_VERDICTS = {ord(letter): verdict for letter, verdict in STATES.items()}
+
 ABSENT = ord(" ")
 """The state of a node in a checkpoint that lacks its layer."""
 
@@ -47,7 +49,8 @@ class LayerRun:
     ``states`` has letters ``(checkpoints, nodes)``. ``norms`` (of weights and bias), ``weights`` (norms of the
     weights), ``biases`` and ``curvatures`` (λ_max) are ``(checkpoints, nodes)``, NaN where a number was not taken or
     is not finite. ``directions`` is ``(checkpoints, nodes, k)`` or ``None``. ``measures`` are the layer's own,
-    ``(checkpoints,)``.
+    ``(checkpoints,)``. ``unsteady`` nodes have a verdict at the last checkpoint that does not hold in every fold of the
+    probe. The units of an ``is_output`` layer are the network's outputs.
     """
 
     name: str
@@ -61,6 +64,8 @@ class LayerRun:
     curvatures: Floats
     directions: NDArray[np.float32] | None
     measures: Mapping[str, Floats] = field(default_factory=dict)
+    unsteady: frozenset[int] = frozenset()
+    is_output: bool = False
 
     @cached_property
     def degenerate(self) -> Mask:
@@ -76,7 +81,11 @@ class LayerRun:
 
     def verdicts(self, node: int) -> list[str | None]:
         """Return the verdict of a node at every checkpoint."""
-        return [STATES.get(chr(letter)) for letter in self.states[:, node]]
+        return [_VERDICTS.get(letter) for letter in self.states[:, node].tolist()]
+
+    def last_verdict(self, node: int) -> str | None:
+        """Return the verdict of a node at the last checkpoint."""
+        return _VERDICTS.get(int(self.states[-1, node]))
 
 
 @dataclass(frozen=True)

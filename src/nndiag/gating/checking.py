@@ -95,7 +95,8 @@ def _new_degenerate(
             )  # fmt: skip
         new = tuple(sorted(layer.degenerate - before))
         since = "the baseline" if baseline is not None else "the first checkpoint"
-        words = f"{len(new):,} nodes newly degenerate since {since}, at most {limit:,} may be"
+        who = f"{len(new):,} node{'' if len(new) == 1 else 's'}"
+        words = f"{who} newly degenerate since {since}, at most {limit:,} may be"
         yield Check(
             "max_new_degenerate", name, len(new), limit, len(new) <= limit, words, nodes=new,
             look=_look(facts, "--verbose"),
@@ -227,6 +228,7 @@ def _require_sight(facts: Facts, policy: Policy) -> None:
             "policy max_dead_fraction", "the report leaves out ND201", "scan without --select and --ignore"
         )
     for token in _tokens(policy):
+        _require_known(token)
         digit = token[2:3]
         deep = LEVELS[int(digit) - 1] if digit in ("1", "2", "3", "4") else None
         if deep is not None and not facts.reaches(deep):
@@ -236,6 +238,22 @@ def _require_sight(facts: Facts, policy: Policy) -> None:
             raise UsageError(
                 f"policy forbid {token}", "the report leaves it out", "scan without --select and --ignore"
             )
+
+
+def _require_known(token: str) -> None:
+    """Make sure that a forbidden code, or what it begins with, is one: a slip must not pass every build.
+
+    Raises:
+        UsageError: no finding has it.
+    """
+    if token in ALWAYS_FORBIDDEN:
+        return
+    from nndiag.rules import RULES
+    from nndiag.rules.base import OF_RUNS
+
+    known = (*(rule.code for rule in RULES), *OF_RUNS)
+    if not any(code.startswith(token) for code in known):
+        raise UsageError(f"policy forbid {token}", "no finding has this code or prefix", "see `nndiag rules`")
 
 
 def _tokens(policy: Policy) -> tuple[str, ...]:

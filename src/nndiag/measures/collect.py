@@ -17,7 +17,7 @@ from nndiag.measures.exact import ExactSettings, Refinement, merged, refine
 from nndiag.measures.jitter import with_jitter
 from nndiag.measures.look import Look, look_at
 from nndiag.measures.plan import Plan, Progress, Update
-from nndiag.measures.record import layer_record, only_observed
+from nndiag.measures.record import layer_record, only_observed, with_class_samples
 from nndiag.measures.replaying import ChangingUsesError, Replay
 from nndiag.measures.returning import with_returns
 from nndiag.measures.schedule import Schedule, make_schedule
@@ -82,11 +82,12 @@ def measure(
         layers = _with_influence(list(_layers(replay, curvatures, exact, refinement)))
         layers = with_returns(replay, with_forward_effect(replay, layers), update)
         layers = with_jitter(replay, layers)
+        predictions = replay.predictions.record()
         left_out = unmeasured(model, replay.layers)
     curved = plan.level >= Level.CURVATURE
     return Measured(
         level=plan.level,
-        layers=layers,
+        layers=tuple(with_class_samples(layer, predictions) for layer in layers),
         samples=len(probe),
         folds=probe.fold_count,
         has_targets=probe.has_targets,
@@ -94,7 +95,7 @@ def measure(
         gradient_norm=_gradient_norm(replay),
         optimizer=None if update is None else update.facts,
         curvature=_curvature_facts(replay, curvatures, layers) if curved else None,
-        predictions=replay.predictions.record(),
+        predictions=predictions,
         timing=Timing(
             unit,
             replay.capture_seconds if curved else None,

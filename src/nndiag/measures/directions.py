@@ -20,14 +20,14 @@ _LONGEST = 1 << 14
 
 
 def projected(tile: Tensor, first: int, weights: int) -> Tensor:
-    """Return what some weights add to ``S w``, ``(rows, 16)``.
+    """Return what some weights add to ``S w``, ``(rows, 16)``, computed in their own precision.
 
     Args:
-        tile: ``(rows, columns)``, float64.
+        tile: ``(rows, columns)``, float32 or float64.
         first: place of the first of these columns among all weights of a node.
         weights: how many there are of them.
     """
-    table, columns = _table(weights), tile.shape[1]
+    table, columns = _table(weights, tile.dtype), tile.shape[1]
     start = first % len(table)
     if start + columns <= len(table):
         found: Tensor = tile @ table[start : start + columns]
@@ -37,14 +37,14 @@ def projected(tile: Tensor, first: int, weights: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _table(weights: int) -> Tensor:
+def _table(weights: int, dtype: torch.dtype) -> Tensor:
     """Return ``Sᵀ``, ``(weights, 16)``, the same every time."""
     if weights <= WIDTH:
-        return torch.eye(weights, WIDTH, dtype=torch.float64)
+        return torch.eye(weights, WIDTH, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randn(min(weights, _LONGEST), WIDTH, dtype=torch.float64, generator=generator)
     table: Tensor = drawn / drawn.norm(dim=1, keepdim=True)
-    return table
+    return table.to(dtype)
 
 
 def unit(sums: Tensor, norms: Tensor, weights: int) -> Tensor:

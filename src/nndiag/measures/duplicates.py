@@ -57,7 +57,7 @@ def duplicate_rows(rows: NodeRows, groups: int = 1, sketched: Sketch | None = No
     turned = search.partners(-1)
     # of many copies of a row only the first one was searched for; the others repeat what it repeats, or itself
     copies, nodes = np.flatnonzero(~own), index.numpy()
-    proved = equal_in_full(rows, seen.parameter_norm.numpy(), nodes[copies], nodes[leaders[copies]])
+    proved = equal_in_full(rows, nodes[copies], nodes[leaders[copies]])
     for copy in copies[proved]:
         leader = int(nodes[leaders[copy]])
         equal[int(nodes[copy])] = equal.get(leader, leader)
@@ -66,6 +66,8 @@ def duplicate_rows(rows: NodeRows, groups: int = 1, sketched: Sketch | None = No
 
 def _first_of_each(key: np.ndarray) -> np.ndarray:
     """Return for every row of a table the place of the first row that is the same to the bit."""
+    if len(np.unique(key[:, 1])) == len(key):  # the rule, and soon seen
+        return np.arange(len(key))
     _, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
     return np.asarray(first[inverse.reshape(-1)])
 
@@ -78,7 +80,6 @@ class _Search:
         unit = (seen.projections[index] / norms[:, None]).numpy()
         order = np.argsort(np.abs(unit[:, 0]), kind="stable")
         self.rows = rows
-        self.all_norms: Floats = seen.parameter_norm.numpy()
         self.index = index.numpy()[order]
         self.norms = norms.numpy()[order]
         self.group = group.numpy()[order]
@@ -99,7 +100,7 @@ class _Search:
             if not len(places):
                 break
             others = self.by_rank[nearest[places]]
-            proved = equal_in_full(self.rows, self.all_norms, self.index[places], self.index[others], sign)
+            proved = equal_in_full(self.rows, self.index[places], self.index[others], sign)
             found.update(
                 (int(self.index[a]), int(self.index[b]))
                 for a, b in zip(places[proved], others[proved], strict=True)
@@ -141,24 +142,19 @@ class _Search:
             start = stop
 
 
-def equal_in_full(
-    rows: NodeRows, norms: Floats, nodes: np.ndarray, others: np.ndarray, sign: int = 1
-) -> np.ndarray:
+def equal_in_full(rows: NodeRows, nodes: np.ndarray, others: np.ndarray, sign: int = 1) -> np.ndarray:
     """Return which nodes equal the others named beside them, up to a sign.
 
     Args:
         rows: the layer.
-        norms: of all its rows.
         nodes: some nodes.
         others: as many.
         sign: −1 to compare with the others' negatives.
     """
-    # ‖a ∓ b‖² / ‖a‖² = 1 + 1/r² ∓ 2cos/r; near r = 1 both parts must be small
-    proved: np.ndarray = np.abs(norms[nodes] / norms[others] - 1) < DUPLICATE_TOLERANCE
+    proved = np.zeros(len(nodes), dtype=bool)
     step = max(_NUMBERS // rows.size, 1)
     for begin in range(0, len(nodes), step):
-        some, beside = nodes[begin : begin + step], others[begin : begin + step]
-        products = rows.take(torch.from_numpy(some)) * rows.take(torch.from_numpy(beside))
-        cosine = products.sum(dim=1).numpy() / (norms[some] * norms[beside])
-        proved[begin : begin + step] &= 1 - sign * cosine < DUPLICATE_TOLERANCE**2 / 2 + 1e-12
+        some, beside = (rows.take(torch.from_numpy(of[begin : begin + step])) for of in (nodes, others))
+        apart = (some - sign * beside).norm(dim=1) / beside.norm(dim=1)
+        proved[begin : begin + step] = (apart < DUPLICATE_TOLERANCE).numpy()
     return proved

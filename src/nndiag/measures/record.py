@@ -21,6 +21,7 @@ from nndiag.measures.sketch import NodeRows, sketch
 from nndiag.measures.weights import WEIGHT_MEASURES, numbers, weight_measures
 from nndiag.records.level import Level
 from nndiag.records.measured import Floats, LayerMeasures, Measured
+from nndiag.records.predictions import Predictions
 from nndiag.replay.kinds import Layer
 
 
@@ -132,6 +133,23 @@ def only_observed(record: LayerMeasures) -> LayerMeasures:
         per_fold={
             name: np.where(record.observed, values, np.nan) for name, values in record.per_fold.items()
         },
+    )
+
+
+def with_class_samples(record: LayerMeasures, predictions: Predictions | None) -> LayerMeasures:
+    """Add ``class_samples`` to the outputs of a classifier: how many samples are labelled with each one's class; and
+    ``absent_classes``, how many of them no label names.
+    """
+    choices = None if predictions is None else predictions.choices
+    if not record.is_output or choices is None or choices.present is None or not any(choices.present):
+        return record
+    if record.observed is not None or len(choices.present) != record.nodes:
+        return record
+    counts = np.array(choices.present, dtype=np.float64)
+    return replace(
+        record,
+        per_node={**record.per_node, "class_samples": counts},
+        per_layer={**record.per_layer, "absent_classes": float((counts == 0).sum())},
     )
 
 

@@ -68,13 +68,40 @@ def build_hf(path: Path, check: Callable[[nn.Module], None]) -> HfModel:
         auto = import_transformers("--model hf")
         settings = _settings(config)
         factory = _class_of(auto, config)
-        with torch.device("meta"), _bounded(path):
-            empty = factory.from_config(settings, trust_remote_code=False, attn_implementation="eager")
+        with _bounded(path):
+            empty = without_numbers(
+                settings,
+                lambda: factory.from_config(settings, trust_remote_code=False, attn_implementation="eager"),
+            )
         check(_as_named(empty, config))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = factory.from_config(settings, trust_remote_code=False, attn_implementation="eager")
     return HfModel(model, loss_of(config))
+
+
+def without_numbers(settings: Any, build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network that takes no memory.
+
+    The library finds the rows of heads that a network lacks (``pruned_heads``) by looking at numbers: these heads are
+    taken out afterwards.
+
+    Args:
+        settings: the library's configuration object; it is left as it is.
+        build: builds the network from it.
+    """
+    heads = getattr(settings, "pruned_heads", None) or {}
+    try:
+        if heads:
+            settings.pruned_heads = {}
+        with torch.device("meta"):
+            empty = build()
+    finally:
+        if heads:
+            settings.pruned_heads = heads
+    if heads:
+        empty.prune_heads({layer: list(some) for layer, some in heads.items()})  # type: ignore[operator]
+    return empty
 
 
 @contextlib.contextmanager

@@ -71,7 +71,8 @@ def match_optimizer(
     facts, differing = facts_of(_groups(saved, assignment), list(saved.state.values()))
     notes = [assignment.note] if assignment.note else []
     if facts.name is None:
-        notes.append("it is neither SGD nor Adam")
+        rule = "it is neither SGD nor Adam" if saved.state else "its rule is not known, give --optimizer"
+        notes.append(rule)
     if differing:
         notes.append(f"left out because its parameter groups differ: {', '.join(differing)}")
     note = f"optimiser: {'; '.join(notes)}" if notes else ""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nndiag.errors import UsageError
+from nndiag.rules.base import OF_RUNS
 
 if TYPE_CHECKING:
     from nndiag.config.policy import Policy
     from nndiag.pipeline.listener import Listener
     from nndiag.pipeline.settings import ScanSettings
     from nndiag.records.comparison import Comparison
+    from nndiag.rules.diagnose import Selection
 
 AnyPath = str | os.PathLike[str]
 Json = dict[str, Any]
@@ -25,13 +27,15 @@ class CompareSettings:
     """What to do: list every node, take two runs for each other's nodes in any order, and how to scan what is no
     report.
 
-    ``thresholds`` changes those of the rules by name, over those that the last run's ``nndiag.toml`` and the user's
-    ``pyproject.toml`` change.
+    ``select`` and ``ignore`` choose among ND701 to ND708, and ``thresholds`` changes those of the rules by name: over
+    what the last run's ``nndiag.toml`` and the user's ``pyproject.toml`` say.
     """
 
     all_nodes: bool = False
     match: bool = False
     scan: ScanSettings | None = None
+    select: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
     thresholds: dict[str, float] | None = None
 
 
@@ -64,6 +68,8 @@ def compare(
         diagnoses = [runs[0][-1], runs[1][-1]]  # two runs: where each of them ended
     else:
         diagnoses = [one for run in runs for one in run]
+        if all(is_report(path) for path in several) and chosen.scan is not None:
+            diagnoses = _some(diagnoses, chosen.scan)
     if len(diagnoses) < 2:
         raise UsageError(
             "compare",
@@ -73,12 +79,18 @@ def compare(
     if chosen.match and len(diagnoses) != 2:
         raise UsageError("--match", "nodes are matched between two checkpoints or runs", "give two of them")
     run = run_of(diagnoses)
+    excess: Mapping[str, float] = {}
     if chosen.match:
-        run = matched(run)
-    changed = _thresholds(diagnoses) | (chosen.thresholds or {})
+        found = matched(run)
+        run, excess = found.run, found.excess
+        _tell(excess, listener)
+    selection = _selection(diagnoses, chosen)
     return compare_run(
-        run, nndiag.__version__, policy=_policy(diagnoses), changed=changed, all_nodes=chosen.all_nodes,
-        settings={"match": chosen.match, "all_nodes": chosen.all_nodes, "thresholds": changed},
+        run, nndiag.__version__, policy=_policy(diagnoses), selection=selection, all_nodes=chosen.all_nodes,
+        settings={
+            "match": chosen.match, "match_excess": dict(excess), "select": selection.select, "ignore": selection.ignore,
+            "all_nodes": chosen.all_nodes, "thresholds": dict(selection.thresholds),
+        },
     )  # fmt: skip
 
 
@@ -108,6 +120,12 @@ def _runs(paths: Sequence[Path], settings: CompareSettings, listener: Listener |
     return runs
 
 
+def _some(diagnoses: list[Json], settings: ScanSettings) -> list[Json]:
+    """Return the checkpoints that ``--every`` and ``--last`` choose, as a scan chooses them."""
+    found = diagnoses[:: -(settings.every or 1)][::-1]
+    return found[-settings.last :] if settings.last is not None else found
+
+
 def _scanned(
     paths: Sequence[Path], settings: CompareSettings, listener: Listener | None, last: int | None = None
 ) -> list[Json]:
@@ -129,11 +147,35 @@ def _policy(diagnoses: Sequence[Json]) -> Policy | None:
     return find_policy({"checkpoints": [diagnoses[-1]]}, None, None, Path.cwd())
 
 
-def _thresholds(diagnoses: Sequence[Json]) -> dict[str, float]:
-    """Return the thresholds that the configuration of the last run, or the user's, changes."""
+def _tell(excess: Mapping[str, float], listener: Listener | None) -> None:
+    for name, share in excess.items():
+        if listener is not None:
+            listener.note(
+                f"layer {name} is too wide to be matched exactly: the sum of distances may be up to {share:.1%} "
+                "above the least"
+            )
+
+
+def _selection(diagnoses: Sequence[Json], settings: CompareSettings) -> Selection:
+    """Return which findings are wanted, and the thresholds: as asked, else as the configuration has it."""
+    found = selection_of(diagnoses)
+    if settings.select or settings.ignore:
+        found = replace(found, select=settings.select, ignore=settings.ignore)
+    for code in settings.select:
+        if not any(one.startswith(code) for one in OF_RUNS):
+            raise UsageError(
+                f"--select {code}", "compare finds ND701 to ND708", "select this in nndiag scan, or none here"
+            )
+    return replace(found, thresholds=dict(found.thresholds) | (settings.thresholds or {}))
+
+
+def selection_of(diagnoses: Sequence[Json]) -> Selection:
+    """Return what the configuration of the last run, over the user's, says of findings and thresholds."""
     from nndiag.config.load import load_run_config, load_user_config
     from nndiag.config.record import merge
     from nndiag.gating.document import subject_of
+    from nndiag.rules.diagnose import Selection
 
     run = load_run_config(Path(subject_of(diagnoses[-1])))
-    return dict(merge(load_user_config(Path.cwd()), run).rules.thresholds)
+    rules = merge(load_user_config(Path.cwd()), run).rules
+    return Selection(rules.select or (), rules.ignore or (), rules.thresholds)

@@ -19,7 +19,7 @@ from nndiag.records.packed import pack
 from nndiag.records.report import DEGENERATE, VERDICTS
 from nndiag.remedies import Goal, action_for, tied
 from nndiag.rules.diagnose import JudgedLayer
-from nndiag.rules.nodes import single, unobserved
+from nndiag.rules.nodes import absent, single, unobserved
 from nndiag.rules.thresholds import FEW_SAMPLES
 
 _OF_THE_UNOBSERVED = frozenset([*WEIGHT_MEASURES, "lookups"])
@@ -121,12 +121,13 @@ def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
     return report.LayerDiagnosis(
         name=layer.name,
         kind=layer.kind,
+        is_output=layer.is_output,
         nodes=layer.nodes,
         fan_in=layer.fan_in,
         parameters=layer.parameters,
         activation=layer.activation,
         verdicts={verdict: counts[verdict] for verdict in VERDICTS},
-        unobserved=0 if (unused := unobserved(layer)) is None else int(unused.sum()),
+        unobserved=_unobserved(judged),
         curvature_kind=layer.curvature_kind,  # type: ignore[arg-type]
         measures={
             name: _finite(value)
@@ -136,6 +137,14 @@ def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
         findings=judged.findings,
         every_node=_every_node(judged),
     )
+
+
+def _unobserved(judged: JudgedLayer) -> int:
+    """Return how many nodes have no verdict because the probe never used them, or lacks their class."""
+    rows, classes = unobserved(judged.measures), absent(judged.measures)
+    if classes is not None:
+        return sum(gone and word == "unknown" for gone, word in zip(classes, judged.verdicts, strict=True))
+    return 0 if rows is None else int(rows.sum())
 
 
 def _every_node(judged: JudgedLayer) -> report.EveryNode:
@@ -150,6 +159,7 @@ def _every_node(judged: JudgedLayer) -> report.EveryNode:
     bias = of_node.get("bias")
     return report.EveryNode(
         states=states,
+        unsteady=tuple(i for i, steady in enumerate(judged.steady) if not steady),
         parameter_norm=pack(of_node["parameter_norm"]),
         weight_norm=pack(of_node["weight_norm"]),
         bias=None if bias is None else pack(bias),

@@ -107,8 +107,13 @@ def with_course(document: Mapping[str, Any], policy: Policy) -> dict[str, Any]:
         raise UsageError("policy forbid ND7", why, "scan the run, or remove the code")
     from nndiag.comparing.judging import compare_run
     from nndiag.comparing.reading import run_of
+    from nndiag.pipeline.comparing import selection_of
+    from nndiag.rules.diagnose import Selection
 
-    found = compare_run(run_of(checkpoints), "").model_dump(mode="json")
+    changed = Selection(
+        thresholds=selection_of(checkpoints).thresholds
+    )  # what is looked for, the policy says
+    found = compare_run(run_of(checkpoints), "", selection=changed).model_dump(mode="json")
     last = dict(checkpoints[-1])
     last["nodes"] = [*last["nodes"], *found["nodes"]]
     last["model"] = {

@@ -4,53 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import nndiag
 from nndiag.errors import UsageError
-from nndiag.pipeline.curing import Cured, cure
+from nndiag.pipeline.cured import Cured, HealSettings
+from nndiag.pipeline.curing_for_deployment import cure_for_deployment
+from nndiag.pipeline.curing_for_training import cure_for_training
 from nndiag.pipeline.job import Job, Loaded
 from nndiag.pipeline.listener import Listener, Silence
 from nndiag.pipeline.reach import Reach
 from nndiag.pipeline.scanning import AnyPath, make_job
-from nndiag.pipeline.settings import ScanSettings
+from nndiag.pipeline.surroundings import surroundings
 from nndiag.records.healing import Healing
 from nndiag.records.level import Level
 from nndiag.records.report import Diagnosis
-from nndiag.remedies import Goal
 from nndiag.report.document import render_json
-from nndiag.surgery.training.initial import DEFAULT, check_initialiser
 from nndiag.surgery.writing import check_destination, write
 
 SUFFIX = ".heal.json"
 
-
-@dataclass(frozen=True)
-class HealSettings:
-    """Options of ``heal``, under the names of the command line.
-
-    ``scan`` holds those that are a scan's too. ``only`` are codes or beginnings of codes, ``layers`` patterns of names;
-    everything is treated where there are none. ``max_loss_increase`` is the share of the loss that treatments may cost
-    that do not promise to keep the function.
-
-    Raises (when made):
-        UsageError: there is no such initialiser, or the share is out of range.
-    """
-
-    goal: Goal
-    scan: ScanSettings = field(default_factory=ScanSettings)
-    only: tuple[str, ...] = ()
-    layers: tuple[str, ...] = ()
-    initialiser: str = DEFAULT
-    max_loss_increase: float = 0.01
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        check_initialiser(self.initialiser)
-        if not 0 <= self.max_loss_increase < float("inf"):
-            what = f"--max-loss-increase {self.max_loss_increase}"
-            raise UsageError(what, "is not a usable share", "give a finite number, 0 or more")
+__all__ = ["SUFFIX", "HealSettings", "heal"]
 
 
 def heal(
@@ -85,6 +60,7 @@ def heal(
     assert probe is not None
     loaded = job.load(0, model)
     before = job.examine(loaded, model)
+    cure = cure_for_training if settings.goal == "train" else cure_for_deployment
     cured = cure(job, loaded, before, settings)
     shallow = before.level if before.level in ("weights", "activations") else "gradients"
     found = Healing(
@@ -102,10 +78,12 @@ def heal(
         loss_after=cured.loss_after,
         output_change=cured.output_change,
         parameters_before=before.checkpoint.parameters,
-        parameters_after=cured.parameters,
+        parameters_after=cured.after.checkpoint.parameters,
         findings_before=_counted(before, shallow),
         findings_after=_counted(cured.after, shallow),
-        widths=cured.widths,
+        widths=None if cured.widths is None else {name: dict(sizes) for name, sizes in cured.widths.items()},
+        cost_before=None if cured.costs is None else cured.costs[0],
+        cost_after=None if cured.costs is None else cured.costs[1],
     )
     job.notes.close()
     if settings.dry_run or target is None:
@@ -116,10 +94,11 @@ def heal(
 def _written(job: Job, loaded: Loaded, cured: Cured, found: Healing, target: Path) -> Healing:
     """Write the new checkpoint and the document beside it, both or neither."""
     told: list[Healing] = []
+    around = surroundings(job, cured, target)
 
     def beside(notes: tuple[str, ...]) -> dict[str, bytes]:
-        told.append(found.model_copy(update={"notes": notes}))
-        return {_document(target).name: render_json(told[-1]).encode()}
+        told.append(found.model_copy(update={"notes": (*around.said, *notes)}))
+        return {**around.beside, _document(target).name: render_json(told[-1]).encode()}
 
     write(
         loaded.checkpoint,
@@ -127,6 +106,7 @@ def _written(job: Job, loaded: Loaded, cured: Cured, found: Healing, target: Pat
         cured.edits,
         target,
         model=cured.original,
+        surroundings=around.inside,
         permission=job.permission,
         beside=beside,
     )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nndiag.checkpoint import Permission
 from nndiag.config.tables import Tables
 from nndiag.config.toml_file import RUN_FILE
 from nndiag.errors import InputError, UsageError, printable
@@ -31,12 +32,13 @@ class Draft:
     command: str
 
 
-def draft(path: Path, force: bool = False) -> Draft:
+def draft(path: Path, force: bool = False, trust: bool = False) -> Draft:
     """Return the ``nndiag.toml`` that a run directory, or the folder of a checkpoint, suggests.
 
     Args:
         path: the directory or the checkpoint.
         force: whether a file that is there may be replaced.
+        trust: whether checkpoints may be opened that are code: exported programs, pickled modules.
 
     Raises:
         UsageError: there is one, and ``force`` is false.
@@ -47,10 +49,10 @@ def draft(path: Path, force: bool = False) -> Draft:
     target = (path if path.is_dir() else path.parent) / RUN_FILE
     if (target.exists() or target.is_symlink()) and not force:
         raise UsageError(target, "is there already", "add --force to write it anew")
-    found = survey(path)
+    found = survey(path, Permission(trust))
     text = "\n".join(_lines(found)) + "\n"
     Tables.model_validate(tomllib.loads(text))
-    return Draft(target, text, f"nndiag scan {shown(path)}")
+    return Draft(target, text, f"nndiag scan {shown(path)}{' --trust' if trust else ''}")
 
 
 def _lines(found: Survey) -> Iterator[str]:
@@ -75,6 +77,9 @@ def _model(found: Survey) -> Iterator[str]:
         yield "[model]"
         yield _comment(f'config.json: {found.hugging_face.architecture}. Needs pip install "nndiag[hf]".')
         yield 'factory = "hf"'
+        return
+    if found.has_program:
+        yield "# [model]: the exported program in the checkpoint. It is code, so that nndiag scan needs --trust."
         return
     if not found.chains:
         yield "# [model]: the weights fit no plain chain of layers. Name the code that builds the network:"

@@ -54,8 +54,8 @@ def network(
         config: the run's and the user's files.
         settings: options; they win.
         files: the checkpoints, in training order.
-        measured: whether there is data and a level to measure it at: only then a ``config.json`` is taken that nobody
-            asked for.
+        measured: whether there is data and a level to measure it at: only then a ``config.json`` or an exported
+            program is taken that nobody asked for.
         note: told of what was taken from the checkpoint.
 
     Raises:
@@ -65,9 +65,10 @@ def network(
     last = files[-1]
     folder = last if last.is_dir() else last.parent
     spec = settings.model if settings.model is not None else config.model.factory
-    if spec is None and config.model.sequential is None and settings.trust and _is_exported(last):
+    unnamed = spec is None and config.model.sequential is None
+    if unnamed and measured and settings.trust and _is_exported(last):
         return Network(load_exported(last), folder)
-    if spec == HF or (spec is None and config.model.sequential is None and measured and find_config(last)):
+    if spec == HF or (unnamed and measured and find_config(last)):
         found = _from_config_json(files, settings)
     elif spec is not None and spec.startswith(TIMM):
         found = Network(build_timm(spec, _with_arguments(config, settings).model.kwargs), folder)

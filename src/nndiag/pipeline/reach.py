@@ -103,7 +103,7 @@ def _for_these_files(reach: Reach, seen: Survey) -> Iterator[str]:
     """Yield the flags that get the next level of these very checkpoints."""
     data = f"--data {shown(seen.data)}" if seen.data is not None else _DATA
     needs_data = _DATA in reach.flag
-    if reach.missing == "data":
+    if reach.missing == "data" or (seen.has_program and needs_data):
         yield f"add {data} to see {reach.gain}"
     elif seen.hugging_face is not None:
         flags = f"--model hf {data}" if needs_data else "--model hf"

@@ -69,7 +69,10 @@ def scan(
         checkpoints=diagnoses,
     )
     return Outcome(
-        report, hints(reach, job.level, lambda: _seen(several, inputs.files)), inputs.files, refused
+        report,
+        hints(reach, job.level, lambda: _seen(several, inputs.files, job.permission)),
+        inputs.files,
+        refused,
     )
 
 
@@ -129,10 +132,10 @@ def make_job(
     return Job(inputs, settings, level, selection, notes, listener, permission, cache), reach
 
 
-def _seen(paths: Sequence[AnyPath], files: Sequence[Path]) -> Survey | None:
+def _seen(paths: Sequence[AnyPath], files: Sequence[Path], permission: Permission) -> Survey | None:
     """Look at what lies with the checkpoints; it is a help, so that nothing that it meets is an error."""
     try:
-        return Survey(Path(paths[0]), tuple(files), glance(files[-1]))
+        return Survey(Path(paths[0]), tuple(files), glance(files[-1], permission))
     except NndiagError:
         return None
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from nndiag.checkpoint import Checkpoint, find_checkpoints
+from nndiag.checkpoint import Checkpoint, Permission, find_checkpoints
 from nndiag.checkpoint.lazy import specs_of
 from nndiag.checkpoint.opening import glance
+from nndiag.checkpoint.permission import NOTHING
 from nndiag.config.toml_file import RUN_FILE
 from nndiag.errors import InputError
 from nndiag.model.chain import Chain, find_chains
@@ -41,9 +42,16 @@ class Survey:
         """The directory that an ``nndiag.toml`` belongs in."""
         return self.path if self.path.is_dir() else self.path.parent
 
+    @property
+    def has_program(self) -> bool:
+        """Whether the checkpoint is an exported program, which is model and weights in one."""
+        return self.checkpoint.format == "pt2"
+
     @cached_property
     def chains(self) -> tuple[Chain, ...]:
-        """The chains of linear layers that the weights suggest."""
+        """The chains of linear layers that the weights suggest; none where the checkpoint brings its own model."""
+        if self.has_program:
+            return ()
         return tuple(chain for place in self.checkpoint.places for chain in find_chains(place))
 
     @cached_property
@@ -92,14 +100,18 @@ class Survey:
         return {name: tuple(t.shape) for name, t in specs_of(self.checkpoint.places[0].tensors).items()}
 
 
-def survey(path: Path) -> Survey:
+def survey(path: Path, permission: Permission = NOTHING) -> Survey:
     """Look at a run directory, or at a checkpoint.
+
+    Args:
+        path: the directory or the checkpoint.
+        permission: what the user allowed.
 
     Raises:
         InputError: there is no checkpoint, or the last one cannot be read.
     """
     files = find_checkpoints(path, exclude=called_probe(path))
-    return Survey(path, files, glance(files[-1]))
+    return Survey(path, files, glance(files[-1], permission))
 
 
 def shown(path: Path) -> str:

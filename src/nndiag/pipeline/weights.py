@@ -3,8 +3,10 @@ counts nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from nndiag.checkpoint import Place
@@ -46,7 +48,19 @@ def measure_weights(tensors: Mapping[str, Tensor]) -> Measured:
     if not layers:
         why = "there are no matrices or kernels of floating-point numbers"
         raise InputError("weights", why, "give a checkpoint of a network")
-    return weights_only(layers, tensors)
+    with _one_thread():
+        return weights_only(layers, tensors)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread: reading and hashing the file, beside this, take longer than all that it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _layer(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> Layer | None:

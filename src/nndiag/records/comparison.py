@@ -72,8 +72,9 @@ class Change(Record):
 class Decline(Record):
     """How fast a layer loses nodes, in units of ``settings.clock``.
 
-    ``half_life`` of its living nodes, from an exponential fit, and when its degenerate share crosses ``limit``, the
-    policy's ``max_degenerate_fraction``: between two checkpoints where it has (``crossed``), else at the current pace.
+    ``half_life`` of its living nodes, from an exponential fit, or, where that misses it, from the last checkpoint at
+    which none had died to when half of them had; and when its degenerate share crosses ``limit``, the policy's
+    ``max_degenerate_fraction``: between two checkpoints where it has (``crossed``), else at the current pace.
     Errors are one standard error, or half the gap between the checkpoints.
     """
 

@@ -56,13 +56,22 @@ class Suggestion(Record):
     largest_stable_lr: float | None = None
 
 
+class Costs(Record):
+    """Floating-point operations of matrix products and convolutions per sample, and seconds of one forward pass over a
+    batch of the probe."""
+
+    flops: float
+    seconds: float
+
+
 class Healing(Record):
     """What was changed in a checkpoint and what it did.
 
     ``written`` is null where nothing was to be written. ``output_change`` is the largest difference of an output on the
     probe, relative to the largest output. ``findings_before`` and ``findings_after`` count findings of nodes and layers
     by code, as far as ``level``. ``snippet`` is Python for the user's own training code. Of a network that was made
-    smaller, ``widths`` says how many nodes its layers have.
+    smaller, ``widths`` are the new sizes, as ``nndiag.resize`` takes them, and ``cost_before`` and ``cost_after`` what
+    it takes.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -83,5 +92,7 @@ class Healing(Record):
     parameters_after: int
     findings_before: dict[str, int]
     findings_after: dict[str, int]
-    widths: dict[str, int] | None = None
+    widths: dict[str, dict[str, int | list[int]]] | None = None
+    cost_before: Costs | None = None
+    cost_after: Costs | None = None
     notes: tuple[str, ...] = ()

@@ -177,10 +177,12 @@ class EveryNode(Record):
 
     ``states`` has a letter a node: ``h`` healthy, ``c`` collapsed, ``p`` plateau, ``d`` plateau and dead (ND201), ``s``
     source, ``n`` saddle, ``u`` unknown, ``x`` not finite. The rest are base64 of little-endian float32, one number a
-    node; ``direction`` of float16, up to 16 a node: a random sketch of its unit weight vector.
+    node; ``direction`` of float16, up to 16 a node: a random sketch of its unit weight vector. The verdicts of
+    ``unsteady`` nodes do not hold in every fold of the probe.
     """
 
     states: str
+    unsteady: tuple[int, ...] = ()
     parameter_norm: str
     weight_norm: str
     bias: str | None = None
@@ -191,12 +193,14 @@ class EveryNode(Record):
 class LayerDiagnosis(Record):
     """One layer: its size, how many of its nodes have which verdict, its own measures and findings.
 
-    ``unobserved`` nodes were never used by the probe, as rows of an embedding that it never looks up: of them only the
-    weights are known.
+    ``unobserved`` nodes were never used by the probe: rows of an embedding that it never looks up, of which only the
+    weights are known, and outputs whose class no label of it names. The units of an ``is_output`` layer are the network's
+    outputs.
     """
 
     name: str
     kind: str
+    is_output: bool = False
     nodes: int
     fan_in: int
     parameters: int

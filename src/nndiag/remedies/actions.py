@@ -123,6 +123,8 @@ def _special(finding: Finding, goal: Goal, is_output: bool) -> Remedy | None:
         return "reinitialise", "it repeats another row, and learns the same as long as both are used alike"
     if finding.code == "ND104" and finding.evidence.get("mirrored"):
         return "none", "the mirror image of another node: the two differ where it counts"
+    if finding.code == "ND401" and finding.evidence.get("reason") == "outputs" and goal == "train":
+        return "reinitialise", "flat: the outputs hardly move without it"
     if finding.code == "ND201" and is_output and goal == "train":
         return "bias_warmup", "a dead output: raise its bias until it fires"
     return None

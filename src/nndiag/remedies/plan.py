@@ -136,7 +136,7 @@ def _kind(code: str, node: NodeDiagnosis, goal: Goal) -> TreatmentKind | None:
 
 
 def _detail(node: NodeDiagnosis, code: str) -> str:
-    return node.action.reason.replace(f" ({code})", "")
+    return node.action.reason.replace(f" ({code})", "").partition(", like its whole layer")[0]
 
 
 def _twin(finding: Finding) -> int | None:

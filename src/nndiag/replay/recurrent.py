@@ -73,7 +73,7 @@ def unroll(name: str, args: Sequence[Any]) -> Unrolled:
     """Do what ``torch.lstm``, ``gru``, ``rnn_tanh``, ``rnn_relu`` do on a padded batch, in eval mode."""
     inputs, start, flat, has_bias, layers, _, _, bidirectional, batch_first = args[:9]
     sequence = inputs.transpose(0, 1) if batch_first else inputs
-    begin = start if isinstance(start, tuple) else (start,)
+    begin = tuple(start) if isinstance(start, tuple | list) else (start,)  # an exported program has lists
     directions = 2 if bidirectional else 1
     parameters = _by_layer(flat, has_bias, layers * directions)
     hidden, ends = [], []
@@ -96,10 +96,10 @@ def unroll(name: str, args: Sequence[Any]) -> Unrolled:
 def unroll_cell(name: str, args: Sequence[Any]) -> Unrolled:
     """Do what ``torch.lstm_cell``, ``gru_cell``, ``rnn_tanh_cell``, ``rnn_relu_cell`` do: one step."""
     inputs, start, w_input, w_hidden, b_input, b_hidden = (*args, None, None)[:6]
-    state = start if isinstance(start, tuple) else (start,)
+    state = tuple(start) if isinstance(start, tuple | list) else (start,)
     x, h = F.linear(inputs, w_input, b_input), F.linear(state[0], w_hidden, b_hidden)
     end = CELLS[name](x, h, state)
-    result = end if isinstance(start, tuple) else end[0]
+    result = end if isinstance(start, tuple | list) else end[0]
     return Unrolled(result, ((w_input, end[0].unsqueeze(0)),))
 
 

@@ -116,12 +116,17 @@ def count_lines(layer: LayerDiagnosis, most: int) -> list[list[tuple[str, str]]]
     for verdict in VERDICTS:
         count = layer.verdicts.get(verdict, 0)
         unused = layer.unobserved if verdict == "unknown" else 0
-        said = [(count - unused, "ok" if verdict == "healthy" else verdict), (unused, "unused")]
+        said = [(count - unused, "ok" if verdict == "healthy" else verdict), (unused, unseen(layer))]
         for words in (f"{number_of:,} {word}" for number_of, word in said if number_of > 0):
             if sum(len(other) + 1 for other, _ in lines[-1]) + len(words) > most and lines[-1]:
                 lines.append([])
             lines[-1].append((words, _STYLES[verdict]))
     return lines
+
+
+def unseen(layer: LayerDiagnosis) -> str:
+    """Return what nodes are that the probe says nothing of: rows it never used, or outputs of classes it lacks."""
+    return "not observed" if layer.measures.get("absent_classes") else "unused"
 
 
 def measure(layer: LayerDiagnosis, key: str, write: Callable[[float | None], str]) -> str:

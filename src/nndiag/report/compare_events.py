@@ -8,6 +8,7 @@ from statistics import median
 
 from nndiag.records.comparison import Comparison, LayerComparison, NodeComparison
 from nndiag.records.report import DEGENERATE
+from nndiag.report.compare_clock import clock_of
 from nndiag.report.compare_course import compared_course
 from nndiag.report.course import Course, LayerCourse
 from nndiag.report.events import Event
@@ -31,7 +32,7 @@ def compared_events(comparison: Comparison, run: Course) -> tuple[Event, ...]:
         found += _of_layer(comparison, run, layer, course, members, place)
     found += _runaways(comparison, members)
     if all(event.kind in ("info", "good") for event in found):
-        found.append(_all_is_well(comparison, run))
+        found.append(_all_is_well(comparison, members))
     return tuple(sorted(found, key=lambda event: event.rank))
 
 
@@ -70,11 +71,11 @@ def _of_layer(
         half = median(float(_evidence(node, "ND703", "half_life")) for node in shrinking)
         words = (
             f"{_start(layer)}: {share(len(shrinking), layer.nodes)} {_verb('shrink', len(shrinking))} towards zero, "
-            f"by half every {_span(half, comparison)}."
+            f"by half every {clock_of(comparison, run.word).lasting(half)}."
         )
         yield Event((2, place), "warning", words)
     if layer.decline is not None:
-        yield from _decline(comparison, layer, place)
+        yield from _decline(comparison, run, layer, place)
 
 
 def _died(
@@ -144,21 +145,27 @@ def _at_that_step(comparison: Comparison, place: int) -> str:
     return f", while the {' and the '.join(said)}" if said else ""
 
 
-def _decline(comparison: Comparison, layer: LayerComparison, place: int) -> Iterator[Event]:
+def _decline(comparison: Comparison, run: Course, layer: LayerComparison, place: int) -> Iterator[Event]:
     fall = layer.decline
     assert fall is not None
-    if fall.limit is None or fall.crosses_at is None or len(comparison.checkpoints) < 3:
+    if len(comparison.checkpoints) < 3:
         return
-    clock = comparison.settings["clock"]
-    around = f"{clock} {number(round(fall.crosses_at))} ± {number(round(fall.crosses_error or 0))}"
-    limit = percent(fall.limit)
+    clock, pace = clock_of(comparison, run.word), ""
+    if fall.half_life is not None:
+        every = clock.lasting(fall.half_life, fall.half_life_error)
+        pace = f"the half-life of its nodes is {every}"
+    if fall.limit is None or fall.crosses_at is None:
+        if pace:
+            words = f"{_start(layer)} is dying: {pace}."
+            yield Event((5, place), "info", words)
+        return
+    limit = f"the policy's {percent(fall.limit)} of degenerate nodes"
+    around = clock.near(fall.crosses_at, fall.crosses_error)
     if fall.crossed:
-        words = f"{_start(layer)} crossed the policy's {limit} of degenerate nodes at {around}."
+        words = f"{_start(layer)} crossed {limit} at {around}{'; ' if pace else ''}{pace}."
         yield Event((4, place), "warning", words)
-    elif fall.crosses_at - comparison_end(comparison) <= 10 * _length(comparison):
-        words = (
-            f"At this pace {called(layer.name)} crosses the policy's {limit} of degenerate nodes at {around}."
-        )
+    elif fall.crosses_at - clock.times[-1] <= 10 * (clock.times[-1] - clock.times[0]):
+        words = f"At this pace {called(layer.name)} crosses {limit} at {around}{'; ' if pace else ''}{pace}."
         yield Event((4, place), "warning", words)
 
 
@@ -212,12 +219,17 @@ def _of_model(comparison: Comparison, run: Course) -> Iterator[Event]:
             yield Event((3, at), "warning", words)
 
 
-def _all_is_well(comparison: Comparison, run: Course) -> Event:
+def _all_is_well(comparison: Comparison, members: Mapping[str, ByLayer]) -> Event:
+    """Tell of a run of which there is nothing bad to tell; what could not be judged is not called well."""
     bad = sum(layer.degenerate[-1] or 0 for layer in comparison.layers)
     nodes = sum(layer.nodes for layer in comparison.layers)
-    words = (
-        f"Nothing went wrong along the run: {bad:,} of {counted(nodes, 'node')} are degenerate at its end."
-    )
+    unknown = sum((layer.verdicts[-1] or {}).get("unknown", 0) for layer in comparison.layers)
+    if 2 * unknown > nodes:
+        words = f"Nothing wrong was seen, but {unknown:,} of {counted(nodes, 'node')} could not be judged."
+        return Event((6, 0), "info", words)
+    new = sum(len(found) for found in members.get("ND701", {}).values())
+    what, more = ("Little", f", {new:,} of them newly") if new else ("Nothing", "")
+    words = f"{what} went wrong along the run: {bad:,} of {counted(nodes, 'node')} are degenerate at its end{more}."
     return Event((6, 0), "good", words)
 
 
@@ -262,26 +274,13 @@ def _evidence(node: NodeComparison, code: str, name: str) -> float:
     return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _span(value: float, comparison: Comparison) -> str:
-    return f"{number(value)} {comparison.settings['clock']}s"
-
-
-def comparison_end(comparison: Comparison) -> float:
-    """Return the time of the last checkpoint on the comparison's clock."""
-    last = comparison.checkpoints[-1]
-    by_word = {"step": last.step, "epoch": last.epoch}
-    return float(by_word.get(comparison.settings["clock"]) or len(comparison.checkpoints) - 1)
-
-
-def _length(comparison: Comparison) -> float:
-    first = comparison.checkpoints[0]
-    by_word = {"step": first.step, "epoch": first.epoch}
-    return comparison_end(comparison) - float(by_word.get(comparison.settings["clock"]) or 0)
-
-
 def _start(layer: LayerComparison) -> str:
     words = called(layer.name)
-    return words[:1].upper() + words[1:] if words.startswith(("layer ", "the ")) else words
+    return _capital(words) if words.startswith(("layer ", "the ")) else words
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _was(count: int) -> str:

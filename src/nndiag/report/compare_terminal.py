@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nndiag.records.comparison import Change, Comparison, LayerComparison
+from nndiag.report.compare_clock import Clock, clock_of
 from nndiag.report.compare_course import compared_course, shown_name
 from nndiag.report.compare_events import compared_advice, compared_events
 from nndiag.report.course import Course
@@ -80,7 +81,7 @@ def _parts(comparison: Comparison, look: Look, verbose: bool) -> Iterator[Render
         yield Padding(table, (0, 0, 0, 2))
     first, last = shown_name(comparison, 0), shown_name(comparison, -1)
     yield from heading("Layers", look, f"{first} {look.glyphs.arrow} {last}")
-    yield from _layers(comparison, look, verbose)
+    yield from _layers(comparison, clock_of(comparison, run.word), look, verbose)
 
 
 def _headline(event: Event, look: Look) -> Table:
@@ -120,7 +121,7 @@ def _legend(run: Course, look: Look) -> Text:
     return look.legend(entries)
 
 
-def _layers(comparison: Comparison, look: Look, verbose: bool) -> Iterator[RenderableType]:
+def _layers(comparison: Comparison, clock: Clock, look: Look, verbose: bool) -> Iterator[RenderableType]:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style=look.style("quiet"))
     table.add_column(look.text("layer"), no_wrap=True, overflow="crop")
     table.add_column(look.text("verdicts"), overflow="fold")
@@ -134,7 +135,7 @@ def _layers(comparison: Comparison, look: Look, verbose: bool) -> Iterator[Rende
     kept = {id(layer) for layer in (layers if verbose else layers[:_MOST_LAYERS])}
     for layer in comparison.layers:
         if id(layer) in kept:
-            table.add_row(*_row(layer, comparison, look))
+            table.add_row(*_row(layer, comparison, clock, look))
     yield Padding(table, (0, 0, 0, 2))
     left = len(comparison.layers) - len(kept)
     if left:
@@ -146,7 +147,7 @@ def _worth(layer: LayerComparison) -> int:
     return sum(layer.transitions.values()) * 1000 // layer.nodes
 
 
-def _row(layer: LayerComparison, comparison: Comparison, look: Look) -> list[Text]:
+def _row(layer: LayerComparison, comparison: Comparison, clock: Clock, look: Look) -> list[Text]:
     moved = [
         f"{count:,} {pair.replace('->', f' {look.glyphs.arrow} ')}"
         for pair, count in layer.transitions.items()
@@ -154,8 +155,7 @@ def _row(layer: LayerComparison, comparison: Comparison, look: Look) -> list[Tex
     fall = layer.decline
     half = look.glyphs.dash
     if fall is not None and fall.half_life is not None and len(comparison.checkpoints) > 2:
-        half = f"{number(fall.half_life)} ± {number(fall.half_life_error)}"
-        half += f" {comparison.settings['clock']}s"
+        half = clock.lasting(fall.half_life, fall.half_life_error)
     return [
         look.text((look.clip(layer.name or "(root)", look.width // 4), "name")),
         Text("\n").join(look.text(one) for one in moved or ["unchanged"]),

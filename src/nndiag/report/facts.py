@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from nndiag.records.report import Diagnosis, ProbeFacts
+from nndiag.records.report import Diagnosis, LayerDiagnosis, ProbeFacts
 from nndiag.report.course import loss_of
 from nndiag.report.numbers import counted, duration, number, percent, plain_number
 
@@ -66,9 +66,25 @@ def method_line(diagnosis: Diagnosis) -> Iterator[str]:
 
 def unused_line(diagnosis: Diagnosis) -> str:
     """Return how many nodes of which layers the probe never used; empty where it used all."""
-    said = [f"{one.unobserved:,} of {counted(one.nodes, 'row')} of {one.name}"
-            for one in diagnosis.layers if one.unobserved]  # fmt: skip
-    return f"unused: {_first(said)} (never looked up by the probe, or padding)" if said else ""
+    rows = [f"{one.unobserved:,} of {counted(one.nodes, 'row')} of {one.name}"
+            for one in diagnosis.layers if one.unobserved and not one.measures.get("absent_classes")]  # fmt: skip
+    said = [f"unused: {_first(rows)} (never looked up by the probe, or padding)"] if rows else []
+    said += [
+        f"not observed: {_classes(one)} of {one.name} (the probe has no sample of "
+        f"{'its class' if one.unobserved == 1 else 'their classes'})"
+        for one in diagnosis.layers
+        if one.unobserved and one.measures.get("absent_classes")
+    ]
+    return "; ".join(said)
+
+
+def _classes(layer: LayerDiagnosis) -> str:
+    """Return the outputs of classes that the probe lacks, by their indices where the verdicts tell them."""
+    states = "" if layer.every_node is None else layer.every_node.states
+    unknown = [str(i) for i, state in enumerate(states) if state == "u"]
+    if len(unknown) != layer.unobserved:
+        return f"{layer.unobserved:,} of {counted(layer.nodes, 'output')}"
+    return f"{'output' if len(unknown) == 1 else 'outputs'} {_first(unknown, most=8)}"
 
 
 def unmeasured_line(diagnosis: Diagnosis) -> str:
@@ -80,9 +96,9 @@ def unmeasured_line(diagnosis: Diagnosis) -> str:
     return f"not measured: {_first(said, '; ')}" if said else ""
 
 
-def _first(said: Sequence[str], between: str = ", ") -> str:
-    more = f"{between}{len(said) - _MOST_REASONS:,} more" if len(said) > _MOST_REASONS else ""
-    return between.join(said[:_MOST_REASONS]) + more
+def _first(said: Sequence[str], between: str = ", ", most: int = _MOST_REASONS) -> str:
+    more = f"{between}{len(said) - most:,} more" if len(said) > most else ""
+    return between.join(said[:most]) + more
 
 
 def _margin(diagnosis: Diagnosis) -> Iterator[str]:

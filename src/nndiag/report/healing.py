@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console, RenderableType
 from rich.padding import Padding
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from nndiag.records.healing import HealedNode, Healing, LeftNode, Suggestion
 from nndiag.report.look import Look
-from nndiag.report.numbers import counted, number, ranges
+from nndiag.report.numbers import counted, duration, number, ranges
 from nndiag.report.screen import print_parts
 from nndiag.report.words import heading
 
@@ -35,7 +34,6 @@ _KINDS = {
     "prune": "take out",
     "merge": "merge",
 }
-_Node = TypeVar("_Node", HealedNode, LeftNode)
 
 
 def render_healing(found: Healing, console: Console, *, verbose: bool) -> None:
@@ -98,12 +96,12 @@ def _basis(found: Healing) -> Iterator[str]:
     yield f"examined to {found.level}"
 
 
-def _grouped(nodes: Sequence[_Node]) -> dict[tuple[str, str, str, str], list[_Node]]:
+def _grouped(nodes: Sequence[HealedNode]) -> dict[tuple[str, str, str, str], list[HealedNode]]:
     """Gather nodes of one layer with one cause that were treated alike."""
-    groups: dict[tuple[str, str, str, str], list[_Node]] = {}
+    groups: dict[tuple[str, str, str, str], list[HealedNode]] = {}
     for node in nodes:
-        promise = node.promise if isinstance(node, HealedNode) else ""
-        groups.setdefault((node.layer, node.kind, f"{node.code} {node.reason}", promise), []).append(node)
+        key = (node.layer, node.kind, f"{node.code} {node.reason}", node.promise)
+        groups.setdefault(key, []).append(node)
     return groups
 
 
@@ -158,20 +156,16 @@ def _effects(found: Healing, look: Look) -> Table:
     change = "not finite before" if found.output_change is None else number(found.output_change)
     table.add_row(look.text("change of outputs"), look.text(""), look.text(f"{change} of their scale"))
     nodes = [action for action in found.actions if action.index is not None]
-    reached = [_share(nodes, _reached_before), _share(nodes, _reached_after)]
-    table.add_row(look.text("treated nodes with gradient"), *map(look.text, reached))
-    known = [action for action in nodes if action.active_after is not None]
-    if known:
-        firing = [
-            _share(known, lambda a: bool(a.active_before)),
-            _share(known, lambda a: bool(a.active_after)),
-        ]
-        table.add_row(look.text("treated nodes that fire"), *map(look.text, firing))
-    table.add_row(
-        look.text("parameters"),
-        look.text(f"{found.parameters_before:,}"),
-        look.text(f"{found.parameters_after:,}"),
-    )
+    if nodes and found.goal == "train":
+        _revived(nodes, table, look)
+    counts = (f"{found.parameters_before:,}", f"{found.parameters_after:,}")
+    table.add_row(look.text("parameters"), *map(look.text, counts))
+    costs = (found.cost_before, found.cost_after)
+    if costs[0] is not None and costs[1] is not None:
+        flops = [number(cost.flops) for cost in costs if cost is not None]
+        times = [_time(cost.seconds) for cost in costs if cost is not None]
+        table.add_row(look.text("operations a sample"), *map(look.text, flops))
+        table.add_row(look.text("time of a batch"), *map(look.text, times))
     for code in sorted({*found.findings_before, *found.findings_after}):
         before, after = found.findings_before.get(code, 0), found.findings_after.get(code, 0)
         if before != after:
@@ -179,8 +173,21 @@ def _effects(found: Healing, look: Look) -> Table:
     return table
 
 
-def _share(nodes: Sequence[HealedNode], holds: object) -> str:
-    assert callable(holds)
+def _time(seconds: float) -> str:
+    return f"{1e6 * seconds:,.0f} µs" if seconds < 0.01 else duration(seconds)
+
+
+def _revived(nodes: Sequence[HealedNode], table: Table, look: Look) -> None:
+    """Say how many of the treated nodes get a gradient and fire."""
+    reached = [_share(nodes, _reached_before), _share(nodes, _reached_after)]
+    table.add_row(look.text("treated nodes with gradient"), *map(look.text, reached))
+    known = [action for action in nodes if action.active_after is not None]
+    if known:
+        firing = [_share(known, _fired_before), _share(known, _fired_after)]
+        table.add_row(look.text("treated nodes that fire"), *map(look.text, firing))
+
+
+def _share(nodes: Sequence[HealedNode], holds: Callable[[HealedNode], bool]) -> str:
     return f"{sum(map(holds, nodes)):,} of {len(nodes):,}"
 
 
@@ -192,13 +199,25 @@ def _reached_after(action: HealedNode) -> bool:
     return bool(action.gradient_after)
 
 
+def _fired_before(action: HealedNode) -> bool:
+    return bool(action.active_before)
+
+
+def _fired_after(action: HealedNode) -> bool:
+    return bool(action.active_after)
+
+
 def _left(nodes: Sequence[LeftNode], look: Look, most: int) -> Table:
     table = _columns(look, "layer", "nodes", "cause", "wanted", "why not")
-    groups = list(_grouped(nodes).items())
-    for (layer, kind, cause, _), group in groups[:most]:
+    groups: dict[tuple[str, str, str], list[LeftNode]] = {}
+    for node in nodes:
+        groups.setdefault((node.layer, node.kind, node.code), []).append(node)
+    for (layer, kind, code), group in list(groups.items())[:most]:
+        reasons = Counter(node.reason for node in group).most_common()
+        example = "" if len(reasons) == 1 else "for example: "
         table.add_row(
-            look.text((look.clip(layer, 24), "name")), look.text(_who(group)), look.text(cause.split()[0]),
-            look.text(_KINDS.get(kind, kind)), look.text(cause.partition(" ")[2]),
+            look.text((look.clip(layer, 24), "name")), look.text(_who(group)), look.text(code),
+            look.text(_KINDS.get(kind, kind)), look.text(example + reasons[0][0]),
         )  # fmt: skip
     _say_more(table, len(groups) - most, look)
     return table

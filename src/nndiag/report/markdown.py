@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nndiag.records.report import VERDICTS, Diagnosis, LayerDiagnosis, Report
 from nndiag.report.certificate import certificate_line
-from nndiag.report.columns import EXPLAINED, MEASURES
+from nndiag.report.columns import EXPLAINED, MEASURES, unseen
 from nndiag.report.course import base_name, course
 from nndiag.report.events import events
 from nndiag.report.facts import method_line, numbers_line, place, unmeasured_line, unused_line
@@ -101,7 +101,7 @@ def _layers(diagnosis: Diagnosis) -> str:
 def _verdicts(layer: LayerDiagnosis) -> str:
     counts = layer.verdicts | {"unknown": layer.verdicts.get("unknown", 0) - layer.unobserved}
     said = [f"{counts[one]:,} {one}" for one in VERDICTS if counts.get(one)]
-    return ", ".join([*said, f"{layer.unobserved:,} unused"] if layer.unobserved else said)
+    return ", ".join([*said, f"{layer.unobserved:,} {unseen(layer)}"] if layer.unobserved else said)
 
 
 def _finding(group: Group) -> str:
@@ -109,7 +109,7 @@ def _finding(group: Group) -> str:
     if group.nodes:
         where += f", {which(group.nodes, group.layer_nodes)}"
     if group.unsteady:
-        where += f", {group.unsteady:,} of them unsteady across folds"
+        where += f", {group.unsteady:,} of them unsteady"
     severity = ("error", "warning", "info")[group.gravity]
     what = f"**{inert(group.code)} {inert(group.name)}**"
     said = f"- {_ICONS[severity]} {severity} {what}, {where}: {_sentence(group.message)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from nndiag.records.report import Diagnosis, Report
 from nndiag.report.course import Course, course, trailing
 from nndiag.report.numbers import number
@@ -31,16 +33,17 @@ def turning_back(report: Report) -> str | None:
 
 
 def _change(run: Course, last: Diagnosis, start: int) -> str:
-    """Return what to change, where the findings that were there when it began and the optimiser say so."""
+    """Return what to change, by the finding that most nodes have where it began or, of layers that fell, at the end."""
     fallen = {layer.name for layer in run.layers if layer.since == start}
-    codes = {
-        code
-        for (code, layer), counts in run.present.items()
-        if counts[start] and (code in _BREAKING or layer in fallen)
-    }
+    nodes: Counter[str] = Counter()
+    for (code, layer), counts in run.present.items():
+        if layer in fallen:
+            nodes[code] += max(counts[start], counts[-1])
+        elif code in _BREAKING:
+            nodes[code] += counts[start]
     settings = last.checkpoint.optimizer or {}
-    for code, setting in _BLAME.items():
-        value = settings.get(setting)
-        if code in codes and isinstance(value, int | float) and value > 0:
+    for code in sorted(_BLAME, key=lambda code: (code not in _BREAKING, -nodes[code])):
+        value = settings.get(setting := _BLAME[code])
+        if nodes[code] and isinstance(value, int | float) and value > 0:
             return f", and train on with a smaller {_WORDS[setting]} than {number(value)}"
     return ""

@@ -92,7 +92,7 @@ def _said(group: Group, look: Look) -> Text:
     if group.nodes:
         where += ": " + which(group.nodes, group.layer_nodes)
     if group.unsteady:
-        where += f", {group.unsteady:,} of them unsteady across folds"
+        where += f", {group.unsteady:,} of them unsteady"
     made = look.text((f"{group.code} {group.name}", "strong"), ", " + where)
     if group.message:
         example = "" if group.uniform or not group.nodes else "for example: "

@@ -45,7 +45,8 @@ class Blame:
     """What is wrong with another layer, on which side it stands, and which findings follow from it.
 
     ``code`` is the finding there, ``follow`` the codes of those that follow. ``harmless`` says that nothing is wrong
-    there but that it starts at zero, ``channel`` that it is the one node that belongs to this one.
+    there but that it starts at zero, ``channel`` that it is the one node that belongs to this one, ``whole`` that
+    they are findings about the whole network.
     """
 
     layer: str
@@ -55,10 +56,13 @@ class Blame:
     follow: frozenset[str]
     harmless: bool = False
     channel: bool = False
+    whole: bool = False
 
     @property
     def sentence(self) -> str:
         """What to add to a message, e.g. ``"layer 4 after it is dead"``."""
+        if self.whole:
+            return f"layer {self.layer} {self.state}"
         part = ("its channel in " if self.side == "after" else "its unit in ") if self.channel else ""
         return f"{part}layer {self.layer} {self.side} it {self.state}"
 
@@ -75,15 +79,9 @@ def blames(layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]) -> dict[st
         hits: the node findings of every layer, by layer and code.
     """
     found: dict[str, list[Blame]] = {layer.name: [] for layer in layers}
-    stopping: dict[int, _Stop] = {}
-    heard = False
-    for place, layer in enumerate(layers):
-        stop = _stops(layer, hits[layer.name], heard)
-        if _starved(layer) and stopping:
-            found[layer.name].append(_blame(layers, stopping, place, max(stopping), "before"))
-        elif stop is not None:
-            stopping[place] = stop
-        heard = heard or not _unheard(layer)
+    stopping, starved = _stopping(layers, hits)
+    for place, other in starved.items():
+        found[layers[place].name].append(_blame(layers, stopping, place, other, "before"))
     for place, exploded in enumerate(layers):
         if exploded_nodes := len(hits[exploded.name].get("ND103", ())):
             state = (
@@ -98,6 +96,41 @@ def blames(layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]) -> dict[st
         if later and place not in stopping and _unheard(layer):
             found[layer.name].append(_blame(layers, stopping, place, min(later), "after"))
     return {name: tuple(reasons) for name, reasons in found.items()}
+
+
+def stops_everything(layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]) -> Blame | None:
+    """Return the layer for which the outputs are the same on all samples: nothing gets through it to them.
+
+    It is the one that starves an output layer of its inputs, else the first that multiplies its inputs and lets nothing
+    through, if one does. Its code is that of the layer's own finding.
+    """
+    stopping, starved = _stopping(layers, hits)
+    of_outputs = [other for place, other in starved.items() if layers[place].is_output]
+    first = [place for place, stop in stopping.items() if multiplies(layers[place]) and not stop.harmless]
+    place = next(iter([*of_outputs, *first]), None)
+    if place is None or stopping[place].harmless:
+        return None
+    code = "ND250" if layers[place].per_layer.get("dead_data_fraction") == 1 else "ND252"
+    return Blame(layers[place].name, "before", stopping[place].state, code, frozenset(["ND501"]))
+
+
+def _stopping(
+    layers: Sequence[LayerMeasures], hits: Mapping[str, Hits]
+) -> tuple[dict[int, _Stop], dict[int, int]]:
+    """Return, by place, the layers that nothing gets through; and those whose inputs are all the same, with the place
+    of the layer before that makes them so.
+    """
+    stopping: dict[int, _Stop] = {}
+    starved: dict[int, int] = {}
+    heard = False
+    for place, layer in enumerate(layers):
+        stop = _stops(layer, hits[layer.name], heard)
+        if _starved(layer) and stopping:
+            starved[place] = max(stopping)
+        elif stop is not None:
+            stopping[place] = stop
+        heard = heard or not _unheard(layer)
+    return stopping, starved
 
 
 def own_fault(hits: Hits, elsewhere: Sequence[Blame]) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
 from nndiag.rules.base import Context, Doc, Hit, Rule, count, short, where
+from nndiag.rules.gradients import acts_detached
+from nndiag.rules.nodes import while_active
 from nndiag.rules.weights import exploding_norm
 
 if TYPE_CHECKING:
@@ -24,8 +27,41 @@ RECTIFIERS = frozenset(["relu", "clamp", "maximum", "threshold"])
 SWITCH_RANGE = 0.1
 """A saturated smooth unit whose output ranges over more than this takes both ends of its activation."""
 
-ENOUGH_RATE = 0.05
-"""Firing rate that enough silent samples rule out at 95 % confidence."""
+DOUBT = 0.05
+"""Chance at which silence is no proof: that of a unit that does fire and shows it nowhere."""
+RARER = 0.1
+"""Share of the layer's usual firing rate that enough samples rule out."""
+USUAL_RATE = 0.5
+"""Firing rate that is taken for usual where no unit of the layer fires."""
+
+
+@dataclass(frozen=True)
+class Silence:
+    """What it proves that a unit never fires: ``sure`` where one that fires as often as is usual in its layer would
+    have been seen; ``enough`` samples rule out a firing rate of ``rate``, a tenth of that.
+    """
+
+    sure: bool
+    enough: int
+    rate: float
+
+
+def silence(layer: LayerMeasures, context: Context) -> Silence:
+    """Return what silence on this probe proves: ``(1 − r)^M ≤ 0.05`` for ``M`` samples and positions.
+
+    ``r`` is the median firing rate over the units of the layer that fire. Fewer than ``few_samples`` samples prove
+    nothing, whatever the rate.
+    """
+    active, opened = layer.per_node["active_fraction"], layer.per_fold.get("open_count")
+    firing = active > 0
+    usual = median(active[firing].tolist()) if firing.any() else USUAL_RATE
+    places = float(context.samples)
+    if opened is not None and firing.any():
+        places = max(places, float((opened.sum(axis=0)[firing] / active[firing]).max()))
+    rate = RARER * min(usual, USUAL_RATE)
+    enough = math.ceil(math.log(DOUBT) / math.log1p(-rate))
+    missed = (1 - min(usual, USUAL_RATE)) ** places
+    return Silence(not context.few and missed <= DOUBT, enough, rate)
 
 
 def _switches(layer: LayerMeasures) -> Mask:
@@ -40,20 +76,22 @@ def dead(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     active = layer.per_node.get("active_fraction")
     if active is None or layer.activation not in EXACTLY_FLAT:
         return
-    bound = 1 - 0.05 ** (1 / max(context.samples, 1))
+    bound, proof = 1 - DOUBT ** (1 / max(context.samples, 1)), silence(layer, context)
     message = (
-        f"never active on {count(context.samples, 'sample')}{', which proves little' if context.few else ''} "
+        f"never active on {count(context.samples, 'sample')}{'' if proof.sure else ', which proves little'} "
         f"(it fires on less than {100 * bound:.2g} % of such data, with 95 % confidence)"
     )
-    if context.few:
-        enough = math.ceil(math.log(0.05) / math.log(1 - ENOUGH_RATE))
-        message += f"; {enough} samples would rule out {100 * ENOUGH_RATE:g} %"
+    if not proof.sure:
+        rate = f"{100 * proof.rate:.2g} %, a tenth of what is usual here"
+        message += f"; {count(proof.enough, 'sample')} would rule out {rate}"
     noisy, far = layer.per_node.get("jitter_active"), _bias_ran_away(layer)
     usual = message
     for i in where((active == 0) & ~_switches(layer)):
         evidence: dict[str, float | int | str | bool | None] = {
             "active_fraction": 0.0, "threshold": 0.0, "samples": context.samples, "rate_below": bound,
         }  # fmt: skip
+        if not proof.sure:
+            evidence["samples_enough"] = proof.enough
         message = usual
         if far[i]:
             message, evidence["reason"] = f"{usual}; its bias ran away", "bias"
@@ -128,14 +166,17 @@ def dormant(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
 
 
 def _matters(layer: LayerMeasures, context: Context) -> Mask:
-    """Return the mask of nodes for which ``√E‖∂f/∂z_i‖² · std(y_i)`` is more than a share of its median: what taking
-    one out would do to the outputs, to first order.
+    """Return the mask of nodes for which ``√E[‖∂f/∂z_i‖² | active] · std(y_i)`` is more than a share of its median.
+
+    That is what taking one out would do to the outputs, to first order. Or they were seen to change without the node,
+    where no gradient leads to it.
     """
     none = layer.per_node["dormancy"] * 0
-    effect = layer.per_node.get("output_reach", none) * layer.per_node.get("output_std", none)
+    reach = while_active(layer, layer.per_node.get("output_reach", none) ** 2) ** 0.5
+    effect = reach * layer.per_node.get("output_std", none)
     there = effect[effect > 0].tolist()
     mask: Mask = effect > (context.threshold("dormant_effect") * median(there) if there else math.inf)
-    return mask
+    return mask | acts_detached(layer)
 
 
 def always_on(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -214,7 +255,9 @@ RULES = (
         measured="active_fraction, the share of samples and positions at which the activation is not flat, is exactly "
         "zero, and its output is one number. The bias ran away where it is more than five standard deviations of the "
         "pre-activation below zero. For N samples and none active the unit's true firing rate is below "
-        "1 − 0.05^(1/N) at 95 % confidence (about 3/N).",
+        "1 − 0.05^(1/N) at 95 % confidence (about 3/N). Unsteady where N is below few_samples, or where a unit that "
+        "fires as often as is usual in its layer, the median rate r, would be silent too with more than 5 %: (1 − r)^N "
+        "over samples and positions.",
         why="A step that pushed the bias far down (learning rate too large), weight decay, an input layer that died "
         "before it, an unlucky initialisation.",
         do="While the network still trains: reinitialise it (incoming weights new, outgoing zero: the function does "
@@ -224,9 +267,10 @@ RULES = (
         "per cent of dead units are common in networks that trained well.",
         source="Lu et al. 2019, Dying ReLU and Initialization; the rule of three for the confidence bound.",
         sure="As sure as the samples are many: 400 without a spark rule out a firing rate above 0.75 %, 8 samples only "
-        "one above 31 %; the message says the bound for this probe, and what would be enough. `--jitter` tells a unit "
-        "far below its threshold from one at its edge.",
-    ), dead),
+        "one above 31 %. The message says the bound for this probe; where that proves little it says what "
+        "would be enough, and the node is marked unsteady. `--jitter` tells a unit far below its threshold from one at "
+        "its edge.",
+    ), dead, ("few_samples",)),
     Rule("ND202", "saturated", "node", "warning", "the unit's smooth activation is flat on every sample", Doc(
         meaning="The slope of the unit's activation (tanh, sigmoid, GELU, …) is nearly zero wherever the probe takes "
         "it, so almost no gradient passes and the unit hardly learns.",
@@ -257,7 +301,8 @@ RULES = (
         "changing targets lose plasticity as such units pile up.",
         measured="E|y_i| divided by the layer's mean of it, at most the threshold dormancy, τ = 0.025; the mean over "
         "the nodes whose weights have not exploded (ND103). Where taking it out would change the output, to first "
-        "order √E‖∂f/∂z‖²·std(y) above dormant_effect of the layer's median, it is a rare detector and this is a note.",
+        "order √E‖∂f/∂z‖²·std(y) above dormant_effect of the layer's median, the first mean over the samples on which "
+        "it is active, it is a rare detector and this is a note.",
         why="As for dead units, before the end; small incoming weights; a feature that is rare in the probe.",
         do="While training: reinitialise (ReDo). For a finished network it is a candidate for pruning, to be verified "
         "on data: a rare feature may matter.",

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Severity = Literal["error", "warning", "info"]
 Subject = Literal["node", "layer", "model"]
 
+OF_RUNS: tuple[str, ...] = tuple(f"ND70{place}" for place in range(1, 9))
+"""Codes of the findings along a run, which ``comparing`` makes from the diagnoses of its checkpoints."""
+
 
 @dataclass(frozen=True)
 class Hit:

@@ -66,6 +66,7 @@ _SHARED = (
     ("ND201", None, "they never fire"),
     ("ND202", None, "they are saturated"),
     ("ND304", None, "nothing listens to them"),
+    ("ND401", "outputs", "the outputs hardly move without them"),
 )
 
 

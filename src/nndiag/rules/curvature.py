@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from nndiag.rules.base import Context, Doc, Hit, Rule, short, where
 from nndiag.rules.gradients import acts_detached
+from nndiag.rules.nodes import while_active
+from nndiag.rules.outputs import answers_the_same
 
 if TYPE_CHECKING:
     from nndiag.records.measured import Floats, LayerMeasures, Mask
@@ -17,9 +19,9 @@ def flat(layer: LayerMeasures, context: Context, curvature: Floats) -> Mask:
     """Return the mask of nodes on a plateau, given their largest curvature, ``(..., nodes)``.
 
     Flat: ``λ_max ≤ ratio · median λ_max`` of the layer (of the model where the whole layer is flat), or a
-    relaxation time
-    ``1/(αλ_max)`` beyond the horizon. A flat node that still moves the output has nothing left to learn,
-    and is none.
+    relaxation time ``1/(αλ_max)`` beyond the horizon. A flat node that still moves the output while it is active has
+    nothing left to learn, and is none. In a network that answers the same on all samples the layer is no measure: there
+    a node is flat that does nothing by itself.
     """
     scale = context.scales.layer.get("lambda_max", 0.0) or context.scales.model.get("lambda_max", 0.0) * 1e-3
     mask: Mask = curvature <= context.threshold("flat_curvature") * scale
@@ -28,8 +30,36 @@ def flat(layer: LayerMeasures, context: Context, curvature: Floats) -> Mask:
         mask = mask | (relaxation > facts.horizon)
     kernel, usual = layer.per_node.get("tangent_kernel"), context.scales.layer.get("tangent_kernel", 0.0)
     if kernel is not None:
-        mask = mask & (kernel <= context.threshold("flat_influence") * usual)
+        mask = mask & (while_active(layer, kernel) <= context.threshold("flat_influence") * usual)
+    nothing = idle(layer, context)
+    return mask if nothing is None else mask | nothing
+
+
+def idle(layer: LayerMeasures, context: Context) -> Mask | None:
+    """Return the mask of hidden nodes that do nothing in a network that answers the same on all samples, else ``None``.
+
+    ``‖θ_i‖ √k_i ≤ ratio · scale / √n``, with ``k_i`` the node's trace of the tangent kernel: by how much the outputs
+    change, to first order, if its parameters go; all such nodes together by no more than ``ratio · scale`` as a root
+    sum of squares. The scale is one for logits, else the range of the targets. Rescaling homogeneous layers does not
+    change it. In networks that do answer a branch may start small.
+    """
+    found = context.measured.predictions
+    if (
+        "tangent_kernel" not in layer.per_node
+        or layer.is_output
+        or found is None
+        or not answers_the_same(context)
+    ):
+        return None
+    edge = context.threshold("output_ratio") * found.scale / layer.nodes**0.5
+    moved = _moved(layer)
+    mask: Mask = (moved > 0) & (moved <= edge)  # where it is zero nothing depends on the node in any network
     return mask
+
+
+def _moved(layer: LayerMeasures) -> Floats:
+    moved: Floats = layer.per_node["parameter_norm"] * layer.per_node["tangent_kernel"] ** 0.5
+    return moved
 
 
 def unstable(layer: LayerMeasures, context: Context, margin: Floats) -> Mask:
@@ -61,18 +91,28 @@ def plateau(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     scale = context.scales.layer.get("lambda_max", 0.0)
     facts = context.measured.optimizer
     message = "flat in every direction: no step changes the loss, and the output does not depend on it"
-    detached = acts_detached(layer)
+    detached, nothing = acts_detached(layer), idle(layer, context)
     downward = {hit.index for hit in saddle(layer, context)}
     for i in where(flat(layer, context, curvature)):
         if i in downward:
             continue
-        evidence = {
+        evidence: dict[str, float | str] = {
             "lambda_max": float(curvature[i]),
             "threshold": context.threshold("flat_curvature") * scale,
         }
         if relaxation is not None and facts is not None and facts.horizon:
             evidence |= {"relaxation_steps": float(relaxation[i]), "horizon": facts.horizon}
-        yield Hit(i, "flat in every direction: no step changes it" if detached[i] else message, evidence)
+        if detached[i]:
+            yield Hit(i, "flat in every direction: no step changes it", evidence)
+        elif nothing is not None and nothing[i]:
+            evidence |= {"outputs_moved": float(_moved(layer)[i]), "reason": "outputs"}
+            yield Hit(
+                i,
+                "flat in every direction: the outputs are the same on all samples, and hardly move without it",
+                evidence,
+            )
+        else:
+            yield Hit(i, message, evidence)
 
 
 def source(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
@@ -144,13 +184,17 @@ RULES = (
         "output does not depend on it. Gradient steps leave it where it is.",
         measured="λ_max of the node's block of the curvature at most flat_curvature of its layer's median, or a "
         "relaxation time 1/(αλ_max) longer than the steps trained; and its trace of the empirical neural tangent "
-        "kernel at most flat_influence of the layer's median. A flat node that moves the output has nothing left to "
-        "learn and is not meant.",
-        why="A dead or saturated unit, no influence downstream, inputs of zero.",
+        "kernel, taken where it is active, at most flat_influence of the layer's median. A flat node that moves the "
+        "output has nothing left to learn and is not meant, nor one that does so on few samples. In a network "
+        "that answers the same on all samples (ND501) no node is a measure for others: there it is a hidden node for "
+        "which ‖θ_i‖√k_i, by how much the outputs would change without it, is at most output_ratio/√n of a "
+        "probability, or of the targets' range, in a layer of n nodes.",
+        why="A dead or saturated unit, no influence downstream, inputs of zero; weights of the whole network that "
+        "decay has shrunk until nothing gets through.",
         do="See its cause. If its weights are fine and nothing is dead, a larger learning rate for it, or decay.",
         harmless="In a finished network, where it means that the node can go.",
         source="The linearised update map, |1 − αλ| near one: relaxation times.",
-    ), plateau, ("flat_curvature", "flat_influence")),
+    ), plateau, ("flat_curvature", "flat_influence", "output_ratio")),
     Rule("ND402", "source", "node", "error", "the node's curvature is above the optimiser's stability threshold", Doc(
         meaning="Along a direction of this node's own parameters the optimiser's step overshoots and grows: "
         "linearised at this checkpoint, the update map repels.",

@@ -12,11 +12,13 @@ from nndiag.records.measured import LayerMeasures, Measured
 from nndiag.records.report import DEGENERATE, Finding
 from nndiag.rules import RULES, Rule
 from nndiag.rules.across import Blame, blames, own_fault
-from nndiag.rules.base import CHANNEL, ELSEWHERE, LAYER_TO_MEND, Context, Hit, Scales
+from nndiag.rules.base import CHANNEL, ELSEWHERE, LAYER_TO_MEND, OF_RUNS, Context, Hit, Scales
+from nndiag.rules.behind import of_the_model
 from nndiag.rules.causes import cause_of, shared_cause
 from nndiag.rules.channels import channel_blames
 from nndiag.rules.elsewhere import Elsewhere
 from nndiag.rules.literal import LITERAL_CODES, literal_hits
+from nndiag.rules.nodes import absent
 from nndiag.rules.scales import layer_scales, model_scales
 from nndiag.rules.thresholds import thresholds
 from nndiag.rules.verdict import verdicts
@@ -36,7 +38,7 @@ class Selection:
     def __post_init__(self) -> None:
         for option, codes in (("--select", self.select), ("--ignore", self.ignore)):
             for code in codes:
-                if not any(rule.code.startswith(code) for rule in RULES):
+                if not any(known.startswith(code) for known in (*(rule.code for rule in RULES), *OF_RUNS)):
                     raise UsageError(
                         f"{option} {code}", "no finding has this code or prefix", "see `nndiag rules`"
                     )
@@ -69,21 +71,8 @@ class JudgedLayer:
 def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
     """Return every layer of a measurement with its findings and verdicts."""
     literal = selection.profile == "literal"
-    values = thresholds(selection.thresholds)
-    model = model_scales(measured)
-    contexts = [
-        Context(measured, values, layer_scales(layer, model), place)
-        for place, layer in enumerate(measured.layers)
-    ]
-    rules = [rule for rule in RULES if rule.level is not None and rule.level <= measured.level]
-    if literal:
-        rules = [rule for rule in rules if rule.code in LITERAL_CODES]
-    hits = {
-        layer.name: literal_hits(layer, context)
-        if literal
-        else {rule.code: list(rule.find(layer, context)) for rule in rules if rule.on == "node"}
-        for layer, context in zip(measured.layers, contexts, strict=True)
-    }
+    contexts, rules = _contexts(measured, selection), _rules(measured, literal)
+    hits = _node_hits(measured, contexts, rules, literal)
     of_layers, of_nodes = blames(measured.layers, hits), channel_blames(measured.layers, hits)
     return tuple(
         _judge_layer(
@@ -92,6 +81,61 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
         )
         for layer, context in zip(measured.layers, contexts, strict=True)
     )  # fmt: skip
+
+
+NodeHits = dict[str, list[Hit]]
+
+_OF_THE_CLASS = frozenset("ND201 ND202 ND203 ND204 ND206 ND301 ND302 ND304 ND401".split())
+"""What an output may show because the probe has no sample of its class."""
+
+
+def _of_classes_there(layer: LayerMeasures, hits: NodeHits) -> NodeHits:
+    """Return the findings, those that an output has for want of samples of its class as notes."""
+    lacking = absent(layer)
+    if lacking is None:
+        return hits
+    return {
+        code: [
+            replace(
+                hit, note=True, message=f"{hit.message}; not observed: the probe has no sample of its class"
+            )
+            if code in _OF_THE_CLASS and hit.index is not None and lacking[hit.index]
+            else hit
+            for hit in found
+        ]
+        for code, found in hits.items()
+    }
+
+
+def _contexts(measured: Measured, selection: Selection) -> list[Context]:
+    values, model = thresholds(selection.thresholds), model_scales(measured)
+    return [
+        Context(measured, values, layer_scales(layer, model), place)
+        for place, layer in enumerate(measured.layers)
+    ]
+
+
+def _rules(measured: Measured, literal: bool) -> list[Rule]:
+    return [
+        rule
+        for rule in RULES
+        if rule.level is not None
+        and rule.level <= measured.level
+        and (not literal or rule.code in LITERAL_CODES)
+    ]
+
+
+def _node_hits(
+    measured: Measured, contexts: Sequence[Context], rules: Sequence[Rule], literal: bool = False
+) -> dict[str, NodeHits]:
+    """Return the findings of the nodes, by layer and code."""
+    of_nodes = [rule for rule in rules if rule.on == "node"]
+    return {
+        layer.name: literal_hits(layer, context)
+        if literal
+        else _of_classes_there(layer, {rule.code: list(rule.find(layer, context)) for rule in of_nodes})
+        for layer, context in zip(measured.layers, contexts, strict=True)
+    }
 
 
 def judge_model(measured: Measured, selection: Selection) -> tuple[Finding, ...]:
@@ -106,7 +150,15 @@ def judge_model(measured: Measured, selection: Selection) -> tuple[Finding, ...]
         for hit in rule.find(measured, context)
     ]
     present = {rule.code for rule, hit in hits if not hit.note}
-    return tuple(_finding(rule, hit, present, True, ()) for rule, hit in hits if selection.wants(rule.code))
+    causes: tuple[Blame, ...] = ()
+    if any(not hit.note for _, hit in hits):
+        contexts = _contexts(measured, selection)
+        causes = of_the_model(measured.layers, _node_hits(measured, contexts, _rules(measured, False)))
+    return tuple(
+        _finding(rule, hit, present, True, () if hit.note else causes)
+        for rule, hit in hits
+        if selection.wants(rule.code)
+    )
 
 
 def _judge_layer(
@@ -120,6 +172,11 @@ def _judge_layer(
     words, steady = verdicts(layer, context, elsewhere.own(hits))
     if selection.profile == "literal":
         steady = [True] * layer.nodes  # the rule knows no folds
+    if selection.profile != "literal" and (lacking := absent(layer)) is not None:
+        words = [
+            "unknown" if gone and word in ("healthy", "plateau") else word
+            for word, gone in zip(words, lacking, strict=True)
+        ]
     for node in elsewhere.hidden(hits):
         if words[node] == "healthy":
             words[node] = "unknown"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nndiag.records.measured import LayerMeasures, Mask
+    from nndiag.records.measured import Floats, LayerMeasures, Mask
 
 BY_THEMSELVES = frozenset(["Embedding", "EmbeddingBag", "Parameter"])
 """Kinds of which a node is put out as it is: a row that is looked up, a token, a position, a scale, a bias."""
@@ -39,6 +39,25 @@ def unobserved(layer: LayerMeasures) -> Mask | None:
     return mask
 
 
+def absent(layer: LayerMeasures) -> Mask | None:
+    """Return the mask of outputs whose class no label of the probe names; ``None`` where there are none."""
+    counts = layer.per_node.get("class_samples")
+    if counts is None or (counts > 0).all():
+        return None
+    mask: Mask = counts == 0
+    return mask
+
+
+def while_active(layer: LayerMeasures, squares: Floats) -> Floats:
+    """Return means of squares over the samples on which a unit is active, given those over all of them.
+
+    Where it is not active they are zero. Without this a unit that fires on few samples would look weak where it works.
+    """
+    active = layer.per_node.get("active_fraction")
+    if active is None:
+        return squares
+    mean: Floats = squares / (active + (active == 0))
+    return mean
 STARTS_BELOW, LEAVES_AT = 1e-5, 1e3
 """A layer starts at zero, too, where no node's weights are longer than the one, and gradients are the other times as
 long as they: what healing leaves behind a layer that it started anew."""

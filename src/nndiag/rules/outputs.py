@@ -26,17 +26,23 @@ loss of reward at least 0.9 of the gap, as the bound has it."""
 def output_collapse(measured: Measured, context: Context) -> Iterator[Hit]:
     """``max_c (max_n y_{n,c} − min_n y_{n,c}) ≤ ratio · scale`` though the inputs differ."""
     found = measured.predictions
-    if found is None or not found.inputs_vary or context.samples < 2 or found.scale <= 0:
+    if found is None or not answers_the_same(context):
         return
     edge = context.threshold("output_ratio") * found.scale
-    if found.spread > edge:
-        return
     start = any(layer.is_output and starts_at_zero(layer) for layer in measured.layers)
     message = f"the network answers the same on all of {count(context.samples, 'sample')}, whatever the input"
     if start:
         message += ": its last layer starts at zero"
     evidence = {"output_spread": found.spread, "threshold": edge, "samples": context.samples}
     yield Hit(None, message, evidence, sure=not context.few, note=start)
+
+
+def answers_the_same(context: Context) -> bool:
+    """Whether the outputs are constant over a probe whose inputs are not."""
+    found = context.measured.predictions
+    if found is None or not found.inputs_vary or context.samples < 2 or found.scale <= 0:
+        return False
+    return found.spread <= context.threshold("output_ratio") * found.scale
 
 
 def class_never_predicted(measured: Measured, context: Context) -> Iterator[Hit]:
@@ -79,7 +85,11 @@ def gravity_well(measured: Measured, context: Context) -> Iterator[Hit]:
     steps = escape_steps(typical)
     message = (
         f"{count(int(inside.sum()), 'sample')} of {int(known.sum()):,} sit in a wrong corner of the softmax: "
-        f"a policy gradient needs at least {short(steps)} steps to leave it"
+        + (
+            f"a policy gradient needs at least {short(steps)} steps to leave it"
+            if math.isfinite(steps)
+            else "a policy gradient never leaves it, the right class has no probability at all"
+        )
     )
     evidence = {
         "samples_in_well": int(inside.sum()), "threshold": share, "right_probability": typical,
@@ -138,8 +148,8 @@ RULES = (
         "few_samples samples it is a warning.",
         why="A layer all of whose units are dead or saturated, weights that decay took to zero, a learning rate that "
         "threw the network out, inputs that were scaled to nothing.",
-        do="Look for the first layer with ND250 or ND252 and mend that. Go back to the checkpoint before the loss "
-        "stopped at that of a constant answer.",
+        do="Mend the layer that the message names, the first through which nothing gets; else look for one with ND252. "
+        "Go back to the checkpoint before the loss stopped at that of a constant answer.",
         harmless="Before the first step, where the last layer starts at zero: then it is a note.",
         source="The definition; He et al. 2015 and Lu et al. 2019 on networks born dead.",
     ), output_collapse, ("output_ratio", "few_samples"), Level.ACTIVATIONS),

@@ -9,7 +9,7 @@ import numpy as np
 from nndiag.records.measured import Floats, LayerMeasures, Measured
 from nndiag.rules.base import Scales
 from nndiag.rules.gradients import loss_moved
-from nndiag.rules.nodes import multiplies
+from nndiag.rules.nodes import multiplies, while_active
 
 _MEDIANS = ("weight_norm", "output_std", "gradient_norm", "gradient_reach", "lambda_max", "tangent_kernel")
 _LARGEST = ("gradient_reach", "output_reach")
@@ -33,8 +33,12 @@ def model_scales(measured: Measured) -> dict[str, float]:
 
 
 def layer_scales(layer: LayerMeasures, model: dict[str, float]) -> Scales:
-    """Return the scales of one layer: medians, and the largest of each reach as ``<name>_max``."""
+    """Return the scales of one layer: medians, that of the tangent kernel while active, and the largest of each reach
+    as ``<name>_max``.
+    """
     found = {name: _median(layer.per_node[name]) for name in _MEDIANS if name in layer.per_node}
+    if "tangent_kernel" in found:
+        found["tangent_kernel"] = _median(while_active(layer, layer.per_node["tangent_kernel"]))
     found |= {f"{name}_max": _largest(layer, name) for name in _LARGEST}
     return Scales(found, model)
 

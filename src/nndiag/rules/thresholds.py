@@ -36,7 +36,7 @@ THRESHOLDS = (
     Threshold("dormant_effect", 0.01, "× the layer's median effect on the output",
               "above it a dormant unit matters when it fires, and is a note (ND204)"),
     Threshold("few_samples", FEW_SAMPLES, "samples",
-              "with fewer, what the probe does not show is no error (ND252, ND402)"),
+              "with fewer, what the probe does not show is unsteady (ND201) and no error (ND252, ND402)"),
     Threshold("dead_data", 0.05, "share of the samples",
               "above it (and above twice the chance 2^-nodes) a layer loses data (ND250)"),
     Threshold("rank_ratio", 0.01, "× the smaller of nodes and samples",

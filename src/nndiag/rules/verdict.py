@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nndiag.records.measured import LayerMeasures, Mask
 from nndiag.rules import curvature
+from nndiag.rules.activations import silence
 from nndiag.rules.base import Context, Hit
 
 PLATEAU_CODES = ("ND201", "ND202", "ND304", "ND401")
@@ -24,7 +25,7 @@ PLATEAU_CODES = ("ND201", "ND202", "ND304", "ND401")
 def verdicts(
     layer: LayerMeasures, context: Context, hits: Mapping[str, list[Hit]]
 ) -> tuple[list[str], list[bool]]:
-    """Return the verdict of every node, and whether it holds in every fold of the probe.
+    """Return the verdict of every node, and whether it holds in every fold of the probe, and rests on enough samples.
 
     Args:
         layer: the layer's numbers.
@@ -44,7 +45,10 @@ def verdicts(
     words[stuck] = "plateau"
     words[collapsed] = "collapsed"
     words[_mask(layer, hits, ("ND101",))] = "unknown"
-    return [str(w) for w in words], _steady(layer, context, words).tolist()
+    steady = _steady(layer, context, words)
+    if hits.get("ND201") and not silence(layer, context).sure:
+        steady &= ~_mask(layer, hits, ("ND201",)) | collapsed
+    return [str(w) for w in words], steady.tolist()
 
 
 def _mask(layer: LayerMeasures, hits: Mapping[str, list[Hit]], codes: tuple[str, ...]) -> Mask:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,21 +82,22 @@ def lanczos(
     """
     limit = min(max_products, stack.size)
     krylov = _Krylov(start, limit)
+    results = _Results(start, limit, both_vectors)
     owners = torch.arange(stack.nodes, device=start.device)
     settled = torch.zeros_like(owners, dtype=torch.bool)
     index: Tensor | None = None
-    result: Extremes | None = None
     while True:
         krylov.extend((yield Request(krylov.current, index)))
         done = krylov.count == limit or bool(krylov.finished.all())
         if not done and krylov.count not in CHECKS:
             continue
-        found = _ritz(stack, krylov, tolerance, both_vectors)
-        result = _placed(result, found, owners, settled, limit)
-        settled = settled | found.converged
+        ends = _ends(stack, krylov, tolerance)
+        now = ~settled if done else ends.converged & ~settled
+        results.put(owners, ends, krylov, torch.nonzero(now).flatten())
+        settled = settled | ends.converged
         left = torch.nonzero(~settled).flatten()
         if done or len(left) == 0:
-            return result
+            return results.extremes(krylov.count)
         if len(left) <= WORTH_LEAVING * len(owners):
             index = owners = owners[left]
             settled = settled[left]
@@ -109,9 +110,9 @@ class _Krylov:
     def __init__(self, start: Tensor, limit: int) -> None:
         nodes = len(start)
         self._random = start
-        self.basis = start.new_zeros(nodes, min(limit, ROOM) + 1, start.shape[1])
+        self.basis = start.new_empty(min(limit, ROOM) + 1, nodes, start.shape[1])
         constant = torch.where(start.sum(dim=1, keepdim=True) < 0, -1.0, 1.0) * start.shape[1] ** -0.5
-        self.basis[:, 0] = _unit(start + constant.to(start))  # on the same side, or the sum might vanish
+        self.basis[0] = _unit(start + constant.to(start))  # on the same side, or the sum might vanish
         self.overlap = torch.zeros(nodes, limit, dtype=torch.float64, device=start.device)
         self.alpha = torch.zeros(nodes, limit, dtype=torch.float64, device=start.device)
         self.beta = torch.zeros_like(self.alpha)
@@ -124,20 +125,20 @@ class _Krylov:
     @property
     def current(self) -> Tensor:
         """The vectors to be multiplied next, ``(nodes, size)``."""
-        return self.basis[:, self.count]
+        return self.basis[self.count]
 
     def extend(self, image: Tensor) -> None:
         """Add one vector, made of the images of ``current``, to every Krylov space that is not exhausted."""
         step = self.count
-        overlap = torch.linalg.vecdot(self.basis[:, step], self._random).double()
+        overlap = torch.linalg.vecdot(self.basis[step], self._random).double()
         self.overlap[:, step] = torch.where(self._told, overlap, 0.0)
         self._reserve(step + 2)
-        known = self.basis[:, : step + 1]
+        known = self.basis[: step + 1].movedim(0, 1)
         overlap = known @ image[:, :, None]
         alpha = overlap[:, step, 0].double()
-        before = image.norm(dim=1).double()
         image = _without(image, known, overlap)
         beta = image.norm(dim=1).double()
+        before = (overlap.double().square().sum(dim=(1, 2)) + beta.square()).sqrt()
         image, beta = self._orthogonal(image, known, before, beta)
         self._scale = torch.maximum(self._scale, torch.maximum(alpha.abs(), before))
         exhausted = beta <= 100 * torch.finfo(image.dtype).eps * self._scale
@@ -148,7 +149,7 @@ class _Krylov:
         # what follows so small a remainder is mostly rounding, and its overlap with anything would be chance
         self._told = self._told & (beta > torch.finfo(image.dtype).eps ** 0.5 * self._scale)
         inverse = torch.where(self.finished, 0.0, 1 / beta.clamp_min(TINY))
-        torch.mul(image, inverse.to(image)[:, None], out=self.basis[:, step + 1])
+        torch.mul(image, inverse.to(image)[:, None], out=self.basis[step + 1])
         self.count = step + 1
 
     def _orthogonal(
@@ -174,32 +175,36 @@ class _Krylov:
 
     def _reserve(self, vectors: int) -> None:
         """Make room for so many vectors, and for more at once."""
-        if vectors <= self.basis.shape[1]:
+        if vectors <= len(self.basis):
             return
-        room = min(2 * vectors, self.alpha.shape[1] + 1)
-        grown = self.basis.new_zeros(len(self.basis), room, self.basis.shape[2])
-        grown[:, : self.basis.shape[1]] = self.basis
+        grown = self.basis.new_empty(min(2 * vectors, self.alpha.shape[1] + 1), *self.basis.shape[1:])
+        grown[: self.count + 1] = self.basis[: self.count + 1]
         self.basis = grown
 
     def restrict(self, index: Tensor) -> None:
         """Keep these blocks alone."""
-        self.basis, self.alpha, self.beta = self.basis[index], self.alpha[index], self.beta[index]
+        basis = self.basis.new_empty(len(self.basis), len(index), self.basis.shape[2])
+        for place in range(self.count + 1):
+            torch.index_select(self.basis[place], 0, index, out=basis[place])
+        self.basis, self.alpha, self.beta = basis, self.alpha[index], self.beta[index]
         self.finished, self._scale = self.finished[index], self._scale[index]
         self.overlap, self._random = self.overlap[index], self._random[index]
         self._told, self._astray = self._told[index], self._astray[index]
 
-    def combined(self, states: Tensor) -> Tensor:
-        """Return unit vectors given by their components in the basis, ``(nodes, count) → (nodes, size)``."""
-        vectors = (states[:, None].to(self.basis) @ self.basis[:, : self.count]).squeeze(1)
+    def combined(self, states: Tensor, which: Tensor) -> Tensor:
+        """Return unit vectors given by their components in the bases of some blocks, ``(which, size)``."""
+        vectors = states.to(self.basis)[:, 0, None] * self.basis[0, which]
+        for place in range(1, self.count):
+            vectors.addcmul_(states[:, place, None].to(self.basis), self.basis[place, which])
         return _unit(vectors)
 
-    def densities(self, values: Tensor, states: Tensor) -> Tensor:
-        """Return the squared overlaps of Ritz vectors with the random vectors, ``(nodes, count)``.
+    def densities(self, values: Tensor, states: Tensor, which: Tensor) -> Tensor:
+        """Return the squared overlaps of Ritz vectors of some blocks with the random vectors, ``(which, count)``.
 
         What these have outside the Krylov space, where the directions are that it has not met, counts for the value
         nearest to zero: a start that leans towards the large ones leaves few of them out.
         """
-        squares = torch.einsum("nk,nkm->nm", self.overlap[:, : self.count], states).square_()
+        squares = torch.einsum("nk,nkm->nm", self.overlap[which, : self.count], states).square_()
         outside = (1 - squares.sum(dim=1, keepdim=True)).clamp_min_(0)
         squares.scatter_add_(1, values.abs().argmin(dim=1, keepdim=True), outside)
         return squares / squares.sum(dim=1, keepdim=True)
@@ -220,51 +225,67 @@ def _without(vectors: Tensor, basis: Tensor, overlap: Tensor) -> Tensor:
     return torch.baddbmm(vectors[:, None], overlap.mT, basis, alpha=-1).squeeze(1)
 
 
-def _ritz(stack: Stack, krylov: _Krylov, tolerance: float, both_vectors: bool) -> Extremes:
-    """Solve the tridiagonal problems and say how far their ends may be off."""
-    count = krylov.count
+@dataclass(frozen=True)
+class _Ends:
+    """What the tridiagonal problems say: Ritz values and vectors, and how far the ends may be off."""
+
+    values: Tensor  # (nodes, count)
+    states: Tensor  # (nodes, count, count)
+    smallest: Tensor
+    largest_error: Tensor
+    smallest_error: Tensor
+    converged: Tensor
+
+
+def _ends(stack: Stack, krylov: _Krylov, tolerance: float) -> _Ends:
+    """Solve the tridiagonal problems."""
     values, states = torch.linalg.eigh(krylov.tridiagonal())
-    residuals = krylov.beta[:, count - 1, None] * states[:, -1, :].abs()
+    residuals = krylov.beta[:, krylov.count - 1, None] * states[:, -1, :].abs()
     scale = values.abs().amax(dim=1)
-    largest_error = residuals[:, -1]
     smallest, smallest_error = _smallest(stack, values, residuals[:, 0], scale)
-    accepted = tolerance * scale
-    return Extremes(
-        largest=values[:, -1],
-        smallest=smallest,
-        largest_error=largest_error,
-        smallest_error=smallest_error,
-        vectors=krylov.combined(states[:, :, -1]),
-        values=values,
-        weights=krylov.densities(values, states),
-        converged=krylov.finished | ((largest_error <= accepted) & (smallest_error <= accepted)),
-        products=count,
-        smallest_vectors=krylov.combined(states[:, :, 0]) if both_vectors else None,
-    )
+    enough = (residuals[:, -1] <= tolerance * scale) & (smallest_error <= tolerance * scale)
+    return _Ends(values, states, smallest, residuals[:, -1], smallest_error, krylov.finished | enough)
 
 
-def _placed(whole: Extremes | None, part: Extremes, owners: Tensor, settled: Tensor, width: int) -> Extremes:
-    """Return the result of all blocks with those of ``owners`` replaced that are not settled.
+class _Results:
+    """The extremes of all blocks, put down block by block as they are known."""
 
-    Quadratures are padded with weight zero.
-    """
-    if whole is None and part.values.shape[1] == width:
-        return part
-    fresh = None if whole is None or not bool(settled.any()) else torch.nonzero(~settled).flatten()
-    if fresh is not None:
-        owners = owners[fresh]
-    found = {}
-    for field in fields(Extremes):
-        new = getattr(part, field.name)
-        if field.name == "products" or new is None:
-            found[field.name] = new
-            continue
-        new = new if fresh is None else new[fresh]
-        if field.name in ("values", "weights"):
-            padding = new[:, -1:] if field.name == "values" else torch.zeros_like(new[:, -1:])
-            new = torch.cat([new, padding.expand(-1, width - new.shape[1])], dim=1)
-        found[field.name] = new if whole is None else getattr(whole, field.name).index_copy(0, owners, new)
-    return Extremes(**found)
+    def __init__(self, start: Tensor, width: int, both_vectors: bool) -> None:
+        nodes = len(start)
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.zeros(nodes, *shape, dtype=torch.float64, device=start.device)
+
+        self._found = Extremes(
+            largest=numbers(),
+            smallest=numbers(),
+            largest_error=numbers(),
+            smallest_error=numbers(),
+            vectors=torch.empty_like(start),
+            values=numbers(width),
+            weights=numbers(width),
+            converged=torch.zeros(nodes, dtype=torch.bool, device=start.device),
+            products=0,
+            smallest_vectors=torch.empty_like(start) if both_vectors else None,
+        )
+
+    def put(self, owners: Tensor, ends: _Ends, krylov: _Krylov, which: Tensor) -> None:
+        """Put down what is known of these blocks of the ones at work; quadratures are padded with weight zero."""
+        found, into, count = self._found, owners[which], krylov.count
+        values, states = ends.values[which], ends.states[which]
+        found.largest[into], found.smallest[into] = values[:, -1], ends.smallest[which]
+        found.largest_error[into] = ends.largest_error[which]
+        found.smallest_error[into] = ends.smallest_error[which]
+        found.converged[into] = ends.converged[which]
+        found.values[into, :count], found.values[into, count:] = values, values[:, -1:]
+        found.weights[into, :count] = krylov.densities(values, states, which)
+        found.vectors[into] = krylov.combined(states[:, :, -1], which)
+        if found.smallest_vectors is not None:
+            found.smallest_vectors[into] = krylov.combined(states[:, :, 0], which)
+
+    def extremes(self, products: int) -> Extremes:
+        """Return them all."""
+        return replace(self._found, products=products)
 
 
 def _smallest(stack: Stack, values: Tensor, residual: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

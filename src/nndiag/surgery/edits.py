@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from torch import Tensor
 
@@ -25,3 +26,37 @@ class Edits:
 
     def __bool__(self) -> bool:
         return bool(self.values or self.dropped)
+
+    def then(self, later: Edits) -> Edits:
+        """Return this and what was done to its result afterwards as one."""
+        kept = {
+            name: _chained(self.kept.get(name, ()), later.kept.get(name, ()))
+            for name in {**self.kept, **later.kept}
+        }
+        reset = {name: _cut(mask, later.kept.get(name, ())) for name, mask in self.reset.items()}
+        for name, mask in later.reset.items():
+            reset[name] = reset[name] | mask if name in reset else mask
+        return Edits(
+            {**self.values, **later.values},
+            kept,
+            reset,
+            tuple(dict.fromkeys((*self.dropped, *later.dropped))),
+        )
+
+
+Indices = tuple[Tensor | None, ...]
+
+
+def _chained(first: Indices, second: Indices) -> Indices:
+    """Return which of the oldest indices remain along each axis."""
+    return tuple(
+        one if other is None else other if one is None else one[other]
+        for one, other in zip_longest(first, second)
+    )
+
+
+def _cut(mask: Tensor, kept: Indices) -> Tensor:
+    for axis, indices in enumerate(kept):
+        if indices is not None:
+            mask = mask.index_select(axis, indices)
+    return mask

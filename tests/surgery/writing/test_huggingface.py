@@ -201,4 +201,4 @@ def test_an_optimiser_that_cannot_be_read_is_left_out_where_shapes_change(tmp_pa
     notes = written(tmp_path / "a", pruned(model), tmp_path / "c", model).notes
     assert (tmp_path / "b" / "optimizer.pt").read_bytes() == b"damaged"
     assert not (tmp_path / "c" / "optimizer.pt").exists()
-    assert any("optimizer.pt could not be read and was left out" in note for note in notes)
+    assert any("optimizer.pt was not read and is left out" in note for note in notes)

@@ -43,7 +43,8 @@ def test_policy_and_optimiser_change_and_all_else_stays(tmp_path: Path) -> None:
     fitted = fit(model, opened.places, strip_prefix="q_net")
     for change, width in ((healed, 6), (pruned, 4)):
         edits, target = change(model), tmp_path / f"{width}.zip"
-        assert write(opened, fitted, edits, target, model=model).notes == ()
+        (note,) = write(opened, fitted, edits, target, model=model).notes
+        assert note == '"q_net_target" holds other weights of the same names, which were left as they were'
         with zipfile.ZipFile(tmp_path / "a.zip") as old, zipfile.ZipFile(target) as new:
             assert old.namelist() == new.namelist()
             for one, two in zip(old.infolist(), new.infolist(), strict=True):

@@ -6,20 +6,25 @@ import fcntl
 import hashlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.distributed import checkpoint as dcp
 
 from nndiag.checkpoint import open_checkpoint
 from nndiag.errors import InputError, NndiagError, UsageError
 from nndiag.model.fit import fit
-from nndiag.surgery.writing import check_destination, write
+from nndiag.surgery.edits import Edits
+from nndiag.surgery.writing import check_destination, write, writing
+from nndiag.surgery.writing.job import Job
+from nndiag.surgery.writing.safetensors_file import write_safetensors
 from nndiag.surgery.writing.staging import staged
 from tests.surgery.writing.networks import healed, network, pruned, trained, written
 from tests.surgery.writing.test_sharded import shards
@@ -69,31 +74,32 @@ def everything(folder: Path) -> dict[str, bytes]:
     }
 
 
-KILLED = [_safetensors, _zip, _huggingface]
+KILLED = [_safetensors, _zip, _huggingface, _dcp]
 
 
 @pytest.fixture(scope="module")
 def kills(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is left of runs that were killed, one event later each: ``NAME/source`` and ``places/NAME/NUMBER``."""
+    """What is left of killed runs: sources in ``before/NAME``, ``after/NAME``, the rest in ``places/NAME/NUMBER``."""
     root = tmp_path_factory.mktemp("killed")
     sources = []
     for make in KILLED:
-        (root / make.__name__).mkdir()
-        sources.append(str(make(root / make.__name__)))
+        (root / "before" / make.__name__).mkdir(parents=True)
+        sources.append(make(root / "before" / make.__name__).relative_to(root / "before"))
+    shutil.copytree(root / "before", root / "after", copy_function=shutil.copy2)
     (root / "places").mkdir()
-    command = [sys.executable, "-m", "tests.surgery.writing.killed", str(root / "places"), *sources]
+    command = [sys.executable, "-m", "tests.surgery.writing.killed", str(root / "places")]
+    command += [str(root / "after" / source) for source in sources]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return root
 
 
 @pytest.mark.parametrize("make", KILLED)
-def test_killed_at_any_moment_it_is_whole_or_not_there(
-    kills: Path, tmp_path: Path, make: Callable[[Path], Path]
-) -> None:
-    source = make(tmp_path)
-    assert everything(kills / make.__name__) == everything(tmp_path)
-    *killed, lived = sorted((kills / "places" / make.__name__).iterdir())
+def test_killed_at_any_moment_it_is_whole_or_not_there(kills: Path, make: Callable[[Path], Path]) -> None:
+    name = make.__name__
+    assert everything(kills / "before" / name) == everything(kills / "after" / name)
+    source = next(path for path in (kills / "before" / name).iterdir() if "optimizer" not in path.name)
+    *killed, lived = sorted((kills / "places" / name).iterdir())
     assert len(killed) > 10
     whole = everything(lived)
     target = lived / ("new" + source.suffix)
@@ -108,8 +114,9 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(
         if target.name in seen:
             assert shown == whole
             continue
-        for name in seen:  # an optimiser's state that came before its weights
-            (place / name).unlink()
+        assert all(
+            "optimizer" in other for other in seen
+        )  # it comes before its weights, and goes with the next run
         written(source, pruned(network()), place / target.name, network())
         assert everything(place) == whole
     assert unfinished > 5
@@ -132,6 +139,34 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, make: Callable[[Path], Path]
     assert "\n" not in str(caught.value)
     assert everything(tmp_path) == before
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system in memory with room for eight pages."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_small_file_system_that_is_full(small_disk: Path, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(100, 100))
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    torch.save(model.state_dict(), tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    save_file(model.state_dict(), tmp_path / "c.safetensors")
+    dcp.save(model.state_dict(), checkpoint_id=tmp_path / "d")
+    edits = Edits({"0.weight": torch.ones(100, 100)})
+    for source in ("a.pt", "b.pt", "c.safetensors", "d"):
+        with pytest.raises(InputError, match="no space left on device; free some space") as caught:
+            written(tmp_path / source, edits, small_disk / "new", model)
+        assert caught.value.exit_code == 3
+        assert not list(small_disk.iterdir())
 
 
 def test_what_is_there_is_never_overwritten(tmp_path: Path) -> None:
@@ -223,14 +258,13 @@ def test_leftovers_go_and_what_another_run_is_writing_stays(tmp_path: Path) -> N
     (tmp_path / f"{start}link").symlink_to(outside)
     lock = os.open(running, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    with staged(tmp_path / "new") as folder:
-        (folder / "new").write_text("whole")
+    (tmp_path / "source").touch()
+    check_destination(tmp_path / "source", tmp_path / "new")
     os.close(lock)
     assert not left.exists()
     assert outside.exists()
     assert running.exists()
     assert other.exists()
-    assert (tmp_path / "new").read_text() == "whole"
 
 
 def test_a_source_that_changed_since_it_was_opened_is_refused(tmp_path: Path) -> None:
@@ -259,3 +293,48 @@ def test_a_report_appears_with_the_checkpoint_or_not_at_all(tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"new\.json: is there already"):
         write(opened, fitted, healed(model), tmp_path / "other", model=model, beside=report)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "new", "new.json"]
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_what_lies_beside_a_target_goes_only_where_the_target_never_came(
+    tmp_path: Path, arrived: bool
+) -> None:
+    hidden = tmp_path / f".nndiag-{hashlib.sha256(b'new').hexdigest()[:12]}-a"
+    hidden.mkdir()
+    for name in ("new", "new.json", "other"):
+        (hidden / name).write_text("whole")
+    os.link(hidden / "new.json", tmp_path / "new.json")
+    (tmp_path / "other").write_text("whole")
+    if arrived:  # and was renamed by its owner
+        os.link(hidden / "new", tmp_path / "mine")
+    (tmp_path / "source").touch()
+    check_destination(tmp_path / "source", tmp_path / "new")
+    left = {"other", "source"} | ({"mine", "new.json"} if arrived else set())
+    assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_what_does_not_read_back_as_it_was_meant_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, model = _safetensors(tmp_path), network()
+    edits = healed(model)
+
+    def spoiling(change: Callable[[bytearray], object]) -> Callable[..., None]:
+        def write_other(job: Job, target: Path) -> None:
+            write_safetensors(job.source.path, job.changes, target)
+            content = bytearray(target.read_bytes())
+            change(content)
+            target.write_bytes(content)
+
+        return write_other
+
+    for change, words in (
+        (lambda content: content.__setitem__(-1, content[-1] ^ 1), "came out with another 3.weight"),
+        (lambda content: content.clear(), "cannot be read again"),
+    ):
+        monkeypatch.setattr(writing, "_WRITERS", {"safetensors": spoiling(change)})
+        with pytest.raises(InputError, match=words):
+            written(source, edits, tmp_path / "b.safetensors", model)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "a.optimizer.safetensors", "a.safetensors",
+        ]  # fmt: skip

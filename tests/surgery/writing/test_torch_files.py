@@ -323,3 +323,22 @@ def test_many_views_of_one_storage(tmp_path: Path) -> None:
     found = torch.load(tmp_path / "b.pt", weights_only=True)
     assert same(found, {**state, **edits.values})
     assert len({value.untyped_storage().data_ptr() for value in found.values()}) == 1
+
+
+class Settings:
+    """What a training script of someone's own keeps beside its weights."""
+
+    def __init__(self) -> None:
+        self.width = 6
+
+
+def test_objects_of_a_trusted_file_stay_when_shapes_change(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    value = {"cfg": Settings(), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    source = saved(tmp_path, value)
+    edits = pruned(model)
+    assert written(source, edits, tmp_path / "b.pt", model, Permission(trust=True)).notes == ()
+    found = torch.load(tmp_path / "b.pt", weights_only=False)
+    assert vars(found["cfg"]) == {"width": 6}
+    assert same(found["model"], expected(model, edits))
+    assert found["optimizer"]["state"][0]["exp_avg"].shape == (4, 4)

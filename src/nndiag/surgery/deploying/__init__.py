@@ -3,6 +3,12 @@
 One forward pass shows which places of which parameters go together (``following``), what reads them and which
 values (``consumers``); from that follows what can go (``deciding``), and the smaller network is made (``editing``)
 and compared with the old one on the probe (``agreement``). Nothing is guessed from the names or the order of modules.
+
+The dependency graph of Torch-Pruning 1.6 was tried first. It prunes chains, ``flatten`` and concatenations right, but
+takes channels from the wrong places after a ``permute``, takes living units with a dead one through a residual
+addition, a LayerNorm or a softmax, ignores what a unit's bias still puts out behind a convolution of a channel each,
+leaves networks that do not run where heads are split or groups cut, and knows neither raw parameters nor the ``Conv1D``
+of GPT-2; it folds and merges nothing.
 """
 
 from nndiag.surgery.deploying.cost import Cost, cost

@@ -17,42 +17,59 @@ ROUGH = 1e-2
 """The same for shorter numbers."""
 
 
+_KEPT = 1 << 24
+"""Numbers of outputs that are kept; more are computed again each time."""
+
+
 class DisagreementError(Exception):
     """The changed network cannot be run, or puts out something else."""
 
 
-def output_change(before: nn.Module, after: nn.Module, batches: Batches) -> float:
-    """Return ``max |f'(x) − f(x)| / max |f(x)|`` over the probe, for the output of the network for which it is largest.
+class Reference:
+    """What a network puts out on a probe, to compare changed copies with.
 
-    Raises:
-        DisagreementError: the changed network fails, or its outputs have other shapes.
+    Args:
+        model: in eval mode; it has to stay as it is.
+        batches: the probe.
     """
-    apart: list[float] = []
-    scale: list[float] = []
-    for batch in batches:
-        wanted = _outputs(before, batch)
-        try:
-            found = _outputs(after, batch)
-        except Exception as error:  # code of the model's author, with other sizes than it was written for
-            raise DisagreementError(f"its code fails with fewer units ({reason(error)})") from error
-        if [o.shape for o in wanted] != [o.shape for o in found]:
-            raise DisagreementError("its outputs would have other shapes")
-        apart = _largest(apart, [_apart(a, b) for a, b in zip(wanted, found, strict=True)])
-        scale = _largest(scale, [_size(torch.nan_to_num(a.double(), 0.0, 0.0, 0.0)) for a in wanted])
-    return max((d / s if s else d for d, s in zip(apart, scale, strict=True)), default=0.0)
 
+    def __init__(self, model: nn.Module, batches: Batches) -> None:
+        self.batches = batches
+        self._model, self._limit = model, limit_of(model)
+        first = _outputs(model, batches[0])
+        small = sum(o.numel() for o in first) * len(batches) <= _KEPT
+        self._kept = [first, *(_outputs(model, batch) for batch in batches[1:])] if small else None
 
-def check(before: nn.Module, after: nn.Module, batches: Batches, limit: float | None = None) -> float:
-    """Return the change of the outputs.
+    def change(self, other: nn.Module) -> float:
+        """Return ``max |f'(x) − f(x)| / max |f(x)|`` over the probe, for the output for which it is largest.
 
-    Raises:
-        DisagreementError: it is larger than ``limit``, by default what rounding makes.
-    """
-    change = output_change(before, after, batches)
-    most = limit_of(before) if limit is None else limit
-    if not change <= most:
-        raise DisagreementError(f"its outputs would change by {change:.2g} of their largest")
-    return change
+        Raises:
+            DisagreementError: the changed network fails, or its outputs have other shapes.
+        """
+        apart: list[float] = []
+        scale: list[float] = []
+        for turn, batch in enumerate(self.batches):
+            wanted = self._kept[turn] if self._kept is not None else _outputs(self._model, batch)
+            try:
+                found = _outputs(other, batch)
+            except Exception as error:  # code of the model's author, with other sizes than it was written for
+                raise DisagreementError(f"its code fails with fewer units ({reason(error)})") from error
+            if [o.shape for o in wanted] != [o.shape for o in found]:
+                raise DisagreementError("its outputs would have other shapes")
+            apart = _largest(apart, [_apart(a, b) for a, b in zip(wanted, found, strict=True)])
+            scale = _largest(scale, [_size(torch.nan_to_num(a.double(), 0.0, 0.0, 0.0)) for a in wanted])
+        return max((d / s if s else d for d, s in zip(apart, scale, strict=True)), default=0.0)
+
+    def check(self, other: nn.Module) -> float:
+        """Return the change of the outputs.
+
+        Raises:
+            DisagreementError: it is larger than rounding makes it.
+        """
+        change = self.change(other)
+        if not change <= self._limit:
+            raise DisagreementError(f"its outputs would change by {change:.2g} of their largest")
+        return change
 
 
 def limit_of(model: nn.Module) -> float:
@@ -63,7 +80,7 @@ def limit_of(model: nn.Module) -> float:
 
 def _outputs(model: nn.Module, batch: Sequence[Tensor]) -> list[Tensor]:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         leaves = tree_leaves(model(*(x.clone() for x in batch)))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 

@@ -6,7 +6,8 @@ heads under names of their own, which are found by their value and proved by run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -14,6 +15,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 Numbers = Mapping[str, int]
 Kept = Mapping[str, tuple[Tensor | None, ...]]
+
+_COUNT = re.compile(r"heads?$")
+"""Names that count heads; what is called a size or a width is none of them, also where the numbers are equal."""
+_WIDTH = re.compile(r"dim|size|width|features|channels")
 
 
 def adjust(
@@ -36,10 +41,13 @@ def adjust(
             setattr(module, name, value)
     for path, counts in heads.items():
         module = after.get_submodule(path)
-        changes = _changes(before, path, kept, counts)
+        sizes, fewer = _sizes(before, path, kept), _one_each(counts)
         for name, value in _numbers(before.get_submodule(path)):
-            if value in changes:
-                setattr(module, name, changes[value])
+            new = fewer.get(value) if _COUNT.search(name) else sizes.get(value)
+            if new is None and not _WIDTH.search(name):
+                new = fewer.get(value)
+            if new is not None:
+                setattr(module, name, new)
 
 
 def parents_of(names: Collection[str]) -> set[str]:
@@ -115,18 +123,23 @@ _KINDS: Sequence[tuple[type | tuple[type, ...], Callable[[nn.Module, nn.Module],
 )
 
 
-def _changes(before: nn.Module, path: str, kept: Kept, heads: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """Return what became of the sizes of a module's parameters and of its heads, where that is one thing."""
+def _sizes(before: nn.Module, path: str, kept: Kept) -> dict[int, int]:
+    """Return what became of the sizes of the parameters under a module, where that is one thing."""
     named = dict(before.named_parameters(remove_duplicate=False))
     ahead = f"{path}." if path else ""
+    return _one_each(
+        (int(size), len(places))
+        for name, axes in kept.items()
+        if name.startswith(ahead) and name in named
+        for size, places in zip(named[name].shape, axes, strict=True)
+        if places is not None
+    )
+
+
+def _one_each(changes: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return new numbers by the old ones, without those that became several."""
     found: dict[int, set[int]] = {}
-    for name, axes in kept.items():
-        if not name.startswith(ahead) or name not in named:
-            continue
-        for size, places in zip(named[name].shape, axes, strict=True):
-            if places is not None:
-                found.setdefault(int(size), set()).add(len(places))
-    for old, new in heads:
+    for old, new in changes:
         found.setdefault(old, set()).add(new)
     return {old: new.pop() for old, new in found.items() if len(new) == 1 and old > 1}
 

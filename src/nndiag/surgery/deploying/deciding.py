@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nndiag.replay.kinds import Layer
+from nndiag.replay.kinds import Layer, Slot
 from nndiag.surgery.deploying.atoms import Ids
 from nndiag.surgery.deploying.consumers import Consumer, Pair
 from nndiag.surgery.deploying.tracing import Traced
@@ -22,6 +24,8 @@ TOLERANCE = 1e-7
 
 ULPS = 8
 """So many last digits a constant may vary by."""
+_MOST = 2e-6
+"""The same as a share of it, for numbers of few digits."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,11 @@ class Removal:
 
 
 class BlockedError(Exception):
-    """A class of atoms cannot be removed; the message says why."""
+    """A class of atoms cannot be removed; the message says why, ``varies`` that what is read there is not constant."""
+
+    def __init__(self, why: str, varies: bool = False) -> None:
+        super().__init__(why)
+        self.varies = varies
 
 
 @dataclass
@@ -115,14 +123,19 @@ def companions(traced: Traced, layer: Layer, index: int, root: int) -> int:
 def _own_places(traced: Traced, layer: Layer, index: int) -> list[tuple[Ids, Ids]]:
     """Return the axes of a layer's weight that count its nodes, and where a node lies along them."""
     slot = layer.weights[0]
-    numbers = torch.arange(int(np.prod(slot.shape, dtype=np.int64))).reshape(slot.shape)
-    own = np.unravel_index(slot.rows(numbers)[index].numpy(), slot.shape)
+    own = np.unravel_index(_entries(slot)[index].numpy(), slot.shape)
     found = []
     for axis, coordinates in zip(traced.places.axes[slot.parameter], own, strict=True):
         places = np.unique(coordinates)
         if axis is not None and len(places) < len(axis):
             found.append((axis, places))
     return found
+
+
+@lru_cache(maxsize=1)
+def _entries(slot: Slot) -> Tensor:
+    """Return the numbers of every node's entries in a parameter, ``(nodes, width)``."""
+    return slot.rows(torch.arange(math.prod(slot.shape)).reshape(slot.shape))
 
 
 def removal(
@@ -169,13 +182,14 @@ def removal(
             merges.append(again)
             exact = False
         else:
-            raise BlockedError(_not_constant(consumer, low, high))
+            raise BlockedError(_not_constant(consumer, low, high), varies=True)
     return Removal(root, tuple(folds), tuple(merges), exact)
 
 
 def _constant(consumer: Consumer, low: Tensor, high: Tensor) -> bool:
     """Whether values differ by rounding alone."""
-    return bool((high - low <= ULPS * consumer.eps * torch.maximum(low.abs(), high.abs())).all())
+    share = min(ULPS * consumer.eps, _MOST)
+    return bool((high - low <= share * torch.maximum(low.abs(), high.abs())).all())
 
 
 def _not_constant(consumer: Consumer, low: Tensor, high: Tensor) -> str:
@@ -246,17 +260,16 @@ def start_of(traced: Traced, consumer: Consumer) -> int:
     return int(offset // tensor.stride(axis) % tensor.shape[axis])
 
 
-def writers(traced: Traced, layers: Iterable[Layer], root: int) -> set[str]:
-    """Return the layers whose own units are of a class, those aside that only scale units."""
-    found = set()
+def writers(traced: Traced, layers: Iterable[Layer]) -> dict[int, set[str]]:
+    """Return, by class, the layers whose own units are of it, those aside that only scale units."""
+    found: dict[int, set[str]] = {}
     for layer in layers:
-        slot = layer.weights[0]
-        axes = traced.places.axes[slot.parameter]
-        units = (
-            axes[1] if layer.label == "Conv1D" or "Transpose" in layer.label else axes[0] if axes else None
-        )
-        if len(axes) > 1 and units is not None and bool((traced.atoms.roots(units) == root).any()):
-            found.add(layer.name)
+        axes = traced.places.axes[layer.weights[0].parameter]
+        if len(axes) < 2:
+            continue
+        units = axes[1] if layer.label == "Conv1D" or "Transpose" in layer.label else axes[0]
+        for root in () if units is None else np.unique(traced.atoms.roots(units)):
+            found.setdefault(int(root), set()).add(layer.name)
     return found
 
 

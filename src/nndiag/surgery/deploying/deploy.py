@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nndiag.remedies.plan import Treatment
 from nndiag.replay.layers import find_layers
-from nndiag.surgery.deploying.agreement import DisagreementError, check, output_change
+from nndiag.surgery.deploying.agreement import DisagreementError, Reference
 from nndiag.surgery.deploying.attributes import parents_of
 from nndiag.surgery.deploying.consumers import Pair
 from nndiag.surgery.deploying.cost import Cost, cost
@@ -28,8 +28,9 @@ from nndiag.surgery.deploying.deciding import (
     start_of,
     writers,
 )
-from nndiag.surgery.deploying.editing import Smaller, edits_of, put, remaining, shrink
+from nndiag.surgery.deploying.editing import Smaller, edits_of, remaining, shrink
 from nndiag.surgery.deploying.following import OUTPUT
+from nndiag.surgery.deploying.from_config import UNEVEN, Config, heads_by_layer, smaller_config, uneven
 from nndiag.surgery.deploying.tracing import Batches, compare_pairs, trace
 from nndiag.surgery.deploying.widths import Widths, widths_of
 from nndiag.surgery.deploying.zeroing import placeholder, silent, zeroed
@@ -60,7 +61,7 @@ class Deployed:
 
     ``output_change`` is ``max |f' − f| / max |f|`` over the probe, the largest of the network's outputs. ``widths`` is
     what ``resize`` needs to bring a network as it was to the new sizes; ``before`` and ``after`` are measured on one
-    batch.
+    batch. ``config`` is what changes in the configuration that the network is built from, where that was asked for.
     """
 
     module: nn.Module
@@ -70,10 +71,14 @@ class Deployed:
     widths: Widths
     before: Cost
     after: Cost
+    config: Config | None = None
 
 
 def deploy(
-    model: nn.Module, batches: Iterable[Sequence[Tensor]], treatments: Sequence[Treatment]
+    model: nn.Module,
+    batches: Iterable[Sequence[Tensor]],
+    treatments: Sequence[Treatment],
+    from_config: bool = False,
 ) -> Deployed:
     """Return a copy of a network without the nodes named, as far as no output on the probe changes.
 
@@ -86,17 +91,30 @@ def deploy(
         model: it is left as it is; the copy is in the same mode.
         batches: the probe: positional inputs, each ``(batch, ...)``.
         treatments: nodes to take out (``kind`` ``"prune"``) or to merge with their twin (``"merge"``); others are left.
+        from_config: whether the network is built from the ``config`` that it has, and the smaller one has to be, too.
+            What that cannot say stays, and is zeroed.
     """
     work = copy.deepcopy(model).eval()
     every = [tuple(batch) for batch in batches]
-    smaller, done = _carried_out(_Plan(work, every, treatments))
-    change = output_change(work, smaller.module, every)
+    plan = _Plan(work, every, treatments)
+    plan.prove()
+    config = plan.fit_config() if from_config else None
+    smaller, done = _carried_out(plan)
+    for key, value in (config or {}).items():
+        setattr(smaller.module.config, key, value)
+    change = plan.reference.change(smaller.module)
     costs = cost(work, every[0]), cost(smaller.module, every[0])
     modes = dict(model.named_modules())
     for path, module in smaller.module.named_modules():
         module.training = modes[path].training
     return Deployed(
-        smaller.module, edits_of(model, smaller), done, change, widths_of(model, smaller.module), *costs
+        smaller.module,
+        edits_of(model, smaller),
+        done,
+        change,
+        widths_of(model, smaller.module),
+        *costs,
+        config,
     )
 
 
@@ -105,12 +123,15 @@ class _Plan:
 
     def __init__(self, model: nn.Module, batches: Batches, treatments: Sequence[Treatment]) -> None:
         self.model, self.batches = model, batches
+        self.reference = Reference(model, batches)
         self.layers = {layer.name: layer for layer in find_layers(model)}
         self.traced = trace(model, batches)
+        self.writers = writers(self.traced, self.layers.values())
         self.left: dict[Node, str] = {}
         self.roots: dict[Node, tuple[int, ...]] = {}
         self.removals: dict[int, Removal] = {}
         self.blocked: dict[int, str] = {}
+        self.varying: set[int] = set()
         self.parents: set[str] = set()
         twins: dict[Node, int] = {}
         for one in treatments:
@@ -156,6 +177,7 @@ class _Plan:
                 self.removals[root] = removal(readers, root, pairs.get(root, {}))
             except BlockedError as error:
                 self.blocked.setdefault(root, str(error))
+                self.varying |= {root} if error.varies else set()
         for root, target in targets.items():
             if root in self.removals and self.removals[root].merges and target in self.removals:
                 self._block([root], "its partner goes itself")
@@ -215,6 +237,31 @@ class _Plan:
             accepted += self._proved(accepted, group)
         self._whole_nodes()
 
+    def fit_config(self) -> Config:
+        """Leave what the network's configuration cannot say, and return what changes in it."""
+        self._even()
+        heads = heads_by_layer(self.model, self.traced) | {
+            int(root) for factor in self.traced.splits for root in self.traced.atoms.roots(factor)
+        }
+        for unsaid in (set[int](), heads, set(self.removals)):
+            self._block(unsaid & self.removals.keys(), "the configuration cannot say that it is gone")
+            self._whole_nodes()
+            self._even()
+            smaller = self.smaller({})
+            found = smaller_config(self.model, smaller.module, self.traced, smaller.kept)
+            if found is not None:
+                return found
+        return {}
+
+    def _even(self) -> None:
+        """Keep layers of a kind equally wide."""
+        while kept := uneven(self.model, self.traced, remaining(self.traced, self.removals)):
+            self._block(kept & self.removals.keys(), UNEVEN)
+            self._whole_nodes()
+
+    def smaller(self, changed: Mapping[str, Tensor]) -> Smaller:
+        return shrink(self.model, self.traced, list(self.removals.values()), changed, self.parents)
+
     def _proved(self, accepted: Sequence[Removal], group: Sequence[Removal]) -> Sequence[Removal]:
         """Return what of a group can go beside what goes already."""
         own = parents_of(remaining(self.traced, [one.root for one in group]))
@@ -248,7 +295,7 @@ class _Plan:
         """Return why a network without these classes is not the same, ``None`` where it is."""
         smaller = shrink(self.model, self.traced, removals, {}, parents)
         try:
-            check(self.model, smaller.module, self.batches)
+            self.reference.check(smaller.module)
         except DisagreementError as error:
             return str(error)
         return None
@@ -261,7 +308,7 @@ class _Plan:
             return LAST
         if self.traced.atoms.why_fixed(root):
             return self.blocked[root]
-        others = writers(self.traced, self.layers.values(), root) - {node[0]}
+        others = self.writers.get(root, set()) - {node[0]}
         if others:
             return f"it shares its place with units of {_some(others)}, and {self.blocked[root]}"
         more = companions(self.traced, self.layers[node[0]], node[1], root)
@@ -270,6 +317,14 @@ class _Plan:
             if more
             else self.blocked[root]
         )
+
+    def is_alive(self, node: Node) -> bool:
+        """Whether what a node alone puts out varies where it is read: setting it to a constant would show."""
+        name, index = node
+        for root in self.roots[node]:
+            if root in self.varying and not companions(self.traced, self.layers[name], index, root):
+                return not self.writers.get(root, set()) - {name}
+        return False
 
     def is_last(self, node: Node) -> bool:
         """Whether a node stays for no other reason than that its layer would be empty."""
@@ -283,7 +338,6 @@ class _Plan:
 
 def _carried_out(plan: _Plan) -> tuple[Smaller, tuple[Done, ...]]:
     """Zero what cannot go, and take out what can."""
-    plan.prove()
     done = {node: Done(*node, "left", why) for node, why in plan.left.items()}
     stay: dict[str, list[int]] = {}
     for node in plan.roots:
@@ -295,15 +349,14 @@ def _carried_out(plan: _Plan) -> tuple[Smaller, tuple[Done, ...]]:
     now = copy.deepcopy(plan.model)
     for name, nodes in stay.items():
         already = silent(now, plan.layers[name], nodes)
-        values, zero = zeroed(now, plan.batches, plan.layers[name], sorted(set(nodes) - already))
-        put(now, values)
+        some = [i for i in nodes if i not in already and not plan.is_alive((name, i))]
+        values, zero = zeroed(now, plan.reference, plan.layers[name], some)
         changed |= values | _places_kept(plan, now, name, [i for i in zero if plan.is_last((name, i))])
         for index in nodes:
             did: Did = "zeroed" if index in zero else "left"
             why = plan.why((name, index)) + ("; its weights are zero already" if index in already else "")
             done[name, index] = Done(name, index, did, why)
-    smaller = shrink(plan.model, plan.traced, list(plan.removals.values()), changed, plan.parents)
-    return smaller, tuple(done[node] for node in sorted(done))
+    return plan.smaller(changed), tuple(done[node] for node in sorted(done))
 
 
 def _places_kept(plan: _Plan, model: nn.Module, layer: str, nodes: Sequence[int]) -> dict[str, Tensor]:
@@ -317,9 +370,7 @@ def _places_kept(plan: _Plan, model: nn.Module, layer: str, nodes: Sequence[int]
             for _, consumer, places in some
             if consumer.parameter is not None
         ]
-        values = placeholder(model, plan.batches, plan.layers[layer], index, reading) or {}
-        put(model, values)
-        found |= values
+        found |= placeholder(model, plan.reference, plan.layers[layer], index, reading)
     return found
 
 

@@ -107,7 +107,7 @@ def _absorbed(traced: Traced, removals: Sequence[Removal], changed: Values) -> d
 def _add_places(tensor: Tensor, axis: int, places: Tensor, into: Tensor, slope: Tensor) -> None:
     moved = tensor.movedim(axis, 0)
     scaled = moved[places] * slope.reshape(-1, *(1,) * (moved.dim() - 1))
-    moved.index_add_(0, into, scaled)
+    moved.index_add_(0, into.to(moved.device), scaled)
 
 
 def _for_all_names(traced: Traced, values: Values) -> dict[str, Tensor]:

@@ -195,6 +195,7 @@ def plain_functions() -> Iterator[None]:
         warnings.simplefilter("ignore")
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             torch._C._set_mkldnn_enabled(False)

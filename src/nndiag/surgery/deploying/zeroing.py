@@ -2,97 +2,104 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from nndiag.replay.kinds import Layer
-from nndiag.surgery.deploying.agreement import DisagreementError, check
+from nndiag.surgery.deploying.agreement import DisagreementError, Reference
 from nndiag.surgery.deploying.editing import put
 from nndiag.surgery.deploying.tracing import Batches
 
 Rows = Mapping[str, Tensor]
+_MOST_TRIALS = 64
+"""Replays for one layer; nodes that have not been tried by then are left."""
 _LAST = (nn.Linear, nn.Embedding)
 
 
 def zeroed(
-    model: nn.Module, batches: Batches, layer: Layer, nodes: Sequence[int]
+    model: nn.Module, reference: Reference, layer: Layer, nodes: Sequence[int]
 ) -> tuple[dict[str, Tensor], tuple[int, ...]]:
-    """Return new parameters of a layer, and the nodes whose weights are zero in them without a change of any output.
+    """Set the weights of nodes to zero; return what changed, and the nodes for which no output did.
 
     Every weight of such a node is zero; its bias is zero too, or else the constant that it put out.
 
     Args:
-        model: in eval mode; it is left as it is.
-        batches: the probe.
+        model: in eval mode; it is changed in place.
+        reference: what it has to put out.
         layer: of the model.
         nodes: the nodes to try; those whose weights the outputs depend on are left as they are.
     """
-    named = dict(model.named_parameters(remove_duplicate=False))
-    before = {slot.parameter: named[slot.parameter].detach() for slot in layer.slots}
-    values = {name: tensor.clone() for name, tensor in before.items()}
-    constants = _means(model, batches, layer)
+    before = _parameters(model, layer)
+    constants = _means(model, reference.batches, layer)
     done: list[int] = []
+    tries = iter(range(_MOST_TRIALS))
 
     def attempt(some: Sequence[int], biases: Tensor | None) -> bool:
-        tried = _without(layer, values, some, biases)
-        changed = copy.deepcopy(model)
-        put(changed, tried)
-        try:
-            check(model, changed, batches)
-        except DisagreementError:
-            return False
-        values.update(tried)
-        return True
+        tried = _without(layer, _parameters(model, layer), some, biases)
+        return next(tries, None) is not None and _kept(model, reference, tried)
 
     left = _halving(list(nodes), lambda some: attempt(some, None), done)
     if constants is not None and left:
         _halving(left, lambda some: attempt(some, constants), done)
-    changed = {name: value for name, value in values.items() if not torch.equal(value, before[name])}
+    now = _parameters(model, layer)
+    changed = {name: value for name, value in now.items() if not torch.equal(value, before[name])}
     return changed, tuple(sorted(done))
 
 
 def placeholder(
-    model: nn.Module, batches: Batches, layer: Layer, node: int, readers: Sequence[tuple[str, int, Tensor]]
-) -> dict[str, Tensor] | None:
-    """Return parameters with which one node puts out a constant that nothing reads; ``None`` where that would show.
+    model: nn.Module,
+    reference: Reference,
+    layer: Layer,
+    node: int,
+    readers: Sequence[tuple[str, int, Tensor]],
+) -> dict[str, Tensor]:
+    """Let one node put out a constant that nothing reads, where no output changes; return what changed.
 
     It keeps the place of a layer of which nothing is needed: its weights are zero, its bias is one.
 
     Args:
-        model: in eval mode; it is left as it is.
-        batches: the probe.
+        model: in eval mode; it is changed in place.
+        reference: what it has to put out.
         layer: of the model.
         node: of the layer.
         readers: the parameters that read it, along which axis, and at which places: they become zero there.
     """
     named = dict(model.named_parameters(remove_duplicate=False))
-    before = {slot.parameter: named[slot.parameter].detach() for slot in layer.slots}
     biases = torch.ones(layer.nodes) if layer.biases else None
-    values = _without(layer, before, [node], biases)
+    values = _without(layer, _parameters(model, layer), [node], biases)
     for name, axis, places in readers:
         now = values.get(name, named[name].detach())
         values[name] = now.index_fill(axis, places.to(now.device), 0.0)
-    changed = copy.deepcopy(model)
-    put(changed, values)
+    return values if _kept(model, reference, values) else {}
+
+
+def _kept(model: nn.Module, reference: Reference, values: Rows) -> bool:
+    """Put values into a model; where an output changes, put the old ones back."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    before = {name: named[name].detach() for name in values}
+    put(model, values)
     try:
-        check(model, changed, batches)
+        reference.check(model)
     except DisagreementError:
-        return None
-    return values
+        put(model, before)
+        return False
+    return True
+
+
+def _parameters(model: nn.Module, layer: Layer) -> dict[str, Tensor]:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    return {slot.parameter: named[slot.parameter].detach() for slot in layer.slots}
 
 
 def silent(model: nn.Module, layer: Layer, nodes: Sequence[int]) -> set[int]:
     """Return the nodes whose weights are all zero."""
-    named = dict(model.named_parameters(remove_duplicate=False))
-    values = {slot.parameter: named[slot.parameter].detach() for slot in layer.weights}
-    return {node for node in nodes if _silent(layer, values, node)}
-
-
-def _silent(layer: Layer, values: Rows, node: int) -> bool:
-    return not any(bool(slot.rows(values[slot.parameter])[node].any()) for slot in layer.weights)
+    values, picked = _parameters(model, layer), list(nodes)
+    heavy = torch.zeros(len(picked), dtype=torch.bool)
+    for slot in layer.weights:
+        heavy |= slot.rows(values[slot.parameter])[picked].ne(0).any(dim=1).cpu()
+    return {node for node, weighs in zip(picked, heavy.tolist(), strict=True) if not weighs}
 
 
 def _halving(nodes: list[int], attempt: Callable[[Sequence[int]], bool], done: list[int]) -> list[int]:

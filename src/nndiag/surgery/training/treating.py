@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 from nndiag.errors import InputError
@@ -149,8 +149,8 @@ def _warm_nodes(run: _Round, layer: str, treatments: list[Treatment]) -> None:
 
     done, left = attempt_parts(run.ward, run.limit, treatments, change)
     how = "bias raised until it fires on a twentieth of the probe: its outgoing weights are not its own"
-    run.done += [Done(t, "measured", how) for t in done]
-    run.left += [Left(t, f"to raise its bias would {cost}") for t, cost in left]
+    run.done += [Done(replace(t, kind="bias_warmup"), "measured", how) for t in done]
+    run.left += [Left(replace(t, kind="bias_warmup"), f"to raise its bias would {cost}") for t, cost in left]
 
 
 def _warm(run: _Round, treatment: Treatment) -> None:

@@ -78,6 +78,18 @@ def place_of(source: Checkpoint, fit: Fit) -> Place:
     )
 
 
+def place_with(source: Checkpoint, key: str, names: Collection[str]) -> Place:
+    """Return the place of a checkpoint at a key that holds these names.
+
+    Raises:
+        LookupError: there is none.
+    """
+    for place in source.places:
+        if place.key == key and place.tensors.keys() >= set(names):
+            return place
+    raise LookupError(key)
+
+
 def changes_of(model: nn.Module, source: Checkpoint, fit: Fit, edits: Edits) -> Changes:
     """Return what edits of a model change in the file.
 

@@ -39,6 +39,8 @@ def write_huggingface(job: Job, target: Path) -> None:
         if planned:
             write_torch_file(job, folder / other, target / other, planned, weights=False)
         elif job.changes.shrank and (folder / other).is_file():
-            job.notes.append(f"{other} could not be read and was left out: the optimiser starts afresh")
+            job.notes.append(
+                f"{other} was not read and is left out, since its shapes may no longer fit: the optimiser starts afresh"
+            )
     states = OPTIMIZERS if job.changes.shrank else tuple(plan.key for plan in job.optimizers)
     copy_surroundings(job, target, lambda entry: entry in weights or entry in states)

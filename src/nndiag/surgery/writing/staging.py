@@ -1,7 +1,8 @@
 """A new file or directory that appears whole or not at all, and never in the place of anything that is there.
 
-It is written into a hidden folder beside its place, flushed to the disk, and renamed. Whoever kills the program leaves
-at most that folder, which the next run with the same target removes.
+It is written into a hidden folder beside its place, flushed to the disk, and moved. Whoever kills the program leaves at
+most that folder and files that belong beside the target and came before it; the next run with the same target removes
+both.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from nndiag.errors import InputError, UsageError
 
 
 def check_destination(source: Path, destination: Path) -> None:
-    """Refuse a target that is, holds, or lies in something that is already there.
+    """Refuse a target that is, holds, or lies in something that is already there; remove what killed runs left of it.
 
     Args:
         source: the checkpoint that is read.
@@ -49,6 +50,10 @@ def check_destination(source: Path, destination: Path) -> None:
         raise UsageError(what, "lies inside the checkpoint that is read", "choose a place outside of it")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(destination, "cannot be written: permission denied", "choose another place")
+    try:
+        _remove_leftovers(destination)
+    except OSError as error:
+        raise _unwritable(destination, error) from error
 
 
 @contextmanager
@@ -67,9 +72,7 @@ def staged(destination: Path) -> Iterator[Path]:
     parent, lock = destination.absolute().parent, None
     folder: Path | None = None
     try:
-        prefix = _prefix(destination)
-        _remove_leftovers(parent, prefix)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=_prefix(destination), dir=parent))
         lock = _locked(folder)
         yield folder
         names = sorted(os.listdir(folder), key=lambda name: (name == destination.name, name))
@@ -94,14 +97,29 @@ def _prefix(destination: Path) -> str:
     return f".nndiag-{name}-"
 
 
-def _remove_leftovers(parent: Path, prefix: str) -> None:
-    """Remove hidden folders of runs that were killed: those that nobody holds a lock on."""
-    for entry in os.scandir(parent):
+def _remove_leftovers(destination: Path) -> None:
+    """Remove hidden folders of runs that were killed, those that nobody holds a lock on, and what they had moved."""
+    parent, prefix = destination.absolute().parent, _prefix(destination)
+    for entry in list(os.scandir(parent)):
         if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False):
             lock = _locked(Path(entry.path))
             if lock is not None:
+                if _never_arrived(Path(entry.path, destination.name)):
+                    _take_back(Path(entry.path), parent)
                 shutil.rmtree(entry.path, ignore_errors=True)
                 os.close(lock)
+
+
+def _never_arrived(made: Path) -> bool:
+    """Whether what lies in a hidden folder was not moved to its place: it would be gone, or have a second name."""
+    return made.is_dir() or (made.is_file() and made.stat().st_nlink == 1)
+
+
+def _take_back(folder: Path, parent: Path) -> None:
+    """Remove the files that were moved beside a target that never arrived."""
+    for name in os.listdir(folder):
+        if _is_same(folder / name, parent / name):
+            os.unlink(parent / name)
 
 
 def _locked(folder: Path) -> int | None:
@@ -132,7 +150,10 @@ def _flush_entry(path: Path) -> None:
 
 
 def _move(made: Path, target: Path) -> None:
-    """Rename without ever replacing: linking a file cannot, nor can renaming to a directory with something in it."""
+    """Move without ever replacing: linking a file cannot, nor can renaming to a directory with something in it.
+
+    The link in the hidden folder stays until all is moved: it tells the next run what a killed one had moved.
+    """
     if not made.is_dir():
         try:
             os.link(made, target)
@@ -141,7 +162,6 @@ def _move(made: Path, target: Path) -> None:
         except OSError:  # a file system without links
             _refuse_existing(target)
         else:
-            os.unlink(made)
             return
     os.rename(made, target)
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
-from nndiag.checkpoint.lazy import specs_of
 from nndiag.checkpoint.optimizers import sibling_of
 from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.record import Checkpoint
 from nndiag.errors import printable
 from nndiag.model.fit import Fit
 from nndiag.surgery.edits import Edits
-from nndiag.surgery.writing.changes import Changes, changes_of, place_of
+from nndiag.surgery.writing.changes import changes_of
+from nndiag.surgery.writing.copies import copies
 from nndiag.surgery.writing.dcp import write_dcp
 from nndiag.surgery.writing.exported import write_exported
 from nndiag.surgery.writing.huggingface import write_huggingface
 from nndiag.surgery.writing.job import Job, write_torch_file
 from nndiag.surgery.writing.optimizers import plan_optimizers
+from nndiag.surgery.writing.reading_back import check
 from nndiag.surgery.writing.safetensors_file import write_safetensors
 from nndiag.surgery.writing.sharded import write_sharded
 from nndiag.surgery.writing.stable_baselines import write_stable_baselines
@@ -87,10 +88,11 @@ def write(
     changes = changes_of(model, source, fit, edits)
     planned, notes = plan_optimizers(model, source, fit, changes)
     job = Job(
-        source, changes, planned, surroundings or {}, permission, [*notes, *_copies(source, fit, changes)]
+        source, changes, planned, surroundings or {}, permission, [*notes, *copies(source, fit, changes)]
     )
     with staged(destination) as folder:
         _WRITERS[source.format](job, folder / destination.name)
+        check(job, folder / destination.name)
         _ = source.sha256  # raises where a file changed since it was opened
         said = tuple(dict.fromkeys(map(printable, job.notes)))
         for name, content in beside(said).items():
@@ -98,16 +100,6 @@ def write(
                 stream.write(content)
         made = sorted(set(os.listdir(folder)) - {destination.name})
     return Written(destination, tuple(destination.parent / name for name in made), said)
-
-
-def _copies(source: Checkpoint, fit: Fit, changes: Changes) -> Iterator[str]:
-    """Say which other places of a file hold weights of the same names, such as a running average of them."""
-    before = specs_of(place_of(source, fit).tensors)
-    for place in source.places:
-        held = specs_of(place.tensors)
-        changed = [name for name in changes.weights if name in before and name in held]
-        if place.key != changes.place and any(held[name].shape == before[name].shape for name in changed):
-            yield f'"{place.key}" holds other weights of the same names, which were left as they were'
 
 
 def _safetensors(job: Job, target: Path) -> None:

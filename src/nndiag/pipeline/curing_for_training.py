@@ -1,16 +1,16 @@
-"""Carrying a plan out on a model in memory, for each goal: treat, prove, examine again."""
+"""Goal ``train`` carried out on a model in memory: rounds of treatment, each after a measurement of what the one
+before did.
+"""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-from torch import nn
+from dataclasses import replace
 
 from nndiag.errors import InputError
+from nndiag.pipeline.cured import Cured, HealSettings, left_node
 from nndiag.pipeline.job import Job, Loaded
-from nndiag.records.healing import HealedNode, LeftNode, Suggestion
+from nndiag.records.healing import HealedNode
 from nndiag.records.level import Level
 from nndiag.records.report import Diagnosis
 from nndiag.remedies.plan import ADVICE, Treatment, plan
@@ -23,33 +23,12 @@ from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import Limit
 from nndiag.surgery.training.ward import Ward
 
-if TYPE_CHECKING:
-    from nndiag.pipeline.healing import HealSettings
-
 ROUNDS = 3
 """How often a network is treated: what a measurement after a round still shows is treated once more."""
 
 
-@dataclass(frozen=True)
-class Cured:
-    """A treated network: the edits, what they are edits of, and everything that is said about them."""
-
-    edits: Edits
-    original: nn.Module
-    after: Diagnosis
-    actions: tuple[HealedNode, ...]
-    left: tuple[LeftNode, ...]
-    suggestions: tuple[Suggestion, ...]
-    snippet: str | None
-    loss_before: float | None
-    loss_after: float | None
-    output_change: float | None
-    parameters: int
-    widths: dict[str, int] | None = None
-
-
-def cure(job: Job, loaded: Loaded, before: Diagnosis, settings: HealSettings) -> Cured:
-    """Treat the model of a job, whose weights are loaded.
+def cure_for_training(job: Job, loaded: Loaded, before: Diagnosis, settings: HealSettings) -> Cured:
+    """Treat the model of a job, whose weights are loaded, in place.
 
     Raises:
         InputError: the result is worse than promised.
@@ -58,7 +37,7 @@ def cure(job: Job, loaded: Loaded, before: Diagnosis, settings: HealSettings) ->
 
 
 class _Training:
-    """Goal ``train``: rounds of treatment, each after a measurement of what the one before did."""
+    """The rounds, and what has been done and left so far."""
 
     def __init__(self, job: Job, loaded: Loaded, before: Diagnosis, settings: HealSettings) -> None:
         model, probe = job.inputs.model, job.inputs.probe
@@ -81,22 +60,22 @@ class _Training:
         after = self._rounds()
         last = self.ward.replay(gradients=True)
         self._keep_promises(last)
-        advice = self._advice()
+        advice = self._advice(after)
         found = suggest(self.clear, advice)
         facts = self.before.checkpoint.optimizer
         final = self._evidence(self.before, last)
         return Cured(
             edits=self.ward.edits() if self.done else Edits(),
             original=self.original,
+            module=model,
             after=after,
             actions=tuple(self._action(done, seen, final) for done in self.done.values()),
-            left=tuple(_left(one.treatment, one.reason) for one in self.left.values()),
+            left=tuple(left_node(one.treatment, one.reason) for one in self.left.values()),
             suggestions=found,
             snippet=snippet(found, facts),
             loss_before=self.first.loss,
             loss_after=last.loss,
             output_change=output_change(self.first, last),
-            parameters=sum(p.numel() for p in model.parameters()),
         )
 
     def _planned(self, diagnosis: Diagnosis) -> tuple[Treatment, ...]:
@@ -147,13 +126,16 @@ class _Training:
         if "measured" in promises and self.first.finite and not limit.allows(last):
             raise InputError("heal", f"the treatments together would {limit.cost(last)}", do)
 
-    def _advice(self) -> list[Treatment]:
+    def _advice(self, after: Diagnosis) -> list[Treatment]:
         """Return what only the one who trains can do: the plan's own advice, and slopes where turning did not help."""
         planned = [
             t for t in self._planned(self.clear) if t.kind in ADVICE and (t.layer, t.index) not in self.done
         ]
         stiff = [one.treatment for one in self.left.values() if one.treatment.kind == "angular_noise"]
-        return [*planned, *(replace(treatment, kind="leaky_slope") for treatment in stiff)]
+        turned = [
+            t for t in self._planned(after) if t.kind == "angular_noise" and (t.layer, t.index) in self.done
+        ]
+        return [*planned, *(replace(treatment, kind="leaky_slope") for treatment in (*stiff, *turned))]
 
     def _evidence(self, diagnosis: Diagnosis, replayed: Replayed) -> Evidence:
         layers = {treatment.layer for treatment in self._planned(diagnosis)} if replayed.finite else set()
@@ -178,9 +160,3 @@ class _Training:
             active_before=before.firing(treatment.layer, index),
             active_after=after.firing(treatment.layer, index),
         )
-
-
-def _left(treatment: Treatment, reason: str) -> LeftNode:
-    return LeftNode(
-        layer=treatment.layer, index=treatment.index, code=treatment.code, kind=treatment.kind, reason=reason
-    )

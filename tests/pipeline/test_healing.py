@@ -1,0 +1,257 @@
+"""Healing checkpoints as library users do: what is written, what is promised, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import nndiag
+from nndiag.errors import InputError, UsageError
+from nndiag.pipeline import HealSettings, ScanSettings, heal
+from nndiag.records.healing import Healing
+from nndiag.surgery.training import treating
+
+SAMPLES = Path(__file__).parents[2] / "sample_checkpoints"
+DYING = SAMPLES / "dying_mlp" / "epoch_12.safetensors"
+TRAIN, DEPLOY = HealSettings("train"), HealSettings("deploy")
+
+
+def dying() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.ReLU(),
+        nn.Linear(64, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
+
+
+def loaded(file: Path) -> nn.Sequential:
+    model = dying()
+    model.load_state_dict(load_file(file))
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Healing]:
+    new = tmp_path_factory.mktemp("healed") / "new.safetensors"
+    return new, heal(DYING, new, TRAIN)
+
+
+def test_a_network_with_a_dead_layer_has_no_dead_node_left(trained: tuple[Path, Healing]) -> None:
+    _, found = trained
+    assert Counter(action.layer for action in found.actions) == {"0": 37, "2": 43, "4": 32}
+    assert {action.promise for action in found.actions} == {"unchanged"}
+    assert found.findings_before["ND201"] == 89
+    assert "ND201" not in found.findings_after
+    assert "ND252" not in found.findings_after
+
+
+def test_its_function_is_the_same_by_the_files_alone(trained: tuple[Path, Healing]) -> None:
+    new, found = trained
+    x = load_file(SAMPLES / "dying_mlp" / "probe.safetensors")["x"]
+    with torch.no_grad():
+        before, after = loaded(DYING)(x), loaded(new)(x)
+    change = float((after - before).abs().max() / before.abs().max())
+    assert change <= 1e-6
+    assert found.output_change == pytest.approx(change, rel=1e-3)
+    assert found.loss_after == pytest.approx(found.loss_before, rel=1e-6)
+
+
+def test_every_node_started_anew_fires_and_gets_a_gradient_by_the_file_alone(
+    trained: tuple[Path, Healing],
+) -> None:
+    new, found = trained
+    probe = load_file(SAMPLES / "dying_mlp" / "probe.safetensors")
+    model = loaded(new)
+    nn.functional.cross_entropy(model(probe["x"]), probe["y"]).backward()
+    for action in found.actions:
+        place = int(action.layer)
+        with torch.no_grad():
+            fires = model[: place + 2](probe["x"])[:, action.index] > 0
+        assert fires.any()
+        assert model[place].weight.grad[action.index].any()
+        assert model[place + 2].weight.grad[:, action.index].any()
+        assert action.gradient_before == 0
+        assert action.gradient_after is not None
+        assert action.gradient_after > 0
+        assert action.outgoing_gradient_after is not None
+        assert action.outgoing_gradient_after > 0
+
+
+def test_what_was_done_stands_beside_it(trained: tuple[Path, Healing]) -> None:
+    new, found = trained
+    said = json.loads(new.with_name("new.safetensors.heal.json").read_text())
+    assert list(said)[:4] == ["schema_version", "nndiag_version", "goal", "source"]
+    wanted = {
+        "goal",
+        "actions",
+        "loss_before",
+        "loss_after",
+        "output_change",
+        "parameters_before",
+        "parameters_after",
+    }
+    assert wanted <= said.keys()
+    assert {"layer", "index", "code", "kind", "detail"} <= said["actions"][0].keys()
+    assert len(said["actions"]) == len(found.actions) == 112
+    assert said["parameters_before"] == said["parameters_after"] == 10_730
+
+
+def test_healing_twice_is_healing_once(trained: tuple[Path, Healing], tmp_path: Path) -> None:
+    new, _ = trained
+    for name in ("nndiag.toml", "probe.safetensors"):
+        shutil.copy(SAMPLES / "dying_mlp" / name, tmp_path)
+    again = tmp_path / "again.safetensors"
+    shutil.copy(new, tmp_path / "new.safetensors")
+    found = heal(tmp_path / "new.safetensors", again, TRAIN)
+    assert not found.actions
+    assert again.read_bytes() == new.read_bytes()
+
+
+def test_the_same_seed_writes_the_same_bytes_and_another_one_others(
+    trained: tuple[Path, Healing], tmp_path: Path
+) -> None:
+    new, _ = trained
+    heal(DYING, tmp_path / "same.safetensors", TRAIN)
+    assert (tmp_path / "same.safetensors").read_bytes() == new.read_bytes()
+    heal(DYING, tmp_path / "other.safetensors", HealSettings("train", ScanSettings(seed=1)))
+    assert (tmp_path / "other.safetensors").read_bytes() != new.read_bytes()
+
+
+def test_a_healthy_network_is_written_as_it_is(tmp_path: Path) -> None:
+    source = SAMPLES / "small_cnn_bn" / "epoch_06.safetensors"
+    found = heal(source, tmp_path / "new.safetensors", TRAIN)
+    assert (found.actions, found.left, found.suggestions) == ((), (), ())
+    assert (tmp_path / "new.safetensors").read_bytes() == source.read_bytes()
+    assert (found.loss_after, found.output_change) == (found.loss_before, 0.0)
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(trained: tuple[Path, Healing], tmp_path: Path) -> None:
+    _, found = trained
+    planned = heal(DYING, tmp_path / "new.safetensors", HealSettings("train", dry_run=True))
+    assert planned.written is None
+    assert planned.actions == found.actions
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_codes_and_layers_narrow_it_down(tmp_path: Path) -> None:
+    settings = HealSettings("train", only=("ND201",), layers=("0", "4"), dry_run=True)
+    found = heal(DYING, None, settings)
+    assert Counter((action.layer, action.code) for action in found.actions) == {
+        ("0", "ND201"): 24,
+        ("4", "ND201"): 32,
+    }
+
+
+def test_sources_are_given_a_rate(tmp_path: Path) -> None:
+    found = heal(SAMPLES / "diverging" / "epoch_010.safetensors", None, HealSettings("train", dry_run=True))
+    (one,) = [suggestion for suggestion in found.suggestions if suggestion.code == "ND402"]
+    assert one.lr is not None
+    assert one.largest_stable_lr is not None
+    assert one.lr < one.largest_stable_lr < 0.4
+    assert found.snippet is not None
+    compile(found.snippet, "snippet", "exec")
+
+
+def test_taking_out_leaves_the_outputs_and_nothing_dead(tmp_path: Path) -> None:
+    new = tmp_path / "new.safetensors"
+    found = heal(DYING, new, DEPLOY)
+    assert found.output_change is not None
+    assert found.output_change <= 1e-6
+    assert found.parameters_after < found.parameters_before / 3
+    assert "ND201" not in found.findings_after
+    report = nndiag.scan(new, ScanSettings(data=str(SAMPLES / "dying_mlp" / "probe.safetensors"))).report
+    (seen,) = report.checkpoints
+    assert seen.checkpoint.parameters == found.parameters_after
+    codes = {finding.code for node in seen.nodes for finding in node.findings}
+    assert "ND201" not in codes
+    assert seen.model.loss == pytest.approx(found.loss_before, rel=1e-6)
+    assert "sequential" in (tmp_path / "nndiag.toml").read_text()
+
+
+def test_nodes_keep_their_numbers_over_the_rounds_of_taking_out(tmp_path: Path) -> None:
+    found = heal(DYING, tmp_path / "new.safetensors", DEPLOY)
+    nodes = [(action.layer, action.index) for action in found.actions]
+    assert len(set(nodes)) == len(nodes)
+    x = load_file(SAMPLES / "dying_mlp" / "probe.safetensors")["x"]
+    with torch.no_grad():
+        dead = {i for i, fires in enumerate((loaded(DYING)[:2](x) > 0).any(dim=0).tolist()) if not fires}
+    assert dead <= {index for layer, index in nodes if layer == "0"}
+
+
+def broken(tmp_path: Path) -> Path:
+    for name in ("nndiag.toml", "probe.safetensors"):
+        shutil.copy(SAMPLES / "healthy_mlp" / name, tmp_path)
+    tensors = load_file(SAMPLES / "healthy_mlp" / "epoch_08.safetensors")
+    tensors["0.weight"][3, 5] = float("nan")
+    tensors["2.bias"][7] = float("inf")
+    save_file(tensors, tmp_path / "epoch_09.safetensors")
+    return tmp_path / "epoch_09.safetensors"
+
+
+def test_a_network_that_is_not_finite_is_afterwards_and_then_treated_like_any_other(tmp_path: Path) -> None:
+    found = heal(broken(tmp_path), tmp_path / "new.safetensors", TRAIN)
+    assert {(a.layer, a.index) for a in found.actions if a.promise == "finite"} == {("0", 3), ("2", 7)}
+    assert found.loss_before is None or not np.isfinite(found.loss_before)
+    assert found.loss_after is not None
+    assert found.loss_after < 0.5
+    assert "ND101" not in found.findings_after
+    assert all(t.isfinite().all() for t in load_file(tmp_path / "new.safetensors").values())
+
+
+def test_nothing_can_be_taken_out_of_what_is_not_finite(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not finite"):
+        heal(broken(tmp_path), tmp_path / "new.safetensors", DEPLOY)
+    assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_a_result_that_is_worse_than_promised_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = treating.reinitialise
+
+    def careless(ward, restarts, heard, whisper=0.0) -> None:  # type: ignore[no-untyped-def]
+        true(ward, restarts, heard, whisper)
+        bias: Tensor = ward.tensors()["6.bias"]
+        bias += 0.1
+
+    monkeypatch.setattr(treating, "reinitialise", careless)
+    with pytest.raises(InputError, match="should keep the function"):
+        heal(DYING, tmp_path / "new.safetensors", TRAIN)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"initialiser": "nonsense"}, "--init nonsense"), ({"max_loss_increase": -1.0}, "--max-loss-increase")],
+)
+def test_settings_are_checked_when_they_are_made(options: dict[str, object], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        HealSettings("train", **options)  # type: ignore[arg-type]
+
+
+def test_weights_alone_cannot_be_healed_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    shutil.copy(DYING, tmp_path / "alone.safetensors")
+    with pytest.raises(UsageError, match="without the model nothing can be proved; add --model"):
+        heal(tmp_path / "alone.safetensors", tmp_path / "new.safetensors", TRAIN)
+
+
+def test_one_checkpoint_is_healed_and_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="13 checkpoints, and one is healed"):
+        heal(DYING.parent, tmp_path / "new.safetensors", TRAIN)
+
+
+def test_without_a_target_only_a_dry_run_is_possible() -> None:
+    with pytest.raises(UsageError, match="--out: it is missing"):
+        heal(DYING, None, TRAIN)
