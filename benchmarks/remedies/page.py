@@ -109,8 +109,8 @@ def of_overhead(found: Iterable[Overhead]) -> list[str]:
     """Return the table of what watching costs."""
     lines = section(
         "What a monitor costs",
-        "Processor time of a training step, medians: without a monitor, between two measurements, and of a step that is "
-        f"measured, and what that adds to training at `every={EVERY}`.",
+        "Processor time of a training step, medians: without a monitor, between two measurements, and of a step that "
+        f"is measured, and what that adds to training at `every={EVERY}`.",
     )
     body = [
         [
