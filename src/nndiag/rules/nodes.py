@@ -58,6 +58,8 @@ def while_active(layer: LayerMeasures, squares: Floats) -> Floats:
         return squares
     mean: Floats = squares / (active + (active == 0))
     return mean
+
+
 STARTS_BELOW, LEAVES_AT = 1e-5, 1e3
 """A layer starts at zero, too, where no node's weights are longer than the one, and gradients are the other times as
 long as they: what healing leaves behind a layer that it started anew."""
