@@ -120,10 +120,10 @@ def test_healing_twice_is_healing_once(trained: tuple[Path, Healing], tmp_path: 
 
 
 def test_healing_twice_is_healing_once_where_the_loss_was_measured_too(tmp_path: Path) -> None:
-    for name in ("nndiag.toml", "probe.safetensors", "epoch_08.safetensors"):
-        shutil.copy(SAMPLES / "healthy_mlp" / name, tmp_path)
+    for name in ("nndiag.toml", "probe.safetensors", "epoch_010.safetensors"):
+        shutil.copy(SAMPLES / "diverging" / name, tmp_path)
     once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
-    found = heal(tmp_path / "epoch_08.safetensors", once, TRAIN)
+    found = heal(tmp_path / "epoch_010.safetensors", once, TRAIN)
     assert {action.promise for action in found.actions} == {"unchanged", "measured"}
     assert found.loss_before is not None
     assert found.loss_after is not None
