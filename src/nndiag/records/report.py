@@ -194,8 +194,8 @@ class LayerDiagnosis(Record):
     """One layer: its size, how many of its nodes have which verdict, its own measures and findings.
 
     ``unobserved`` nodes were never used by the probe: rows of an embedding that it never looks up, of which only the
-    weights are known, and outputs whose class no label of it names. The units of an ``is_output`` layer are the network's
-    outputs.
+    weights are known, and outputs whose class no label of it names. The units of an ``is_output`` layer are the
+    network's outputs.
     """
 
     name: str
