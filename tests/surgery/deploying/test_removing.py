@@ -248,3 +248,47 @@ def test_functional_relu_and_inputs_that_are_overwritten_are_no_matter() -> None
     assert torch.equal(x, before)
     with torch.no_grad():
         assert torch.equal(found.module(x.clone()), model(x.clone()))
+
+
+def test_units_that_only_meet_zeros_go_with_them() -> None:
+    """A sum over the products of two layers' units: where one side is zero, the other may do what it likes."""
+
+    class Products(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(9, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = self.a(x).view(-1, 1, 8), F.relu(self.b(x)).view(-1, 8, 1)
+            return self.out((left @ right).flatten(1).expand(-1, 9))
+
+    model = seeded(Products)
+    kill(model.b, [2, 6])
+    found = treated(model, inputs(12, 5), prune("b", [2, 6]))
+    assert largest_difference(model, found, inputs(40, 5, seed=2)) <= EXACT
+    assert "its code fails with fewer units" in found.done[0].why  # it says 8
+
+    class AnyNumber(Products):
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = self.a(x).unsqueeze(1), F.relu(self.b(x)).unsqueeze(2)
+            return self.out((left @ right).flatten(1).expand(-1, 9))
+
+    model = seeded(AnyNumber)
+    kill(model.b, [2, 6])
+    smaller = all_gone(model, inputs(12, 5), "b", [2, 6], inputs(40, 5, seed=2))
+    assert (smaller.a.out_features, smaller.b.out_features) == (6, 6)
+
+
+def test_channels_that_padding_adds_stay_beside_those_that_go() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 6, 3), nn.Conv2d(9, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(F.pad(F.relu(self.a(x)), (0, 0, 0, 0, 1, 2))).flatten(1)
+
+    model = seeded(Padded)
+    kill(model.a, [1, 4])
+    smaller = all_gone(model, inputs(9, 3, 8, 8), "a", [1, 4], inputs(20, 3, 8, 8, seed=2))
+    assert torch.equal(smaller.b.weight, model.b.weight[:, [0, 1, 3, 4, 6, 7, 8]])

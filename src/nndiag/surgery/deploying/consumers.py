@@ -144,14 +144,17 @@ class Consumers:
         """
         rows = x.reshape(-1, x.shape[-1])
         low, high = rows.amin(dim=0).double(), rows.amax(dim=0).double()
-        size = weight.detach().abs().reshape(weight.shape[0], -1).amax(dim=1).double()
         known = self.found.get(key)
-        if known is None:
-            kept = weight if constant else None
-            known = Consumer(axis, low, high, kept, size, scale=scale, **facts)  # type: ignore[arg-type]
-            self.found[key] = known
+        if known is not None and constant:
+            known.see(low, high, known.weight_size, scale)
         else:
-            known.see(low, high, size, scale)
+            size = weight.detach().abs().reshape(weight.shape[0], -1).amax(dim=1).double()
+            if known is None:
+                kept = weight if constant else None
+                known = Consumer(axis, low, high, kept, size, scale=scale, **facts)  # type: ignore[arg-type]
+                self.found[key] = known
+            else:
+                known.see(low, high, size, scale)
         for pair in self.pairs.get(key, ()):
             if self.comparing:
                 pair.compare(rows)
