@@ -105,7 +105,7 @@ def healed(model: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int) ->
 def watched(model: nn.Sequential, optimizer: torch.optim.Optimizer, seed: int) -> None:
     with nndiag.Monitor(
         model,
-        every=25,
+        every=10,
         optimizer=optimizer,
         probe=train_data(),
         heal=HealingSettings(initialiser=INITIALISER),
@@ -131,7 +131,7 @@ def _redo(tau: float) -> Callable[[nn.Sequential, torch.optim.Optimizer, int], N
 ARMS: Mapping[str, Callable[[nn.Sequential, torch.optim.Optimizer, int], None]] = {
     "nothing": nothing,
     "heal, once": healed,
-    "Monitor, every 25": watched,
+    "Monitor, every 10": watched,
     "ReDo, every 50, τ = 0.1": _redo(0.1),
     "ReDo, every 50, τ = 0.025": _redo(0.025),
 }

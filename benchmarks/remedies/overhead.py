@@ -27,7 +27,7 @@ class Overhead:
 
     @property
     def share(self) -> float:
-        """Of the time of training, at one measurement in ``EVERY`` steps: what it adds to its own step and the one before."""
+        """Of the time of training: what one measurement adds, to its own step and to the one before."""
         return (self.measured + self.ordinary - 2 * self.without) / EVERY / self.without
 
 

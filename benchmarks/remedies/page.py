@@ -23,7 +23,7 @@ def of_dying(found: Mapping[str, Runs]) -> list[str]:
         f"learning rate; by biases of -3 in the beginning and 200 steps; by a weight decay of 0.1 for 600 steps. Then "
         f"what killed them ends, and every copy is trained on for {dying.STEPS} steps at 1e-3 with the optimiser as it "
         "was: as it is; healed once, as `nndiag heal --goal train --init kaiming_normal` heals a checkpoint; with a "
-        "monitor that heals, every 25 steps, on the training data; with ReDo (Sokar et al. 2023: dormant units "
+        "monitor that heals, every 10 steps, on the training data; with ReDo (Sokar et al. 2023: dormant units "
         f"recycled at the start and every {redo.EVERY} steps). From scratch: a new network, as many steps. Accuracy is "
         "of digits that training has not seen, the loss of those that it has. Mean ± standard deviation over seeds.",
     )
@@ -46,7 +46,7 @@ def _said(runs: Runs) -> list[str]:
     """Return what the figures say: healing against nothing, and against the best of ReDo, seed by seed."""
     rivals = [arm for arm in runs[0] if arm.startswith("ReDo")]
     said = []
-    for arm in ("heal, once", "Monitor, every 25"):
+    for arm in ("heal, once", "Monitor, every 10"):
         gains = [run["nothing"].loss - run[arm].loss for run in runs]
         spread = max(_deviation([run[name].loss for run in runs]) for name in ("nothing", arm))
         margin = "larger" if mean(gains) > spread else "not larger"
@@ -109,9 +109,8 @@ def of_overhead(found: Iterable[Overhead]) -> list[str]:
     """Return the table of what watching costs."""
     lines = section(
         "What a monitor costs",
-        f"Processor time of a training step, medians: without a monitor, between two measurements, and of a step that is "
-        f"measured; and what that adds to training at `every={EVERY}`. The arming of the next measurement falls on the "
-        "step before it, here every other one.",
+        "Processor time of a training step, medians: without a monitor, between two measurements, and of a step that "
+        f"is measured, and what that adds to training at `every={EVERY}`.",
     )
     body = [
         [

@@ -119,6 +119,20 @@ def test_healing_twice_is_healing_once(trained: tuple[Path, Healing], tmp_path: 
     assert again.read_bytes() == new.read_bytes()
 
 
+def test_healing_twice_is_healing_once_where_the_loss_was_measured_too(tmp_path: Path) -> None:
+    for name in ("nndiag.toml", "probe.safetensors", "epoch_010.safetensors"):
+        shutil.copy(SAMPLES / "diverging" / name, tmp_path)
+    once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
+    found = heal(tmp_path / "epoch_010.safetensors", once, TRAIN)
+    assert {action.promise for action in found.actions} == {"unchanged", "measured"}
+    assert found.loss_before is not None
+    assert found.loss_after is not None
+    assert found.loss_after <= 1.01 * found.loss_before
+    again = heal(once, twice, TRAIN)
+    assert again.actions == ()
+    assert twice.read_bytes() == once.read_bytes()
+
+
 def test_the_same_seed_writes_the_same_bytes_and_another_one_others(
     trained: tuple[Path, Healing], tmp_path: Path
 ) -> None:

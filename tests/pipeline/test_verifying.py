@@ -110,6 +110,15 @@ def test_units_that_matter_show_what_taking_them_out_costs() -> None:
     assert any(change == 0 for change in changes)
 
 
+def test_the_screen_says_by_how_much_outputs_change() -> None:
+    settings = nndiag.ScanSettings(verify=True, goal="deploy")
+    report = nndiag.scan(ROOT / "dying_mlp" / "epoch_06.safetensors", settings).report
+    words = " ".join(render_text(report, width=300).split())
+    assert "(tried on the probe: the outputs stay as they are)" in words
+    assert "(tried on the probe, each alone: outputs change by less than 0.1 %)" in words
+    assert "actions together: loss 2.32 → 2.32, outputs change by less than 0.1 %" in words
+
+
 def test_without_the_option_nothing_is_tried(run: Path) -> None:
     found = nndiag.scan(run / "net.safetensors").report.checkpoints[0]
     assert all(node.action.verified is None for node in found.nodes)

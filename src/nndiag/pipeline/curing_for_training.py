@@ -23,8 +23,11 @@ from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import Limit
 from nndiag.surgery.training.ward import Ward
 
-ROUNDS = 3
-"""How often a network is treated: what a measurement after a round still shows is treated once more."""
+ROUNDS = 6
+"""How often a network is treated at most: what a measurement after a round still shows is treated once more, until
+nothing more can be."""
+SHARES = 20
+"""A single node may cost a twentieth of what all may."""
 
 
 def cure_for_training(job: Job, loaded: Loaded, before: Diagnosis, settings: HealSettings) -> Cured:
@@ -83,7 +86,8 @@ class _Training:
 
     def _rounds(self) -> Diagnosis:
         """Treat until a measurement shows nothing more that can be treated."""
-        found, limit = self.before, Limit(self.first, self.settings.max_loss_increase)
+        share = self.settings.max_loss_increase
+        found, limit = self.before, Limit(self.first, share, share / SHARES)
         deepest = replace(self.job, level=min(self.job.level, Level.GRADIENTS))
         for attempt in range(ROUNDS):
             wanted = [
@@ -92,17 +96,17 @@ class _Training:
                 if t.kind not in ADVICE and (t.layer, t.index) not in self.left
             ]
             if not wanted:
+                self.left = {}
                 break
             self.ward.attempt = attempt
             treated = treat(self.ward, wanted, limit)
-            for left in treated.left:
-                self.left[left.treatment.layer, left.treatment.index] = left
+            self.left = {(left.treatment.layer, left.treatment.index): left for left in treated.left}
             for done in treated.done:
                 self.done[done.treatment.layer, done.treatment.index] = done
             if not treated.done:
                 break
             if not limit.before.finite:  # from here on there is a function to keep
-                limit = Limit(self.ward.replay(), limit.share)
+                limit = Limit(self.ward.replay(), share, share / SHARES)
                 found = self.clear = self.job.examine(self.loaded, self.ward.model)
             else:
                 found = deepest.examine(self.loaded, self.ward.model)

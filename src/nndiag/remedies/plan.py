@@ -5,20 +5,24 @@ No tensor is looked at here: whether a treatment can be carried out, and what it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from nndiag.records.report import Diagnosis, Finding, LayerDiagnosis, NodeDiagnosis
 from nndiag.remedies.actions import Goal, own_findings
-from nndiag.rules.base import ELSEWHERE
+from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND
 
 TreatmentKind = Literal[
     "reinitialise", "bias_warmup", "angular_noise", "leaky_slope", "lower_lr", "raise_lr", "prune", "merge"
 ]
 ADVICE: frozenset[TreatmentKind] = frozenset(["lower_lr", "raise_lr", "leaky_slope"])
 """Treatments that no change of a parameter carries out: they are for the one who trains."""
+
+
+_FOLLOWS = "dead behind a layer that starts anew as a whole"
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,40 @@ def plan(
         for layer in diagnosis.layers
         for treatment in (*_of_layer(layer, goal), *_of_nodes(nodes.get(layer.name, ()), goal))
     ]
+    if goal == "train":
+        found = _with_followers(found, diagnosis, nodes)
     return tuple(
         treatment
         for treatment in found
         if (not only or treatment.code.startswith(tuple(only)))
         and (not layers or any(fnmatchcase(treatment.layer, pattern) for pattern in layers))
     )
+
+
+def _with_followers(
+    found: Sequence[Treatment], diagnosis: Diagnosis, nodes: Mapping[str, Sequence[NodeDiagnosis]]
+) -> list[Treatment]:
+    """Add dead nodes that follow from a layer of which every node starts anew: they start anew too.
+
+    What such a node hears of that layer is then as good as nothing, so that it is left with no weights to speak of; a
+    dead node can be started anew without a change of the function.
+    """
+    every, more = list(found), True
+    sizes = {layer.name: layer.nodes for layer in diagnosis.layers}
+    while more:
+        anew = Counter(t.layer for t in every if t.kind == "reinitialise" and t.index is not None)
+        whole = {name for name, count in anew.items() if count == sizes[name]}
+        known = {(t.layer, t.index) for t in every}
+        followers = [
+            Treatment(node.layer, node.index, "ND201", "reinitialise", _FOLLOWS)
+            for node in (node for some in nodes.values() for node in some)
+            if (node.layer, node.index) not in known
+            and any(f.code == "ND201" and f.evidence.get(LAYER_TO_MEND) in whole for f in node.findings)
+        ]
+        every += followers
+        more = bool(followers)
+    order = {name: place for place, name in enumerate(sizes)}
+    return sorted(every, key=lambda t: (order[t.layer], t.index is not None))
 
 
 def _of_layer(layer: LayerDiagnosis, goal: Goal) -> Iterator[Treatment]:

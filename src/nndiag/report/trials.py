@@ -16,8 +16,8 @@ def tried(advice: Advice) -> str:
         return f"{who}tried on the probe"
     if advice.change == 0:
         return f"{who}tried on the probe: the outputs stay as they are"
-    alone = "" if advice.verified == 1 else ", each alone,"
-    return f"{who}tried on the probe{alone}: outputs change by up to {percent(advice.change)}"
+    alone = "" if advice.verified == 1 else ", each alone"
+    return f"{who}tried on the probe{alone}: outputs change {_by(advice.change)}"
 
 
 def together(diagnosis: Diagnosis) -> str | None:
@@ -30,8 +30,16 @@ def together(diagnosis: Diagnosis) -> str | None:
     before, after = _known(found.get("loss_before")), _known(found.get("loss_after"))
     losses = f"loss {number(before)} → {number(after)}, " if before is not None else ""
     change = _known(found.get("output_change"))
-    effect = "the outputs stay as they are" if change == 0 else f"outputs change by up to {percent(change)}"
-    return f"{said}: {losses}{effect} of the largest" if change else f"{said}: {losses}{effect}"
+    effect = "the outputs stay as they are"
+    if change != 0:
+        effect = f"outputs change {_by(change)}"
+    return f"{said}: {losses}{effect}"
+
+
+def _by(change: float | None) -> str:
+    """Return by how much, of the largest output."""
+    shown = percent(change)
+    return f"by less than {shown[2:]}" if shown.startswith("< ") else f"by up to {shown}"
 
 
 def _known(value: Number) -> float | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nndiag.rules.base import Context, Doc, Hit, Rule, short, where
 from nndiag.rules.gradients import acts_detached
-from nndiag.rules.nodes import while_active
+from nndiag.rules.nodes import starts_at_zero, while_active
 from nndiag.rules.outputs import answers_the_same
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def idle(layer: LayerMeasures, context: Context) -> Mask | None:
         or layer.is_output
         or found is None
         or not answers_the_same(context)
+        or any(map(starts_at_zero, context.measured.layers))  # behind a start nobody sees yet what nodes do
     ):
         return None
     edge = context.threshold("output_ratio") * found.scale / layer.nodes**0.5

@@ -8,6 +8,8 @@ from torch import nn
 
 from nndiag.probe.probe import Probe
 from nndiag.surgery.training.evidence import look_closely
+from nndiag.surgery.training.treating import treat
+from nndiag.surgery.training.trial import Limit
 from nndiag.surgery.training.ward import Ward
 from tests.surgery.training.networks import anew, apart, network, outputs, treated, ward
 
@@ -246,3 +248,40 @@ def test_another_initialiser_may_be_named(name: str) -> None:
     treated(place, anew(layer, NODES))
     assert apart(before, outputs(model, probe)) <= 1e-6
     assert alive(place, layer, NODES)
+
+
+def test_a_node_that_nothing_varied_reaches_is_left() -> None:
+    model, probe = network("mlp")
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+        model[2].bias[NODES] = -100.0
+    place = ward(model, probe)
+    before = place.state()
+    found = treated(place, anew("2", NODES))
+    assert not found.done
+    assert {left.reason for left in found.left} == {"what reaches it is constant on the probe"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in place.tensors().items())
+
+
+def test_of_a_whole_dead_network_every_layer_lives_again() -> None:
+    model, probe = network("mlp")
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+        model[2].bias.fill_(-100.0)
+    before, place = outputs(model, probe), ward(model, probe)
+    treated(place, [*anew("0", range(12)), *anew("2", range(9))])
+    assert apart(before, outputs(model, probe)) <= 1e-6
+    assert alive(place, "0", list(range(12)))
+    assert alive(place, "2", list(range(9)))
+
+
+def test_each_node_has_its_price_where_that_is_asked_for() -> None:
+    model, probe = network("mlp")
+    place = ward(model, probe)
+    limit = Limit(place.replay(), 1e9, 0.0)
+    found = treat(place, anew("0", range(12), "ND204"), limit)
+    loss = place.replay().loss
+    assert loss is not None
+    assert limit.before.loss is not None
+    assert loss <= limit.before.loss
+    assert len(found.done) + len(found.left) == 12

@@ -9,16 +9,15 @@ from itertools import groupby
 from nndiag.errors import InputError
 from nndiag.remedies.plan import Treatment
 from nndiag.surgery.proof import TOLERANCE, Replayed, output_change
+from nndiag.surgery.training.readings import read_units
 from nndiag.surgery.training.record import Done, Left, Treated
-from nndiag.surgery.training.reinitialising import WHISPER, Restart, hear, reinitialise
+from nndiag.surgery.training.reinitialising import WHISPER, hear, reinitialise
 from nndiag.surgery.training.sorting import Case, sort_restarts, split_exact
 from nndiag.surgery.training.trial import Limit, attempt, attempt_parts
 from nndiag.surgery.training.turning import ANGLES, turn
 from nndiag.surgery.training.ward import Ward
 from nndiag.surgery.training.warming import warm_layer, warm_nodes
 
-ALLOWED = TOLERANCE / 3
-"""What one of several rounds may add to the change of a function that is to stay."""
 _ANEW = "incoming weights drawn anew, outgoing ones as good as zero"
 
 
@@ -80,11 +79,12 @@ def _keep_function(run: _Round, exact: list[Case], rest: list[Case]) -> list[Cas
     for chosen in ([*exact, *rest], exact, plain):
         if not chosen:
             continue
-        whisper, change = _within_tolerance(run, [case for _, case in chosen])
+        chosen, whisper, change = _within_tolerance(run, chosen)
         if whisper is not None:
             how = _ANEW if whisper else f"{_ANEW}: exactly zero"
             run.done += [Done(treatment, "unchanged", _words(how, treatment)) for treatment, _ in chosen]
-            return [pair for pair in (*exact, *rest) if pair not in chosen]
+            gone = {left.treatment for left in run.left}
+            return [pair for pair in (*exact, *rest) if pair not in chosen and pair[0] not in gone]
     if plain:
         said = "to what is not finite" if change is None else f"by {change:.2g} of the outputs' scale"
         why = f"starting {len(plain)} constant nodes anew should keep the function, and changes it {said}"
@@ -92,24 +92,51 @@ def _keep_function(run: _Round, exact: list[Case], rest: list[Case]) -> list[Cas
     return [*exact, *rest]
 
 
-def _within_tolerance(run: _Round, cases: list[Restart]) -> tuple[float | None, float | None]:
+def _within_tolerance(run: _Round, chosen: list[Case]) -> tuple[list[Case], float | None, float | None]:
     """Start nodes anew so that they are heard as loud as the tolerance allows, at most as a whisper.
 
     Returns:
-        The size of their outgoing weights, ``None`` where even zeros change the function and nothing was done; and the
-        change.
+        The nodes: without those whose inputs are constant, which nothing revives; the size of their outgoing weights,
+        ``None`` where even zeros change the function and nothing was done; and the change.
     """
     ward, change = run.ward, None
     state, reset = ward.state(), dict(ward.reset)
-    heard, whisper = hear(ward, cases), WHISPER
-    for attempted in range(3):
-        reinitialise(ward, cases, heard, whisper)
+    whisper, attempted, allowed = WHISPER, 0, _allowed(run)
+    while attempted < 3 and chosen:
+        cases = [case for _, case in chosen]
+        reinitialise(ward, cases, hear(ward, cases), whisper)
         change = output_change(run.before, ward.replay())
-        if change is not None and change <= ALLOWED:
-            return whisper, change
+        fits = change is not None and change <= (allowed if whisper else 2 * allowed)
+        mute = _mute(ward, chosen) if fits else []
+        if fits and not mute:
+            return chosen, whisper, change
         ward.put_back(state, reset)
-        whisper = 0.0 if attempted or not change else whisper * ALLOWED / (4 * change)
-    return None, change
+        if mute:
+            run.left += [Left(treatment, "what reaches it is constant on the probe") for treatment, _ in mute]
+            chosen = [pair for pair in chosen if pair not in mute]
+            continue
+        whisper = 0.0 if attempted or not change else whisper * allowed / (4 * change)
+        attempted += 1
+    return chosen, None if chosen else whisper, change
+
+
+def _allowed(run: _Round) -> float:
+    """Return what a round may add to the change of a function that is to stay: half of what the tolerance leaves."""
+    so_far = output_change(run.limit.before, run.before)
+    kept = so_far is not None and so_far <= TOLERANCE
+    return (TOLERANCE - (so_far or 0.0)) / 2 if kept else TOLERANCE / 2
+
+
+def _mute(ward: Ward, chosen: list[Case]) -> list[Case]:
+    """Return the nodes that put out one number although they were started anew."""
+    with ward.looking():
+        readings = read_units(ward.model, ward.probe, ward.owners, {case.layer for _, case in chosen})
+    found = []
+    for pair in chosen:
+        reading = readings.get(pair[1].layer)
+        if reading is not None and bool(reading.z[pair[1].node].max() == reading.z[pair[1].node].min()):
+            found.append(pair)
+    return found
 
 
 def _words(how: str, treatment: Treatment) -> str:
