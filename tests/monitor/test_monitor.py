@@ -176,6 +176,32 @@ def test_a_step_without_a_forward_pass_in_training_mode_is_not_measured() -> Non
         _ = monitor.report
 
 
+class Odd(nn.Module):
+    """Its output is an object of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x: Tensor) -> object:
+        return type("Output", (), {"logits": self.net(x)})()
+
+
+def test_an_output_that_cannot_be_understood_stops_no_training() -> None:
+    net, (x, y) = Odd(), batches(1)[0]
+    with nndiag.Monitor(net, every=1) as monitor:
+        loss = nn.functional.cross_entropy(net(x).logits, y)
+        loss.backward()
+        assert monitor.step(loss) is False
+        assert hooks(net) > 0  # for the next step
+        monitor.begin(x)
+        loss = nn.functional.cross_entropy(net(x).logits, y)
+        monitor.end(loss)
+        loss.backward()
+        assert monitor.step(loss) is True
+    assert hooks(net) == 0
+
+
 def test_training_is_the_same_with_and_without_it() -> None:
     ends = []
     for every in (1, 10**6):

@@ -108,9 +108,9 @@ class Healer:
     ) -> None:
         """Treat a model in place, and let its optimiser forget what was started anew."""
         settings = self.settings
-        ward = Ward(model, probe, settings.seed, settings.initialiser)
-        ward.attempt = step  # other random numbers at every step
         try:
+            ward = Ward(model, probe, settings.seed, settings.initialiser)
+            ward.attempt = step  # other random numbers at every step
             treated = treat(ward, due, Limit(ward.replay(), settings.max_loss_increase))
         except NndiagError as error:
             for treatment in due:

@@ -171,7 +171,11 @@ class WatchedStep:
             self.begin(args, kwargs)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        self.end(None if output is None else main_output(output))
+        try:
+            found = None if output is None else main_output(output)
+        except TypeError:  # an output without a tensor that could be found: nothing is known of its step
+            found = None
+        self.end(found)
 
     def _calm(self) -> None:
         """Let nothing that ``torch.compile`` has made run: nothing could be seen in it."""
