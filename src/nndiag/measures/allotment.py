@@ -19,7 +19,7 @@ NEGLIGIBLE = 1e-12
 """Share of the batch's trace below which an atom is nothing but rounding."""
 CHANCE = 0.25
 """How often a pass is made that is left to chance."""
-OWN_NOISE, OWN_PASSES, LIGHT = 5, 4, 5e-4
+OWN_NOISE, OWN_PASSES, LIGHT = 10, 4, 5e-4
 """A sample by itself may be so many times as noisy, where so many passes reach that and unless it is this light beside
 the mean: a node may see few samples, and light ones, of which the noise of the batch says nothing."""
 CHEAPEST, HALVINGS = 1e-12, 20

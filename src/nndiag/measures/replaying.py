@@ -34,8 +34,8 @@ EXACT_WORK = 2e9
 EXACT_COLUMNS = 64
 """Columns up to which that may be: a backward pass has a cost of its own, however small the network."""
 DEFAULT_NOISE, SELECTIVE_NOISE = 2e-3, 5e-4
-"""What sampling may cost where all columns are not: a standard deviation, as a share of the trace. Less where most units
-have one position a sample: they are off for whole samples, and see the noise of few."""
+"""What sampling may cost where all columns are not: a standard deviation, as a share of the trace. Less where most
+units have one position a sample: they are off for whole samples, and see the noise of few."""
 
 
 class NonFiniteOutputError(ModelError):
@@ -352,7 +352,9 @@ class Replay:
 def _selective(seen: Forward) -> bool:
     """Whether most units have one position a sample."""
     uses = [call for call in seen.calls if call.use is not None]
-    units = [(call.layer.nodes, math.prod(call.shape) <= len(seen.output) * call.layer.nodes) for call in uses]
+    units = [
+        (call.layer.nodes, math.prod(call.shape) <= len(seen.output) * call.layer.nodes) for call in uses
+    ]
     return 2 * sum(nodes for nodes, single in units if single) > sum(nodes for nodes, _ in units)
 
 

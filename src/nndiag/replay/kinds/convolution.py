@@ -93,7 +93,7 @@ class Convolution(ColumnKind):
             strips = strips.unfold(1 + axis, geometry.extent[axis], geometry.stride[axis])
             strips = strips[..., :: geometry.dilation[axis]]
         # (batch, *positions, channels, *kernel) -> (batch, groups, *positions, *kernel, channels of the group)
-        strips = strips.unflatten(1 + rank, (groups, -1))
+        strips = strips.unflatten(1 + rank, (groups, -1))  # type: ignore[no-untyped-call]
         positions, kernel = range(1, 1 + rank), range(3 + rank, 2 + 2 * rank)
         strips = strips.permute(0, 1 + rank, *positions, *kernel, 2 + rank)
         found: Tensor = strips.reshape(len(strips), groups, -1, use.weight.width // geometry.kernel[0]).mT
