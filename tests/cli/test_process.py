@@ -87,7 +87,7 @@ def test_interrupt(folder: Path) -> None:
         while not marker.exists() and time.monotonic() < deadline and program.poll() is None:
             time.sleep(0.02)
         program.send_signal(signal.SIGINT)
-        out, err = program.communicate(timeout=30)
+        out, err = program.communicate(timeout=300)
     finally:
         program.kill()
     assert (program.returncode, out) == (3, "")
@@ -163,7 +163,7 @@ def _on_terminal(words: tuple[str, ...], folder: Path, environment: dict[str, st
                 if not part:
                     break
                 seen += part
-        return program.wait(timeout=30), seen.decode()
+        return program.wait(timeout=300), seen.decode()
     finally:
         program.kill()
         os.close(ours)
