@@ -34,6 +34,7 @@ class Screen:
         self._shown = moving and not (quiet or no_progress)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._doing = ""
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Screen:
@@ -67,9 +68,10 @@ class Screen:
             self._console.print(Text(line), soft_wrap=True)
 
     def progress(self, what: str, share: float) -> None:
-        """Move the bar."""
+        """Move the bar, and draw it at once where something new begins: that may be what takes long."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=escape(printable(what)), completed=share)
+            new, self._doing = what != self._doing, what
+            self._bar.update(self._task, description=escape(printable(what)), completed=share, refresh=new)
 
 
 class ReportConsole(Console):
