@@ -1,4 +1,6 @@
-"""What all tests share: one torch thread a worker, since workers that compete for cores wait for each other."""
+"""What all tests share: one torch thread a worker, since workers that compete for cores wait for each other, and drawn
+examples that are the same in every run and that no clock judges.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,10 @@ from uuid import uuid4
 
 import pytest
 import torch
+from hypothesis import settings
 
+settings.register_profile("steady", deadline=None, derandomize=True, database=None)
+settings.load_profile("steady")
 torch.set_num_threads(1)
 
 

@@ -100,6 +100,29 @@ def test_the_columns_make_up_the_autograd_hessian(name: str) -> None:
     assert found.negative == 0
 
 
+@pytest.mark.parametrize("shape", [(5, 8), (5, 8, 1)])
+def test_columns_in_closed_form_make_up_the_same(shape: tuple[int, ...]) -> None:
+    output = 3 * random(*shape)
+    found = loss_factor(named_loss("cross_entropy"), output, None, all_exact=True)
+    assert found.weights.shape == (5, 7)
+    p = output.flatten(1).softmax(dim=1)
+    truth = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    torch.testing.assert_close(by_columns(found, 5), truth, rtol=1e-12, atol=1e-15)
+    assert found.total == pytest.approx(float(truth.diagonal(dim1=1, dim2=2).sum(dim=1).mean()))
+
+
+def test_columns_in_closed_form_of_confident_outputs() -> None:
+    output = torch.tensor([[80.0, 0, 1], [0, 80, 1], [0, 1, 80], [900, 0, 1], [0, 900, 1], [0, 1, 900]]).double()
+    found = loss_factor(named_loss("cross_entropy"), output, None, all_exact=True)
+    logs = output.log_softmax(dim=1)
+    rest = torch.stack([torch.cat([row[:k], row[k + 1 :]]).logsumexp(0) for row in logs for k in range(3)])
+    traces = (logs.flatten() + rest).exp().reshape(6, 3)  # p (1 − p)
+    torch.testing.assert_close(found.weights.sum(dim=1), traces.sum(dim=1), rtol=1e-12, atol=0)
+    diagonal = by_columns(found, 6).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(diagonal, traces, rtol=1e-12, atol=0)
+    assert torch.isfinite(by_columns(found, 6)).all()
+
+
 def test_columns_of_a_softmax_are_its_eigenvectors() -> None:
     found = loss_factor(named_loss("cross_entropy"), 3 * random(5, 8), None)
     p = (3 * random(5, 8)).softmax(dim=1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nndiag.measures.batchview import LayerUse
 from nndiag.measures.blocks import GramBlocks, ImplicitBlocks, NodeBlocks, OuterBlocks, RowBlocks, Segment
+from nndiag.measures.folds import FoldRows
 from nndiag.replay.jacobian import beside, jacobian, same_inputs
 from nndiag.replay.kinds import Layer, tiles
 
@@ -62,14 +63,14 @@ class Capture:
         self,
         use: LayerUse,
         gradients: Sequence[Sequence[Tensor]],
-        folds: Tensor,
+        folds: FoldRows,
     ) -> None:
         """Keep what one forward pass showed, of samples that no other shows.
 
         Args:
             use: the calls of the layer.
             gradients: per column one tensor a share, as its kind holds them.
-            folds: fold of every row of the batch.
+            folds: of the rows of the batch.
         """
         if _one_position(use, gradients):
             weights = _squares(gradients)
@@ -86,21 +87,19 @@ class Capture:
         else:
             self._add_segment(use, tuple(tuple(of_column) for of_column in gradients), folds)
 
-    def add_jacobians(self, rows: Tensor, folds: Tensor) -> None:
-        """Keep Jacobians ``(columns, batch, nodes, size)``; ``folds`` is of every sample of the batch."""
+    def add_jacobians(self, rows: Tensor, folds: FoldRows) -> None:
+        """Keep Jacobians ``(columns, batch, nodes, size)``; ``folds`` are those of the samples of the batch."""
         if self._whole is None:
             self._whole = fits_whole(self.layer, self._folds, rows.element_size())
-        flat, of_row = rows.flatten(0, 1)[:, slice(*self._nodes)], folds.repeat(len(rows))
+        own = rows[:, :, slice(*self._nodes)]
         if not self._whole:
+            flat, of_row = own.flatten(0, 1), folds.of_row.repeat(len(rows))
             self._jacobians.append(flat.movedim(0, 1))
             self._row_folds.append(of_row)
             self._count(flat, of_row)
             return
-        sums = self._whole_sums(rows)
-        self._rows += len(flat)
-        for fold in range(self._folds):
-            own = flat[of_row == fold].movedim(0, 1)
-            sums[fold].baddbmm_(own.mT, own)
+        self._rows += len(rows) * len(folds)
+        _add_products(self._whole_sums(rows), own.transpose(0, 1), folds)
 
     def blocks(self) -> NodeBlocks:
         """Return the blocks of the nodes; what was kept goes over to them, so that this can be asked for once."""
@@ -141,35 +140,29 @@ class Capture:
         )
         return whole < EXPECTED_PRODUCTS * product
 
-    def _add_outer(self, use: LayerUse, weights: Tensor, folds: Tensor) -> None:
+    def _add_outer(self, use: LayerUse, weights: Tensor, folds: FoldRows) -> None:
         inputs = use.inputs()[0][:, 0, :, 0]
         self._inputs.append(inputs)
         self._weights.append(weights)
-        self._row_folds.append(folds)
-        self._count(inputs, weights, folds)
+        self._row_folds.append(folds.of_row)
+        self._count(inputs, weights, folds.of_row)
 
-    def _add_segment(self, use: LayerUse, gradients: tuple[tuple[Tensor, ...], ...], folds: Tensor) -> None:
-        self._count(*(g for of_column in gradients for g in of_column), folds)
-        self._segments.append(Segment(use.shares, gradients, folds))
+    def _add_segment(self, use: LayerUse, gradients: tuple[tuple[Tensor, ...], ...], folds: FoldRows) -> None:
+        self._count(*(g for of_column in gradients for g in of_column), folds.of_row)
+        self._segments.append(Segment(use.shares, gradients, folds.of_row))
         self._count(*(x for share in use.shares for one in share.uses for x in one.inputs.values()))
 
-    def _add_whole(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
-        layer, inputs = self.layer, use.inputs()
-        like = gradients[0][0]
+    def _add_whole(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: FoldRows) -> None:
+        layer, inputs, like = self.layer, use.inputs(), gradients[0][0]
         sums = self._whole_sums(like)
-        self._rows += len(folds) * len(gradients)
+        rows = len(folds) * len(gradients)
+        self._rows += rows
         begin, end = self._nodes
-        for fold in range(self._folds):
-            rows = _rows_of(folds, fold)
-            if not len(folds[rows]):
-                continue
-            of_fold = [[g[rows] for g in of_column] for of_column in gradients]
-            inputs_of_fold = [x[rows] for x in inputs]
-            for first, last in tiles(layer, len(of_fold[0][0]) * len(gradients), like.element_size()):
-                start, stop = max(first, begin), min(last, end)
-                if start < stop:
-                    own = _jacobians(use, inputs_of_fold, of_fold, start, stop).movedim(0, 1)
-                    sums[fold, start - begin : stop - begin].baddbmm_(own.mT, own)
+        for first, last in tiles(layer, rows, like.element_size()):
+            start, stop = max(first, begin), min(last, end)
+            if start < stop:
+                own = _jacobians(use, inputs, gradients, start, stop)
+                _add_products(sums[:, start - begin : stop - begin], own, folds)
 
     def _whole_sums(self, like: Tensor) -> Tensor:
         if self._sums is None:
@@ -213,19 +206,22 @@ def _positions(use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> int:
 def _jacobians(
     use: LayerUse, inputs: Sequence[Tensor], gradients: Sequence[Sequence[Tensor]], start: int, stop: int
 ) -> Tensor:
-    """Return the Jacobians of a tile of nodes, ``(rows, stop - start, size)``, a row for every sample and column."""
+    """Return the Jacobians of a tile of nodes, ``(batch, columns, stop - start, size)``."""
     if not same_inputs(use.shares, gradients[0][0]):
-        return torch.cat([jacobian(use.layer, use.parts(inputs, g), start, stop) for g in gradients])
+        return torch.stack([jacobian(use.layer, use.parts(inputs, g), start, stop) for g in gradients], dim=1)
     (of_all,) = beside(use.shares, tuple((g[:, start:stop],) for (g,) in gradients))
     found = jacobian(use.layer, use.parts(inputs, of_all), 0, of_all[0].shape[1])
-    return found.reshape(len(found), len(gradients), stop - start, -1).flatten(0, 1)
+    return found.reshape(len(found), len(gradients), stop - start, -1)
 
 
-def _rows_of(folds: Tensor, fold: int) -> slice | Tensor:
-    """Return the rows of one fold: a slice, which copies nothing, where folds take turns or follow each other."""
-    own = torch.nonzero(folds == fold).flatten()
-    if not len(own):
-        return slice(0, 0)
-    first, step = int(own[0]), int(own[1] - own[0]) if len(own) > 1 else 1
-    regular = torch.arange(first, first + step * len(own), step, device=own.device)
-    return slice(first, int(own[-1]) + 1, step) if torch.equal(own, regular) else own
+def _add_products(sums: Tensor, jacobians: Tensor, folds: FoldRows) -> None:
+    """Add ``Σ J Jᵀ`` over the rows of each fold.
+
+    Args:
+        sums: ``(folds, nodes, size, size)``.
+        jacobians: ``(batch, columns, nodes, size)``.
+        folds: of the batch.
+    """
+    for fold, rows in folds.rows.items():
+        own = jacobians[rows].flatten(0, 1).movedim(0, 1)
+        sums[fold].baddbmm_(own.mT, own)

@@ -21,7 +21,7 @@ from nndiag.measures.record import layer_record, only_observed, with_class_sampl
 from nndiag.measures.replaying import ChangingUsesError, Replay
 from nndiag.measures.returning import with_returns
 from nndiag.measures.schedule import Schedule, make_schedule
-from nndiag.measures.solving import EXACT_TOLERANCE, Solving, weights
+from nndiag.measures.solving import FINE_TOLERANCE, Solving, weights
 from nndiag.measures.stages import Stages
 from nndiag.measures.weights import numbers
 from nndiag.probe.probe import Probe
@@ -153,7 +153,7 @@ def _refined(
     if plan.level < Level.CURVATURE or plan.curvature == "ggn":
         return Refinement()
     layers = [one for one in replay.layers if one.name in replay.reached and not _proved(replay, one.name)]
-    tolerance = EXACT_TOLERANCE if plan.tolerance is None else plan.tolerance
+    tolerance = FINE_TOLERANCE if plan.tolerance is None else plan.tolerance
     settings = ExactSettings(
         plan.curvature, CurvatureSettings(plan.solver, tolerance, plan.seed), room=schedule.budget // 4
     )

@@ -17,6 +17,7 @@ from nndiag.measures.batchview import LayerUse
 from nndiag.measures.budget import graph_tensors, storage_bytes
 from nndiag.measures.capture import Capture, fits_whole
 from nndiag.measures.curvature import solved_densely
+from nndiag.measures.folds import FoldRows
 from nndiag.measures.replaying import Replay, forward_work
 from nndiag.measures.schedule import Form, Need, Passing, Setting
 from nndiag.records.level import Level
@@ -94,7 +95,7 @@ def _need(replay: Replay, use: LayerUse, own: Sequence[Tensor], passes: float) -
     dense = plan.solver == "dense"
     trial = Capture(layer, len(probe), probe.fold_count, dense)
     count = len(own[0])
-    folds = torch.arange(count) % probe.fold_count
+    folds = FoldRows(torch.arange(count) % probe.fold_count)
     whole = (
         trial.prefers_whole(use, [own] * math.ceil(passes)) if not dense else not trial.is_outer(use, [own])
     )

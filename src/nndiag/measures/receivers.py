@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nndiag.measures.batchview import LayerUse
 from nndiag.measures.capture import Capture
+from nndiag.measures.folds import FoldRows
 from nndiag.measures.schedule import Part
 from nndiag.replay.kinds import Layer
 
@@ -19,10 +20,10 @@ class Receiver(Protocol):
     def wants(self, layer: str) -> bool:
         """Whether a layer is to be looked at, by its name."""
 
-    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
+    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: FoldRows) -> None:
         """Take what one pass showed of a layer, as ``Capture.add`` does."""
 
-    def take_jacobians(self, layer: Layer, rows: Tensor, folds: Tensor) -> None:
+    def take_jacobians(self, layer: Layer, rows: Tensor, folds: FoldRows) -> None:
         """Take the Jacobians of some samples, as ``Capture.add_jacobians`` does."""
 
     def drop(self, layer: str) -> None:
@@ -70,13 +71,13 @@ class Keeping:
         """Whether a layer is kept in this round."""
         return layer not in self._elsewhere and layer not in self.given_up
 
-    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
+    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: FoldRows) -> None:
         """Keep what one pass showed of a layer."""
         for _, capture in self._of(use.layer):
             capture.add(use, gradients, folds)
         self._weigh(use.layer.name, len(folds))
 
-    def take_jacobians(self, layer: Layer, rows: Tensor, folds: Tensor) -> None:
+    def take_jacobians(self, layer: Layer, rows: Tensor, folds: FoldRows) -> None:
         """Keep Jacobians of some samples."""
         for _, capture in self._of(layer):
             capture.add_jacobians(rows, folds)

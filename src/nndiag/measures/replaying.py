@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nndiag.errors import ModelError
 from nndiag.measures.activations import ActivationObserver
 from nndiag.measures.batchview import LayerUse, layer_uses
+from nndiag.measures.folds import FoldRows
 from nndiag.measures.gradients import GradientSums, influence_seeds
 from nndiag.measures.plan import Plan
 from nndiag.measures.predictions import PredictionSums
@@ -31,8 +32,10 @@ from nndiag.replay.watch import Observer
 
 EXACT_WORK = 2e9
 """Multiplications (columns times those of a forward pass over the probe) up to which all columns are exact."""
-EXACT_COLUMNS = 64
-"""Columns up to which that may be: a backward pass has a cost of its own, however small the network."""
+EXACT_COLUMNS, SINGLE_COLUMNS = 64, 16
+"""Columns up to which that may be: a backward pass has a cost of its own, however small the network. So many are exact
+whatever the work where most units have one position a sample: nothing but the backward passes grows with them there,
+and these cost less than drawing some and a forward pass anew for every group of samples."""
 DEFAULT_NOISE, SELECTIVE_NOISE = 2e-3, 5e-4
 """What sampling may cost where all columns are not: a standard deviation, as a share of the trace. Less where most
 units have one position a sample: they are off for whole samples, and see the noise of few."""
@@ -55,7 +58,8 @@ class Replay:
 
     A batch of the probe is passed through in parts of ``part_size`` samples, all at once by default. The seeds of its
     passes are those of the whole batch, so that neither the parts nor a further replay change anything. The gradients
-    of ``held_passes`` passes of a part are held at once.
+    of ``held_passes`` passes of a part are held at once. ``coarse`` says that solvers need not be exact beyond what a
+    verdict takes: columns share passes, or there is too much work to do more.
     """
 
     def __init__(
@@ -81,13 +85,9 @@ class Replay:
         self._one_by_one = one_by_one
         self.part_size = probe.batch_size
         self.held_passes = 1
+        self.coarse = False
         self._noise: float | None = None
         self.influence_signs = SampleSigns(torch.Generator().manual_seed(plan.seed))
-
-    @property
-    def sampled(self) -> bool:
-        """Whether lesser columns of the loss curvature share passes."""
-        return bool(self._noise)
 
     def begin(self) -> Forward:
         """Run the first samples, and find them in the outputs of the layers where gradients will be wanted."""
@@ -263,7 +263,7 @@ class Replay:
         assert self.probe.loss is not None
         assert self._noise is not None
         plan = self.plan
-        factor = loss_factor(self.probe.loss, output, targets, plan.coverage)
+        factor = loss_factor(self.probe.loss, output, targets, plan.coverage, all_exact=self._noise == 0)
         signs = torch.Generator().manual_seed(plan.seed)
         return Seeds(factor, self._noise, signs, coverage=plan.coverage, limit=plan.passes, first=start)
 
@@ -305,11 +305,16 @@ class Replay:
                 self._keep(again, some, list(group.seeds), folds[group.samples.to(folds.device)], receiver)
 
     def _accepted_noise(self, seen: Forward, columns: int) -> float:
-        """Return the noise accepted: none where exact columns are cheap."""
+        """Return the noise accepted: none where exact columns are cheap; and say whether solvers may be coarse."""
         if self.plan.noise is not None:
+            self.coarse = self.plan.noise > 0
             return self.plan.noise
-        cheap = columns <= EXACT_COLUMNS and columns * len(self.probe) * forward_work(seen) <= EXACT_WORK
-        return 0.0 if cheap else SELECTIVE_NOISE if _selective(seen) else DEFAULT_NOISE
+        selective = _selective(seen)
+        little = columns * len(self.probe) * forward_work(seen) <= EXACT_WORK
+        self.coarse = not little
+        if (little and columns <= EXACT_COLUMNS) or (selective and columns <= SINGLE_COLUMNS):
+            return 0.0
+        return SELECTIVE_NOISE if selective else DEFAULT_NOISE
 
     def _keep(
         self,
@@ -321,12 +326,13 @@ class Replay:
     ) -> None:
         """Show a receiver what passes gave; ``folds`` are those of the samples in them."""
         gradients = [seen.gradients(seed, receiver.wants) for seed in seeds]
+        rows = FoldRows(folds)
         for use in self.uses(seen):
             if receiver.wants(use.layer.name):
-                receiver.take(use, [use.gather(g) for g in gradients], folds)
+                receiver.take(use, [use.gather(g) for g in gradients], rows)
         for part, found in self._jacobians(inputs, seen.output, seeds, receiver):
             for name, own in found.items():
-                receiver.take_jacobians(self.by_jacobians[name], own, folds[part])
+                receiver.take_jacobians(self.by_jacobians[name], own, FoldRows(folds[part]))
 
     def _jacobians(
         self,

@@ -63,6 +63,7 @@ class Seeds:
         first: int = 0,
     ) -> None:
         self._factor, self._signs, self._first = factor, SampleSigns(generator), first
+        self._alone = noise <= 0
         self._allotment: Allotment = allot(
             factor.weights, factor.ranks, noise=noise, coverage=coverage, limit=limit
         )
@@ -108,6 +109,6 @@ class Seeds:
         def draw(rows: Tensor, count: int) -> Tensor:
             return self._signs.draw(owners[rows], 2 * places[rows] + 1, count)
 
-        signs = self._signs.draw(owners, 2 * places, used.shape[1]) * used
+        signs = used.float() if self._alone else self._signs.draw(owners, 2 * places, used.shape[1]) * used
         signs[by_chance] *= CHANCE**-0.5
         return self._factor.combine(signs, samples, draw)

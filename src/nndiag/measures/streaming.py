@@ -15,6 +15,7 @@ from nndiag.measures.batchview import LayerUse
 from nndiag.measures.blocks import NodeBlocks
 from nndiag.measures.capture import Capture
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature, curvature_of, solving
+from nndiag.measures.folds import FoldRows
 from nndiag.records.measured import OptimizerFacts
 from nndiag.replay.kinds import Layer
 from nndiag.spectrum import Asking, Extremes, Request, joined, placed, random_vectors, scaled
@@ -36,13 +37,13 @@ class Streaming:
         """Whether a layer is not done."""
         return layer in self.layers and not self.layers[layer].done
 
-    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: Tensor) -> None:
+    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: FoldRows) -> None:
         """Use what one pass showed of a layer."""
         capture = self._capture(use.layer)
         capture.add(use, gradients, folds)
         self.layers[use.layer.name].take(capture.blocks())
 
-    def take_jacobians(self, layer: Layer, rows: Tensor, folds: Tensor) -> None:
+    def take_jacobians(self, layer: Layer, rows: Tensor, folds: FoldRows) -> None:
         """Use the Jacobians of some samples."""
         capture = self._capture(layer)
         capture.add_jacobians(rows, folds)

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from nndiag.probe.callable_curvature import callable_factor
-from nndiag.probe.factor import DiagonalFactor, Factor
+from nndiag.probe.factor import ColumnFactor, DiagonalFactor, Factor
 from nndiag.probe.loss import Loss
 from nndiag.probe.softmax import SoftmaxFactor
+from nndiag.probe.triangular import CLASSES, triangular_columns
 
 
-def loss_factor(loss: Loss, output: Tensor, targets: Tensor | None, coverage: float = 0.99) -> Factor:
+def loss_factor(
+    loss: Loss, output: Tensor, targets: Tensor | None, coverage: float = 0.99, *, all_exact: bool = False
+) -> Factor:
     """Return ``S_n`` with ``B_n = S_n S_nᵀ`` the curvature of ``ℓ_n`` in the output of sample ``n``.
 
     Args:
@@ -24,12 +27,17 @@ def loss_factor(loss: Loss, output: Tensor, targets: Tensor | None, coverage: fl
         output: ``(batch, ...)``.
         targets: prepared; needed only where ``loss.curvature_needs_targets``. Without them all labels count.
         coverage: share of the trace that a callable of many outputs is to have in leading columns.
+        all_exact: whether every column is taken exactly, so that any will do and none need be leading.
 
     Raises:
         InputError: the output is not what the loss takes, or a callable has no targets.
     """
     if loss.labels is not None:
-        return SoftmaxFactor(output, loss.labels.class_axis, loss.labels.weights(output.detach(), targets))
+        weights = loss.labels.weights(output.detach(), targets)
+        if all_exact and weights.shape[1] == 1 and output.shape[loss.labels.class_axis] <= CLASSES:
+            columns = triangular_columns(output.detach().reshape(len(output), -1))
+            return ColumnFactor(columns * weights.sqrt(), output)
+        return SoftmaxFactor(output, loss.labels.class_axis, weights)
     flat = output.detach().reshape(len(output), -1).double()
     if loss.form == "identity":
         return DiagonalFactor(torch.full_like(flat, 2.0 / flat.shape[1]), output)

@@ -4,7 +4,7 @@ layers lie behind them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,12 +70,12 @@ class Lineage:
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object, call: int | None
     ) -> None:
         """Take note of one call of a torch function; ``call`` is the index of the layer's call that it is."""
-        every = list(tensors_in(args[:1] if name == "__setitem__" else result))
-        self._see_picks(name, args, kwargs, every)
+        every = tensors_in(args[:1] if name == "__setitem__" else result)
+        given = tensors_in((args, kwargs))
+        self._see_picks(name, args, kwargs, given, every)
         made = [t for t in every if t.is_floating_point()]
         if not made:
             return
-        given = list(tensors_in((args, kwargs)))
         behind = self._united(given) - self.followed
         if call is not None or self._has_weights(name, given):
             self.followed |= behind
@@ -90,10 +90,14 @@ class Lineage:
                 self._derived.pop(tensor, None)  # type: ignore[no-untyped-call]
 
     def _see_picks(
-        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], made: Iterable[Tensor]
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        given: Sequence[Tensor],
+        made: Sequence[Tensor],
     ) -> None:
         """Take note of what does not depend on the data, and of rows that they pick."""
-        given = list(tensors_in((args, kwargs)))
         drawn = name in _RANDOM or "rand" in name
         fixed = not drawn and (name in _NEW or all(map(self._is_fixed, given)))
         picked = not fixed and (self._picks(name, args, kwargs) or self._passes_on(name, given))
@@ -110,7 +114,7 @@ class Lineage:
             masks = (index for index in tensors_in(args[1:]) if index.dtype in (torch.bool, torch.uint8))
             return not all(map(self._is_fixed, masks))
         if name == "repeat_interleave":
-            return sum(1 for _ in tensors_in((args, kwargs))) > 1
+            return len(tensors_in((args, kwargs))) > 1
         return name in _PICKING or (name == "where" and len(args) + len(kwargs) == 1)
 
     def _passes_on(self, name: str, given: Iterable[Tensor]) -> bool:

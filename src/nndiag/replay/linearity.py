@@ -33,6 +33,7 @@ _BILINEAR = frozenset(
     "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d matmul __matmul__ __rmatmul__ "
     "mm bmm mv dot addmm baddbmm einsum mul __mul__ __rmul__ __imul__ multiply bilinear".split()
 )
+_PLAIN = frozenset({int, float, bool, str, type(None), slice, torch.dtype, torch.device, torch.Size})
 _SMOOTH_NODES = (
     "Gelu Silu Mish Tanh Sigmoid Softplus Elu Exp Log Erf Pow Sqrt Rsqrt Reciprocal Softmax NativeLayerNorm "
     "NativeGroupNorm"
@@ -126,13 +127,20 @@ def _piecewise_linear(
     return activation is not None and activation.piecewise_linear
 
 
-def tensors_in(value: object) -> Iterable[Tensor]:
-    """Yield the tensors in nested tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
+def tensors_in(value: object) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists and mappings."""
+    found: list[Tensor] = []
+    _gather((value,), found)
+    return found
+
+
+def _gather(values: Iterable[object], found: list[Tensor]) -> None:
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif type(value) in _PLAIN:  # most of what is no tensor, and much faster than to ask what it is
+            continue
+        elif isinstance(value, tuple | list):
+            _gather(value, found)
+        elif isinstance(value, Mapping):
+            _gather(value.values(), found)

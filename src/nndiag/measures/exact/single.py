@@ -174,7 +174,7 @@ class _Applications(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         result = func(*args, **kwargs)
-        given = list(tensors_in((args, kwargs)))
+        given = tensors_in((args, kwargs))
         used = {self._owners[id(t)].name: self._owners[id(t)] for t in given if id(t) in self._owners}
         if not used or not any(t.requires_grad for t in tensors_in(result)):
             return result

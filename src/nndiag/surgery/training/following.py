@@ -197,7 +197,7 @@ class Following(TorchFunctionMode):
         result: Tensor,
     ) -> Bundle | None:
         if name in JOINS:
-            parts = list(tensors_in(args[0]))
+            parts = tensors_in(args[0])
             axis = int(kwargs.get("dim", args[1] if len(args) > 1 else 0)) % result.dim()
             known = {id(t): bundle for t, bundle in held}
             return joined([(t, known.get(id(t))) for t in parts], axis)
