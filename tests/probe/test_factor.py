@@ -112,7 +112,9 @@ def test_columns_in_closed_form_make_up_the_same(shape: tuple[int, ...]) -> None
 
 
 def test_columns_in_closed_form_of_confident_outputs() -> None:
-    output = torch.tensor([[80.0, 0, 1], [0, 80, 1], [0, 1, 80], [900, 0, 1], [0, 900, 1], [0, 1, 900]]).double()
+    output = torch.tensor(
+        [[80.0, 0, 1], [0, 80, 1], [0, 1, 80], [900, 0, 1], [0, 900, 1], [0, 1, 900]]
+    ).double()
     found = loss_factor(named_loss("cross_entropy"), output, None, all_exact=True)
     logs = output.log_softmax(dim=1)
     rest = torch.stack([torch.cat([row[:k], row[k + 1 :]]).logsumexp(0) for row in logs for k in range(3)])

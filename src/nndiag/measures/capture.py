@@ -149,8 +149,9 @@ class Capture:
 
     def _add_segment(self, use: LayerUse, gradients: tuple[tuple[Tensor, ...], ...], folds: FoldRows) -> None:
         self._count(*(g for of_column in gradients for g in of_column), folds.of_row)
-        self._segments.append(Segment(use.shares, gradients, folds.of_row))
-        self._count(*(x for share in use.shares for one in share.uses for x in one.inputs.values()))
+        shares = tuple(share.kind.merged(share) for share in use.shares)
+        self._segments.append(Segment(shares, gradients, folds.of_row))
+        self._count(*(x for share in shares for one in share.uses for x in one.inputs.values()))
 
     def _add_whole(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: FoldRows) -> None:
         layer, inputs, like = self.layer, use.inputs(), gradients[0][0]
