@@ -265,15 +265,13 @@ class ImplicitBlocks:
         found = torch.zeros_like(vectors)
         for segment in self.segments:
             responses = _responses(segment, vectors)
-            cotangents: list[Tensor | None] = [None] * len(segment.shares)
+            cotangents = [torch.zeros_like(g) for g in segment.gradients[0]]
             for gradients in segment.gradients:
                 q = _contracted(segment, gradients, responses)
-                for place, (share, g) in enumerate(zip(segment.shares, gradients, strict=True)):
-                    weighed, before = share.kind.weigh(share, q, g), cotangents[place]
-                    cotangents[place] = weighed if before is None else before.add_(weighed)
-            for share, cotangent in zip(segment.shares, cotangents, strict=True):
-                assert cotangent is not None
-                share.add_to(found, share.kind.pull_back(share, cotangent))
+                for share, g, sums in zip(segment.shares, gradients, cotangents, strict=True):
+                    share.kind.weigh(share, q, g, sums)
+            for share, sums in zip(segment.shares, cotangents, strict=True):
+                share.add_to(found, share.kind.pull_back(share, sums))
         return found.div_(self.samples)
 
     def restricted(self, index: Tensor) -> None:

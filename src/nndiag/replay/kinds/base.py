@@ -276,6 +276,9 @@ class Kind(Protocol):
     def reach(self, share: Share, g: Tensor) -> Tensor:
         """Return ``Σ_n ‖g_n‖²`` of the gradients at each node's own outputs, ``(nodes,)`` float64."""
 
+    def merged(self, share: Share) -> Share:
+        """Return the share with fewer uses, whose gradients are held alike, where these are multiplied faster."""
+
     def lookups(self, share: Share) -> Tensor | None:
         """Return how often each node took part, ``(nodes,)``; ``None`` where every node always does."""
 
@@ -285,8 +288,8 @@ class Kind(Protocol):
     def contract(self, share: Share, g: Tensor, response: Tensor) -> Tensor:
         """Return ``⟨J_{n,i}, v_i⟩`` as ``(batch, nodes)`` from gradients and a response to ``v``."""
 
-    def weigh(self, share: Share, q: Tensor, g: Tensor) -> Tensor:
-        """Return the gradients with those of sample ``n`` and node ``i`` multiplied by ``q[n, i]``."""
+    def weigh(self, share: Share, q: Tensor, g: Tensor, sums: Tensor) -> None:
+        """Add the gradients, those of sample ``n`` and node ``i`` multiplied by ``q[n, i]``, to sums like them."""
 
     def pull_back(self, share: Share, cotangents: Tensor) -> Tensor:
         """Return the gradient of the parameters at such cotangents, ``(nodes, width)``."""

@@ -123,6 +123,10 @@ class ColumnKind(Kind):
         """Every node takes part in every call."""
         return None
 
+    def merged(self, share: Share) -> Share:
+        """Return the share as it is."""
+        return share
+
     def respond(self, share: Share, rows: Tensor) -> Tensor:
         """Return the function of other parameters."""
         first = share.uses[0]
@@ -133,11 +137,11 @@ class ColumnKind(Kind):
 
     def contract(self, share: Share, g: Tensor, response: Tensor) -> Tensor:
         """``Σ_t g u``."""
-        return (g * response).sum(dim=(2, 3))
+        return torch.einsum("nip,nip->ni", g.flatten(2), response.flatten(2))
 
-    def weigh(self, share: Share, q: Tensor, g: Tensor) -> Tensor:
-        """``q g``."""
-        return q[:, :, None, None] * g
+    def weigh(self, share: Share, q: Tensor, g: Tensor, sums: Tensor) -> None:
+        """Add ``q g``."""
+        sums.addcmul_(q[:, :, None, None], g)
 
     def pull_back(self, share: Share, cotangents: Tensor) -> Tensor:
         """Return the gradients of all calls, added up."""

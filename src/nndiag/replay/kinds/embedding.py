@@ -108,9 +108,13 @@ class Embedding(Kind):
         found = g.new_zeros(len(g), share.layer.nodes)
         return found.scatter_add_(1, self.inputs(share), at_places)
 
-    def weigh(self, share: Share, q: Tensor, g: Tensor) -> Tensor:
+    def merged(self, share: Share) -> Share:
+        """Return the share as it is."""
+        return share
+
+    def weigh(self, share: Share, q: Tensor, g: Tensor, sums: Tensor) -> None:
         """Multiply each place by the number of its row."""
-        return q.gather(1, self.inputs(share))[:, :, None] * g
+        sums.addcmul_(q.gather(1, self.inputs(share))[:, :, None], g)
 
     def pull_back(self, share: Share, cotangents: Tensor) -> Tensor:
         """Add the cotangents up over the places of each row."""

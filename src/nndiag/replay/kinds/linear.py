@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nndiag.replay.kinds.base import Layer, Use
+from nndiag.replay.kinds.base import Layer, Samples, Share, Use
 from nndiag.replay.kinds.columns import ColumnKind
 from nndiag.replay.units import Units
 
@@ -53,9 +55,25 @@ class Linear(ColumnKind):
         """One position a row."""
         return math.prod(use.input.shape[:-1]), 1
 
+    def merged(self, share: Share) -> Share:
+        """Return one use on the inputs of all, such as those of the steps of a recurrent layer, side by side."""
+        if len(share.uses) == 1:
+            return share
+        inputs = torch.cat([_by_sample(use) for use in share.uses], dim=1)
+        samples = Samples(after=inputs.shape[1])
+        use = replace(share.uses[0], inputs={"input": inputs}, samples=samples)
+        return replace(share, uses=(use,))
+
     def oriented(self, weight: Tensor) -> Tensor:
         """Return the weight as torch has it in ``linear``, and back."""
         return weight
+
+
+def _by_sample(use: Use) -> Tensor:
+    """Return the inputs of a use as ``(batch, positions, features)``."""
+    before, after = use.samples.before, use.samples.after
+    rows = use.input.reshape(before, -1, after, use.input.shape[-1])
+    return rows.movedim(1, 0).flatten(1, 2)
 
 
 class TransposedLinear(Linear):
