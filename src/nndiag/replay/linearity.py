@@ -6,7 +6,7 @@ one-sided: a function that is not known here counts as smooth.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ _SMOOTH_NODES = (
     "Gelu Silu Mish Tanh Sigmoid Softplus Elu Exp Log Erf Pow Sqrt Rsqrt Reciprocal Softmax NativeLayerNorm "
     "NativeGroupNorm"
 ).split()
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device)
 _SMOOTH_GRAPH = frozenset(f"{name}Backward{i}" for name in _SMOOTH_NODES for i in range(3))
 """Nodes of the autograd graph that no piecewise-linear network has, for what calls no torch function that can be
 seen, such as a scripted activation."""
@@ -126,13 +127,23 @@ def _piecewise_linear(
     return activation is not None and activation.piecewise_linear
 
 
-def tensors_in(value: object) -> Iterable[Tensor]:
-    """Yield the tensors in nested tuples, lists and mappings."""
+def tensors_in(value: object) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists and mappings."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: object, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from tensors_in(item)
+            _collect(item, found)
+    elif value is None or isinstance(
+        value, _PLAIN
+    ):  # most arguments: asking whether they are mappings is slow
+        return
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from tensors_in(item)
+            _collect(item, found)
