@@ -107,7 +107,8 @@ class Monitor:
         taken = self.steps % self.every == 0 and self._take(loss, scale)
         if taken and self._healer is not None:
             self._heal(self._healer)
-        self._watched.forget()
+        if self._watched.seen:
+            self._watched.forget()
         if (self.steps + 1) % self.every == 0:
             self._watched.arm()
         return taken

@@ -11,8 +11,9 @@ from torch import Tensor
 from nndiag.measures.directions import projected, unit
 from nndiag.measures.gradients import torque_of_products
 from nndiag.measures.record import base_record, weights_record
-from nndiag.measures.sketch import ORDINARY, NodeRows
+from nndiag.measures.sketch import ORDINARY, TILE, NodeRows
 from nndiag.measures.weights import numbers
+from nndiag.monitor.scratch import Scratch
 from nndiag.records.measured import Floats, LayerMeasures
 from nndiag.replay.kinds import Layer
 
@@ -81,13 +82,16 @@ def products_of(
         named: parameters by name.
         gradients: of some of them, by the same names.
     """
-    taken = [_products(layer, named, gradients) for layer in layers]
+    scratch = Scratch()
+    taken = [_products(layer, named, gradients, scratch) for layer in layers]
     if not taken or _ordinary(torch.cat([norm for one in taken for norm in one.norms])):
         return taken
     return [one if _ordinary(torch.cat(one.norms)) else _exactly(one, named) for one in taken]
 
 
-def _products(layer: Layer, named: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> Products:
+def _products(
+    layer: Layer, named: Mapping[str, Tensor], gradients: Mapping[str, Tensor], scratch: Scratch
+) -> Products:
     weights = [_single(slot.rows(named[slot.parameter])) for slot in layer.weights]
     turned, before = [], 0
     for rows in weights:
@@ -98,7 +102,7 @@ def _products(layer: Layer, named: Mapping[str, Tensor], gradients: Mapping[str,
         of_weights = [_single(slot.rows(gradients[slot.parameter])) for slot in layer.weights]
         graded = _Graded(
             _norms(of_weights),
-            tuple(torch.linalg.vecdot(g, w) for g, w in zip(of_weights, weights, strict=True)),
+            tuple(_dot(g, w, scratch) for g, w in zip(of_weights, weights, strict=True)),
             tuple(slot.rows(gradients[slot.parameter]).clone() for slot in layer.biases),
         )
     biases = tuple(slot.rows(named[slot.parameter]).clone() for slot in layer.biases)
@@ -111,14 +115,22 @@ def _exactly(taken: Products, named: Mapping[str, Tensor]) -> Products:
     return Products(taken.layer, taken.norms, taken.turned, taken.biases, taken.graded, exact)
 
 
+def _dot(one: Tensor, other: Tensor, scratch: Scratch) -> Tensor:
+    """Return the inner products of rows, a tile at a time."""
+    step = max(TILE // max(one.shape[1], 1), 1)
+    tiles = zip(torch.split(one, step), torch.split(other, step), strict=True)
+    found = [torch.mul(a, b, out=scratch.like(a)).sum(dim=1) for a, b in tiles]
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
 def _norms(parts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.linalg.vector_norm(rows, dim=1) for rows in parts)
 
 
 def _ordinary(norms: Tensor) -> bool:
     """Whether single precision holds the squares behind all these norms."""
-    least, most = norms.aminmax()
-    return bool(least > ORDINARY[0]) and bool(most < ORDINARY[1])
+    least, most = (value.item() for value in norms.aminmax())
+    return ORDINARY[0] < least and most < ORDINARY[1]
 
 
 def _squares(norms: Sequence[Tensor]) -> Tensor:
