@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import nndiag
 
 EVERY = 50
-STEPS = 40
+ROUNDS = 30
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Overhead:
 
     @property
     def share(self) -> float:
-        """Of the time of training: what one measurement adds, to its own step and to the one before."""
+        """Of the time of training: what a measurement adds to its own step, and to the one that prepares it."""
         return (self.measured + self.ordinary - 2 * self.without) / EVERY / self.without
 
 
@@ -58,6 +58,15 @@ def _cnn(width: int) -> nn.Module:
     )  # fmt: skip
 
 
+class _Recurrent(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.states, self.last = nn.LSTM(16, width, 2, batch_first=True), nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.states(x)[0][:, -1])
+
+
 def overheads() -> Iterator[Overhead]:
     """Yield the costs for networks of several sizes."""
     torch.manual_seed(0)
@@ -66,6 +75,7 @@ def overheads() -> Iterator[Overhead]:
     yield _overhead(
         "CNN with BatchNorm, 16 and 32 channels of 32x32, batch 64", _cnn(16), torch.randn(64, 3, 32, 32)
     )
+    yield _overhead("LSTM of 2 layers, 64 units, batch 32x24", _Recurrent(64), torch.randn(32, 24, 16))
     yield _overhead(
         "transformer of 2 blocks, width 64, batch 32x24", _Transformer(64), torch.randn(32, 24, 16)
     )
@@ -75,24 +85,27 @@ def overheads() -> Iterator[Overhead]:
 
 
 def _overhead(name: str, model: nn.Module, x: Tensor) -> Overhead:
+    """Measure rounds of steps, by turns without a monitor and with one: the machine has other things to do."""
     y = torch.randint(0, 10, (len(x),))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
-    def steps(monitor: nndiag.Monitor | None, count: int) -> list[float]:
-        seconds = []
-        for _ in range(count):
-            begun = time.process_time()
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(x), y)
-            loss.backward()
-            if monitor is not None:
-                monitor.step(loss)
-            optimizer.step()
-            seconds.append(time.process_time() - begun)
-        return seconds
+    def step(monitor: nndiag.Monitor | None) -> float:
+        begun = time.process_time()
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        if monitor is not None:
+            monitor.step(loss)
+        optimizer.step()
+        return time.process_time() - begun
 
-    steps(None, 5)
-    with nndiag.Monitor(model, every=2, optimizer=optimizer) as monitor:
-        steps(monitor, 6)
-        watched = steps(monitor, STEPS)
-    return Overhead(name, median(steps(None, STEPS)), median(watched[::2]), median(watched[1::2]))
+    without, ordinary, measured = [], [], []
+    with nndiag.Monitor(model, every=4, optimizer=optimizer) as monitor:
+        for _ in range(8):
+            step(monitor)
+        for _ in range(ROUNDS):
+            without += [step(None) for _ in range(4)][1:]
+            *_, before, last = [step(monitor) for _ in range(4)]
+            ordinary.append(before)
+            measured.append(last)
+    return Overhead(name, median(without), median(ordinary), median(measured))

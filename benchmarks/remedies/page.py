@@ -109,8 +109,9 @@ def of_overhead(found: Iterable[Overhead]) -> list[str]:
     """Return the table of what watching costs."""
     lines = section(
         "What a monitor costs",
-        "Processor time of a training step, medians: without a monitor, between two measurements, and of a step that "
-        f"is measured, and what that adds to training at `every={EVERY}`.",
+        "Processor time of a training step, medians over rounds by turns without a monitor and with one: without, of "
+        "the step at whose end a measurement is prepared, of the step that is measured, and what these two add to "
+        f"training at `every={EVERY}`. Other steps cost a comparison of two numbers.",
     )
     body = [
         [
@@ -120,7 +121,7 @@ def of_overhead(found: Iterable[Overhead]) -> list[str]:
         ]
         for one in found
     ]
-    return lines + rows(["network", "without, ms", "between, ms", "measured, ms", f"every {EVERY}"], body)
+    return lines + rows(["network", "without, ms", "before, ms", "measured, ms", f"every {EVERY}"], body)
 
 
 def _pair(before: float, after: float) -> str:

@@ -116,3 +116,47 @@ def test_a_layer_that_is_called_with_two_activations_has_none() -> None:
     found = first(Two().double(), data())
     assert found.activation is None
     assert "active_fraction" not in found.per_node
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_what_recurrent_units_put_out_are_their_states(kind: type[nn.RNNBase]) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.states, self.last = kind(5, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.states(x)[0].mean(dim=1))
+
+    model = Recurrent().double()
+    x = torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    states = model.states(x)[0].detach().flatten(0, 1)
+    found = first(model, x)
+    assert found.per_node["output_mean"] == pytest.approx(states.mean(0).numpy(), rel=1e-9)
+    assert found.per_node["output_std"] == pytest.approx(states.std(0, correction=0).numpy(), rel=1e-9)
+
+
+def test_a_part_that_gets_no_sample_of_a_batch_is_passed_over() -> None:
+    class Routed(nn.Module):
+        """Two parts, each for some of the samples."""
+
+        def __init__(self, edge: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.edge = edge
+            self.one, self.other = nn.Linear(5, 3), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            chosen = x[:, 0] < self.edge
+            found = x.new_zeros(len(x), 3)
+            found[chosen] = torch.relu(self.one(x[chosen]))
+            found[~chosen] = torch.relu(self.other(x[~chosen]))
+            return found
+
+    x = data(14)
+    x[:7, 0], x[7:, 0] = -1.0, 1.0  # the first batch is all for one, the second all for the other
+    measured = measure(Routed(0.0).double(), Probe((x,), None, None, batch_size=7), Plan(Level.ACTIVATIONS))
+    assert ["output_std" in layer.per_node for layer in measured.layers] == [True, True]
+    nobody = measure(Routed(-9.0).double(), Probe((x,), None, None, batch_size=7), Plan(Level.ACTIVATIONS))
+    assert ["output_std" in layer.per_node for layer in nobody.layers] == [False, True]

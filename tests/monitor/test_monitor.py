@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 import nndiag
 from nndiag.errors import UsageError
-from nndiag.pipeline.in_memory import diagnose_model
+from nndiag.measures import Plan, measure
+from nndiag.monitor.watched import WatchedStep
+from nndiag.pipeline.in_memory import diagnose_model, probe_of
+from nndiag.records.level import Level
 from nndiag.records.packed import unpack
 from nndiag.records.report import Diagnosis
 
@@ -210,6 +213,124 @@ def test_training_is_the_same_with_and_without_it() -> None:
             train(net, monitor, batches(6))
         ends.append(net.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+class Fused(nn.Module):
+    """What torch does in one call: two recurrent layers with dropout between them, and attention with dropout."""
+
+    def __init__(self, dropout: float = 0.5, kind: type[nn.RNNBase] = nn.LSTM, layers: int = 2) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.states = kind(2, 8, layers, dropout=dropout, batch_first=True, bidirectional=True)
+        self.attention = nn.MultiheadAttention(16, 4, dropout=dropout, batch_first=True)
+        self.last = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found, _ = self.states(x.unflatten(1, (3, 2)))
+        attended, _ = self.attention(found, found, found, need_weights=False)
+        return self.last(attended.mean(dim=1))
+
+
+def test_training_is_the_same_where_torch_does_in_one_call_what_a_scan_takes_apart() -> None:
+    ends = []
+    for every in (1, 10**6):
+        net = Fused()
+        torch.manual_seed(1)
+        with nndiag.Monitor(net, every=every) as monitor:
+            train(net, monitor, batches(4))
+        ends.append(net.state_dict())
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_states_and_projections_are_those_of_a_scan(kind: type[nn.RNNBase]) -> None:
+    net, (x, y) = Fused(0.0, kind, layers=3), batches(1)[0]
+    scanned = measure(net, probe_of((x, y), "cross_entropy"), Plan(Level.GRADIENTS), None)
+    step = WatchedStep(net)
+    step.arm()
+    nn.functional.cross_entropy(net(x), y).backward()
+    taken = step.take(None, 1.0, None)()
+    for found, expected in zip(taken.layers, scanned.layers, strict=True):
+        assert (found.name, found.reached, found.is_output) == (expected.name, True, expected.is_output)
+        for name, values in found.per_node.items():
+            assert values == pytest.approx(expected.per_node[name], rel=1e-3, abs=1e-6, nan_ok=True), name
+        assert {
+            "weight_norm",
+            "gradient_norm",
+            "torque_ratio",
+            "dormancy",
+            "output_std",
+        } <= found.per_node.keys()
+        assert found.directions == pytest.approx(expected.directions, abs=2e-3)
+
+
+def test_states_behind_a_dropout_that_cannot_be_seen_are_left_out() -> None:
+    net = Fused(0.5, layers=3)
+    with nndiag.Monitor(net, every=1) as monitor:
+        train(net, monitor, batches(1))
+    assert monitor.latest is not None
+    dormant = {layer.name: "dormant_fraction" in layer.measures for layer in monitor.latest.layers}
+    assert dormant == {
+        "states.l0": True, "states.l0_reverse": True, "states.l1": False, "states.l1_reverse": False,
+        "states.l2": True, "states.l2_reverse": True, "attention": True, "attention.out_proj": True, "last": True,
+    }  # fmt: skip
+
+
+class Routed(nn.Module):
+    """A layer that gets no sample at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.last = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        everything = x[:, 0] < torch.inf
+        parts = torch.cat([self.one(x[everything]), self.other(x[~everything])])
+        return self.last(torch.relu(parts))
+
+
+def test_a_layer_without_samples_stops_no_training() -> None:
+    with nndiag.Monitor(Routed(), every=1) as monitor:
+        train(monitor._model, monitor, batches(1))
+    assert monitor.latest is not None
+    measured = {layer.name: "dormant_fraction" in layer.measures for layer in monitor.latest.layers}
+    assert measured["one"] is True
+    assert measured["other"] is False
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e17, 1e25])
+def test_norms_hold_at_every_scale(scale: float) -> None:
+    net = network(dead=0)
+    with torch.no_grad():
+        net[0].weight[:6] *= scale
+        net[0].weight[7] = 0.0
+    expected = net[0].weight.detach().double().norm(dim=1)
+    with nndiag.Monitor(net, every=1, thresholds={"dormancy": 10.0}) as monitor:
+        train(net, monitor, batches(1))
+    assert monitor.latest is not None
+    found = {n.index: n.measures["weight_norm"] for n in monitor.latest.nodes if n.layer == "0"}
+    assert found[7] == 0.0
+    assert len(found) > 6
+    assert all(norm == pytest.approx(float(expected[i]), rel=1e-5) for i, norm in found.items())
+
+
+def test_a_gradient_that_two_names_share_counts_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.two.weight = self.one.weight
+            self.scale = nn.Parameter(torch.tensor(1.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(torch.relu(self.one(x))) * self.scale
+
+    net = Tied()
+    with nndiag.Monitor(net, every=1) as monitor:
+        train(net, monitor, batches(1), torch.optim.SGD(net.parameters(), lr=0.0))
+    expected = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]).norm()
+    assert monitor.latest is not None
+    assert monitor.latest.model.gradient_norm == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_compare_and_gate_read_the_history(tmp_path: Path) -> None:

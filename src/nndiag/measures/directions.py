@@ -27,24 +27,24 @@ def projected(tile: Tensor, first: int, weights: int) -> Tensor:
         first: place of the first of these columns among all weights of a node.
         weights: how many there are of them.
     """
-    table, columns = _table(weights, tile.dtype), tile.shape[1]
+    table, columns = _table(weights, tile.dtype, tile.device), tile.shape[1]
     start = first % len(table)
+    if columns == len(table) and not start:
+        return tile @ table
     if start + columns <= len(table):
-        found: Tensor = tile @ table[start : start + columns]
-    else:
-        found = tile @ table[torch.arange(first, first + columns) % len(table)]
-    return found
+        return tile @ table[start : start + columns]
+    return tile @ table[torch.arange(first, first + columns) % len(table)]
 
 
 @lru_cache(maxsize=8)
-def _table(weights: int, dtype: torch.dtype) -> Tensor:
+def _table(weights: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return ``Sᵀ``, ``(weights, 16)``, the same every time."""
     if weights <= WIDTH:
-        return torch.eye(weights, WIDTH, dtype=dtype)
+        return torch.eye(weights, WIDTH, dtype=dtype, device=device)
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randn(min(weights, _LONGEST), WIDTH, dtype=torch.float64, generator=generator)
     table: Tensor = drawn / drawn.norm(dim=1, keepdim=True)
-    return table.to(dtype)
+    return table.to(device, dtype)
 
 
 def unit(sums: Tensor, norms: Tensor, weights: int) -> Tensor:

@@ -101,19 +101,21 @@ def influence_seeds(output: Tensor, samples: int, signs: SampleSigns, first: int
     return [one.to(output) / draws**0.5 for one in drawn]
 
 
-def quick_gradient_measures(rows: Tensor, gradient: Tensor, weights: int) -> dict[str, Floats]:
-    """Return what ``mean_gradient_measures`` does from three inner products a node, in the precision of the parameters.
+def torque_of_products(along: Tensor, size: Tensor, norm: Tensor, whole: Tensor) -> dict[str, Floats]:
+    """Return what ``mean_gradient_measures`` does from inner products, each ``(nodes,)``.
 
-    ``torque_ratio = √(1 − (g·w)²/(‖g‖²‖w‖²))``: of single precision, nothing below 1e-3 can be told from 0.
+    ``torque_ratio = √(1 − (g·w)²/(‖g‖²‖w‖²))``: of products in single precision, nothing below 1e-3 can be told from 0.
+
+    Args:
+        along: ``g·w`` of the weights.
+        size: ``‖g‖²`` of the weights.
+        norm: ``‖w‖²``.
+        whole: ``‖g‖²`` of weights and biases.
     """
-    g_weights, w = gradient[:, :weights], rows[:, :weights]
-    along, size, norm = (
-        torch.linalg.vecdot(a, b) for a, b in ((g_weights, w), (g_weights, g_weights), (w, w))
-    )
     cosine = along.square() / (size * norm).clamp_min(torch.finfo(norm.dtype).tiny)
     torque = (1 - cosine).clamp_min(0).sqrt()
     return {
-        "gradient_norm": numbers(torch.linalg.vector_norm(gradient, dim=1)),
+        "gradient_norm": numbers(whole.sqrt()),
         "torque_ratio": numbers(torch.where(size > 0, torque, torch.nan)),
     }
 

@@ -101,8 +101,19 @@ def weights_record(layer: Layer, rows: NodeRows, repetitions: bool = True) -> La
     weights only where ``repetitions`` are looked for.
     """
     seen = sketch(rows)
-    node = weight_measures(rows, seen)
     same, turned = duplicate_rows(rows, layer.groups, seen) if repetitions else ((), ())
+    base = base_record(layer, weight_measures(rows, seen), seen.directions)
+    return replace(base, duplicates={"weights": same, "negated_weights": turned})
+
+
+def base_record(layer: Layer, node: Mapping[str, Floats], directions: Tensor) -> LayerMeasures:
+    """Return a record that holds what the parameters alone say, their repetitions left out.
+
+    Args:
+        layer: the layer.
+        node: measures per node, as ``weight_measures`` has them.
+        directions: sketches of the unit weight vectors, ``(nodes, 16)`` or fewer.
+    """
     return LayerMeasures(
         name=layer.name,
         kind=layer.label,
@@ -113,9 +124,9 @@ def weights_record(layer: Layer, rows: NodeRows, repetitions: bool = True) -> La
         per_layer={"weight_norm_median": float(np.median(node["weight_norm"]))},
         per_node=node,
         per_fold={},
-        duplicates={"weights": same, "negated_weights": turned},
+        duplicates={"weights": (), "negated_weights": ()},
         reached=False,
-        directions=seen.directions.numpy().astype(np.float16),
+        directions=directions.numpy().astype(np.float16),
     )
 
 

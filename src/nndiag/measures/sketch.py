@@ -18,7 +18,7 @@ TILE = 1 << 18
 """Numbers taken at a time: they stay in the processor's cache."""
 DIRECTIONS = 2
 _WIDEST = 1 << 14
-_ORDINARY = (1e-15, 1e15)
+ORDINARY = (1e-15, 1e15)
 """Norms of rows of which single precision holds the squares."""
 _SHORTEST, _LONGEST = 32, 128
 
@@ -184,7 +184,7 @@ def _squares(tile: Tensor) -> Tensor | None:
     parts = torch.linalg.vector_norm(tile.reshape(len(tile), -1, stretch), dim=2)
     norms = torch.linalg.vector_norm(parts, dim=1, dtype=torch.float64)
     least, most = (value.item() for value in norms.aminmax())
-    return norms.square() if _ORDINARY[0] < least and most < _ORDINARY[1] else None
+    return norms.square() if ORDINARY[0] < least and most < ORDINARY[1] else None
 
 
 def _tiles(part: Table) -> Iterator[tuple[slice, int, Tensor]]:

@@ -107,7 +107,8 @@ class Monitor:
         taken = self.steps % self.every == 0 and self._take(loss, scale)
         if taken and self._healer is not None:
             self._heal(self._healer)
-        self._watched.forget()
+        if self._watched.seen:
+            self._watched.forget()
         if (self.steps + 1) % self.every == 0:
             self._watched.arm()
         return taken
@@ -211,8 +212,7 @@ class Monitor:
         if self._probe is not None and self._curvature_every and turn % self._curvature_every == 0:
             self._history.append(Entry.known(self._scanned()))
         elif self._watched.seen:
-            value = float(loss.detach()) if isinstance(loss, Tensor) else loss
-            measured = self._watched.take(self._gradients(scale), value, self._facts)
+            measured = self._watched.take(loss, scale, self._facts)
             seconds = time.perf_counter() - begun
             self._history.append(
                 Entry.of(measured, self._name, self.steps, self._parameters, self._selection, seconds)
@@ -254,9 +254,3 @@ class Monitor:
         moments = {name: state["exp_avg_sq"] for name, state in states.items() if "exp_avg_sq" in state}
         steps = [int(state["step"]) for state in states.values() if "step" in state]
         return Update(facts, moments, max(steps, default=None))
-
-    def _gradients(self, scale: float) -> dict[str, Tensor]:
-        named = self._raw.named_parameters(remove_duplicate=False)
-        found = {name: p.grad.detach() for name, p in named if p.grad is not None}
-        found = {name: g.to_dense() if g.is_sparse else g for name, g in found.items()}
-        return found if scale == 1 else {name: g.float() / scale for name, g in found.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -12,16 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from nndiag.measures.gradients import GradientSums, quick_gradient_measures
-from nndiag.measures.record import completed, weights_record
-from nndiag.measures.sketch import NodeRows
-from nndiag.monitor.reading import QuickObserver
+from nndiag.measures.gradients import GradientSums
+from nndiag.measures.record import completed
+from nndiag.monitor.looking import Look
+from nndiag.monitor.reading import Moments, QuickObserver, QuickReading, Seen, sums_of
+from nndiag.monitor.rows import Products, products_of
 from nndiag.records.level import Level
-from nndiag.records.measured import LayerMeasures, Measured, OptimizerFacts
-from nndiag.replay.kinds import Layer
-from nndiag.replay.layers import find_layers, owners
+from nndiag.records.measured import Measured, OptimizerFacts
+from nndiag.replay.layers import find_layers, owners_of
 from nndiag.replay.passes import main_output
-from nndiag.replay.watch import Watch
 
 FOLDS = 4
 
@@ -49,8 +49,9 @@ class WatchedStep:
         self._layers = find_layers(self._model)
         self._handles: list[RemovableHandle] = []
         self._stance: Any = None
-        self._watch: Watch | None = None
-        self._observer = QuickObserver(FOLDS)
+        self._watch: Look | None = None
+        self._named: dict[str, Tensor] = {}
+        self._seen: list[Seen] = []
         self._reached: set[str] = set()
         self._rows: dict[str, int] = {}
         self._samples = 0
@@ -84,46 +85,45 @@ class WatchedStep:
             self._stance = None
 
     def take(
-        self, gradients: Mapping[str, Tensor], loss: float | None, facts: OptimizerFacts | None
+        self, loss: Tensor | float | None, scale: float, facts: OptimizerFacts | None
     ) -> Callable[[], Measured]:
         """Take the numbers of the step that was watched, and return how they are put together.
 
         Args:
-            gradients: of the mean loss, by the names of the parameters; none where there are none.
             loss: of the step.
+            scale: by which the gradients of its mean loss are multiplied.
             facts: the optimiser's.
         """
-        named: dict[str, Tensor] = dict(self._model.named_parameters(remove_duplicate=False))
-        with torch.no_grad():
-            taken = [self._taken(layer, named, gradients) for layer in self._layers]
-        norms = [torch.linalg.vector_norm(_wide(g)).double() for g in gradients.values()]
-        norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else None
-        samples = self._samples
-        return lambda: Measured(
-            level=Level.GRADIENTS if gradients else Level.ACTIVATIONS,
-            layers=tuple(one() for one in taken),
-            samples=samples,
-            folds=min(FOLDS, samples),
-            has_targets=norm is not None,
-            loss=loss,
-            gradient_norm=norm,
-            optimizer=facts,
-        )
+        named, seen, samples = self._named, self._seen, self._samples
+        gradients = _gradients(named, scale)
+        with torch.no_grad(), torch.autocast(_device_type(named), enabled=False):
+            taken = products_of(self._layers, named, gradients)
+            graded = {name for one in taken if one.graded is not None for name in one.layer.names}
+            others = _norm_of_others(named, gradients, graded)
+        apart = {one.layer.name for one in taken if self._rows.get(one.layer.name) == samples}
+        reached, has_gradients = self._reached, bool(gradients)
+        value = loss.detach().clone() if isinstance(loss, Tensor) else loss
 
-    def _taken(
-        self, layer: Layer, named: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
-    ) -> Callable[[], LayerMeasures]:
-        """Take what a layer has now; what the passes left behind stays as it is."""
-        rows = _single(layer.rows(named).detach())
-        base = weights_record(layer, NodeRows.split(rows, layer.weight_size), repetitions=False)
-        mean = None
-        if set(layer.names) <= gradients.keys():
-            mean = quick_gradient_measures(rows, _single(layer.rows(gradients)), layer.weight_size)
-        activity, samples = self._observer.sums.get(layer.name), self._samples
-        apart, reached = self._rows.get(layer.name) == samples, layer.name in self._reached
-        return lambda: completed(
-            base, activity, GradientSums(layer), mean, samples, reached=reached, apart=apart
-        )
+        def put_together() -> Measured:
+            sums = sums_of(seen)
+            return Measured(
+                level=Level.GRADIENTS if has_gradients else Level.ACTIVATIONS,
+                layers=tuple(
+                    completed(
+                        one.record(), sums.get(one.layer.name), GradientSums(one.layer), one.gradient_measures(),
+                        samples, reached=one.layer.name in reached, apart=one.layer.name in apart,
+                    )
+                    for one in taken
+                ),
+                samples=samples,
+                folds=min(FOLDS, samples),
+                has_targets=has_gradients,
+                loss=None if value is None else float(value),
+                gradient_norm=_whole_norm(taken, others) if has_gradients else None,
+                optimizer=facts,
+            )  # fmt: skip
+
+        return put_together
 
     def begin(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Watch from here on, to :meth:`end`.
@@ -135,12 +135,12 @@ class WatchedStep:
         self._calm()
         given = [x for x in chain(args, kwargs.values()) if isinstance(x, Tensor) and x.dim()]
         self._samples = len(given[0]) if given else 0
-        self._observer = QuickObserver(FOLDS)
-        self._observer.begin(torch.arange(self._samples) % FOLDS)
         self.inputs = None
         self._given = Inputs(args, kwargs)
-        constants = tuple(chain(self._model.parameters(), self._model.buffers()))
-        self._watch = Watch(owners(self._model, self._layers), self._observer, constants)
+        self._named = dict(self._model.named_parameters(remove_duplicate=False))
+        constants = (*self._named.values(), *self._model.buffers())
+        observer = QuickObserver(FOLDS, self._samples)
+        self._watch = Look(owners_of(self._named, self._layers), observer, constants)
         self._watch.__enter__()  # type: ignore[no-untyped-call]
 
     def end(self, output: Tensor | None) -> None:
@@ -154,17 +154,19 @@ class WatchedStep:
             return
         watch.finish(output)
         self._reached = set(watch.used_elsewhere)
+        self._reached |= {call.layer.name for call in watch.calls}
         self._rows = {}
+        self._seen = []
         for call in watch.calls:
-            self._reached.add(call.layer.name)
-            if call.reading is not None:
+            if isinstance(call.reading, QuickReading) and isinstance(call.produced, Moments):
                 self._rows[call.layer.name] = call.shape[0]
-                self._observer.commit(call.layer, call.reading, call.produced, call.is_output)  # type: ignore[arg-type]
+                self._seen.append(Seen(call.layer, call.produced, call.reading, call.is_output))
         self.inputs = self._given
 
     def forget(self) -> None:
         """Let go of what was seen."""
-        self.inputs = None
+        self.inputs, self._given = None, Inputs((), {})
+        self._named, self._seen = {}, []
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.training and self._watch is None:
@@ -183,9 +185,28 @@ class WatchedStep:
             self._stance = torch.compiler.set_stance("force_eager")
 
 
-def _single(rows: Tensor) -> Tensor:
-    """Return rows in single precision, or in double precision as a copy: training goes on with its own."""
-    return rows.clone() if rows.dtype == torch.float64 else rows.float()
+def _gradients(named: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    found = {name: p.grad for name, p in named.items() if p.grad is not None}
+    found = {name: g.to_dense() if g.is_sparse else g for name, g in found.items()}
+    return found if scale == 1 else {name: g.float() / scale for name, g in found.items()}
+
+
+def _norm_of_others(
+    named: Mapping[str, Tensor], gradients: Mapping[str, Tensor], known: Collection[str]
+) -> Tensor | None:
+    """Return the norm of the gradients of parameters that are not known by name, shared ones once."""
+    taken = {id(named[name]) for name in known}
+    others = {id(named[name]): _wide(g) for name, g in gradients.items() if id(named[name]) not in taken}
+    return nn.utils.get_total_norm(list(others.values())) if others else None
+
+
+def _whole_norm(taken: Iterable[Products], others: Tensor | None) -> float:
+    squares = sum(one.gradient_square() for one in taken)
+    return math.sqrt(squares + (0.0 if others is None else float(others) ** 2))
+
+
+def _device_type(named: Mapping[str, Tensor]) -> str:
+    return next((p.device.type for p in named.values()), "cpu")
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -13,6 +13,16 @@ _INPLACE_FLAG = frozenset(
 _PROPERTIES = {"T": "t", "H": "t", "mT": "mT", "mH": "mT", "data": "detach"}
 """Properties of a tensor that are a tensor: by which function they are the same."""
 
+_ASKED = frozenset(
+    "shape dtype device ndim requires_grad is_leaf is_nested is_sparse is_cuda is_cpu layout".split()
+)
+"""Properties of a tensor that are none."""
+
+
+def asks(func: Callable[..., Any]) -> bool:
+    """Whether a function gives a property that is no tensor, of which nobody needs to take note."""
+    return getattr(func, "__name__", "") == "__get__" and getattr(func.__self__, "__name__", "") in _ASKED  # type: ignore[attr-defined]
+
 
 def plain_name(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]

@@ -49,7 +49,11 @@ def find_layers(
 
 def owners(model: nn.Module, layers: Collection[Layer]) -> Owners:
     """Return the layer and slot of every parameter that belongs to one."""
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    return owners_of(dict(model.named_parameters(remove_duplicate=False)), layers)
+
+
+def owners_of(named: Mapping[str, Tensor], layers: Collection[Layer]) -> Owners:
+    """Return the same from all parameters by name, also by the second names of shared ones."""
     return {id(named[slot.parameter]): (layer, slot) for layer in layers for slot in layer.slots}
 
 

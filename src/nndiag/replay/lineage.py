@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from nndiag.replay.by_tensor import ByTensor
 from nndiag.replay.linearity import tensors_in
 from nndiag.replay.units import AFFINE, QUOTIENTS
 
@@ -47,10 +47,10 @@ class Lineage:
     def __init__(self, constants: Collection[int]) -> None:
         self.followed: set[int] = set()
         self._constants = constants
-        self._derived = WeakTensorKeyDictionary()
-        self._behind = WeakTensorKeyDictionary()
-        self._picked = WeakTensorKeyDictionary()
-        self._fixed = WeakTensorKeyDictionary()
+        self._derived: ByTensor[bool] = ByTensor()
+        self._behind: ByTensor[frozenset[int]] = ByTensor()
+        self._picked: ByTensor[bool] = ByTensor()
+        self._fixed: ByTensor[bool] = ByTensor()
 
     def constant(self, tensor: Tensor) -> bool:
         """Whether a tensor does not vary with the sample: a parameter, a buffer, a number, or made of these."""
@@ -87,7 +87,7 @@ class Lineage:
             if is_constant:
                 self._derived[tensor] = True
             else:
-                self._derived.pop(tensor, None)  # type: ignore[no-untyped-call]
+                self._derived.drop(tensor)
 
     def _see_picks(
         self,
@@ -106,7 +106,7 @@ class Lineage:
                 if holds:
                     known[tensor] = True
                 else:
-                    known.pop(tensor, None)  # type: ignore[no-untyped-call]
+                    known.drop(tensor)
 
     def _picks(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call of a function gives as many rows as the data say."""
@@ -118,13 +118,16 @@ class Lineage:
         return name in _PICKING or (name == "where" and len(args) + len(kwargs) == 1)
 
     def _passes_on(self, name: str, given: Iterable[Tensor]) -> bool:
-        return name not in _PUTTING_BACK and any(tensor in self._picked for tensor in given)
+        if not self._picked or name in _PUTTING_BACK:
+            return False
+        return any(tensor in self._picked for tensor in given)
 
     def _is_fixed(self, tensor: Tensor) -> bool:
         return id(tensor) in self._constants or tensor in self._fixed
 
     def _united(self, given: Iterable[Tensor]) -> frozenset[int]:
-        return frozenset().union(*(self._behind[tensor] for tensor in given if tensor in self._behind))
+        none: frozenset[int] = frozenset()
+        return none.union(*(self._behind.get(tensor, none) for tensor in given))
 
     def _has_weights(self, name: str, given: Iterable[Tensor]) -> bool:
         """Whether a function mixes units with weights that are no layer's here (an LSTM, an attention)."""

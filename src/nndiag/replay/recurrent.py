@@ -6,6 +6,7 @@ every step. Equations as in the documentation of ``torch.nn.LSTM``, ``GRU`` and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,50 @@ def unroll_cell(name: str, args: Sequence[Any]) -> Unrolled:
     end = CELLS[name](x, h, state)
     result = end if isinstance(start, tuple | list) else end[0]
     return Unrolled(result, ((w_input, end[0].unsqueeze(0)),))
+
+
+def states_of(
+    function: Callable[..., Any], name: str, args: Sequence[Any], result: Any
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the hidden states of a recurrent call that ran whole, as ``Unrolled`` has them.
+
+    The last layer's are its result; those below are computed once more, without gradients. Behind a dropout they
+    cannot be: layers between the first and the last are then left out.
+
+    Args:
+        function: the torch function.
+        name: its name, as in ``STEPS`` and ``CELLS``.
+        args: of the call.
+        result: of the call.
+    """
+    if name in CELLS:
+        end = result[0] if isinstance(result, tuple) else result
+        return [(args[2], end.unsqueeze(0))]
+    inputs, start, flat, has_bias, layers, dropout, train, bidirectional, batch_first = args[:9]
+    directions = 2 if bidirectional else 1
+    weights = [own.input for own in _by_layer(flat, has_bias, layers * directions)]
+    begin = list(start) if isinstance(start, tuple | list) else [start]
+    each = len(flat) // layers
+    found: list[tuple[Tensor, Tensor]] = []
+    sequence = inputs
+    for layer in range(layers):
+        if layer == layers - 1:
+            sequence = result[0]
+        elif layer > 0 and dropout > 0 and train:
+            continue
+        else:
+            first = [s[layer * directions : (layer + 1) * directions] for s in begin]
+            own = flat[layer * each : (layer + 1) * each]
+            given = first if isinstance(start, tuple | list) else first[0]
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that these weights are a part of a larger piece of memory
+                sequence = function(
+                    sequence, given, own, has_bias, 1, 0.0, train, bidirectional, batch_first
+                )[0]
+        steps = sequence.transpose(0, 1) if batch_first else sequence
+        own_weights = weights[layer * directions : (layer + 1) * directions]
+        found.extend(zip(own_weights, steps.chunk(directions, dim=2), strict=True))
+    return found
 
 
 @dataclass(frozen=True)

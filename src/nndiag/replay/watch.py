@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from nndiag.replay import attention, recurrent
-from nndiag.replay.called import plain_name
+from nndiag.replay.by_tensor import ByTensor
+from nndiag.replay.called import asks, plain_name
 from nndiag.replay.kinds import BY_FUNCTION, Layer, Slot, Use
 from nndiag.replay.layers import Owners
 from nndiag.replay.lineage import Lineage
@@ -111,7 +111,8 @@ class Watch(TorchFunctionMode):
         self._buffers = frozenset(
             map(_storage, (t for t in constants if not isinstance(t, nn.Parameter)))
         ) - {0}
-        self._tags = WeakTensorKeyDictionary()
+        self._unrolling = False
+        self._tags: ByTensor[tuple[Call, Units]] = ByTensor()
 
     def __torch_function__(
         self,
@@ -121,6 +122,8 @@ class Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the function and follow units through it."""
+        if asks(func):
+            return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         if not args and isinstance(kwargs.get("input"), Tensor):
             args = (kwargs.pop("input"),)
@@ -130,10 +133,11 @@ class Watch(TorchFunctionMode):
         if (name in recurrent.STEPS or name in recurrent.CELLS) and self._owned(
             recurrent.weights_in(name, args)
         ):
-            return self._unroll(name, args)
+            return self._unroll(func, name, args)
         use = self._use_of(name, args, kwargs)
-        self._look_for_unseen(args, kwargs)
-        result = self._run(func, name, in_place, args, kwargs)
+        given = tensors_in((args, kwargs))
+        self._look_for_unseen(given)
+        result = self._run(func, name, in_place, args, kwargs, given)
         if use is not None and isinstance(result, Tensor) and use.kind.fits(use, result):
             result = self._made(use.layer, _own_units(use, result), result, activated=False)
             call = self._enter(use, result)
@@ -142,27 +146,31 @@ class Watch(TorchFunctionMode):
         else:
             self._lineage.see(name, args, kwargs, result, None)
             if any(t.requires_grad for t in tensors_in(result)):
-                self._foreign(name, args, kwargs, result)
-        self.proof.see(name, args, kwargs, result)
+                self._foreign(name, args, kwargs, given, result)
+        self._prove(name, args, kwargs, result)
         return result
 
     def finish(self, output: Tensor) -> None:
         """Read the units that nothing consumed, say which calls no layer follows (the network's outputs), and find the
         parameters that ``output`` depends on by ways that no torch function showed.
         """
-        self._look_for_unseen((output,), {})
-        for parameter in leaves(output):
-            owner = self._owners.get(id(parameter))
-            if owner is not None and owner[1].parameter not in self._used:
-                self.used_elsewhere.add(owner[0].name)
-                self.not_linear.add(owner[0].name)
+        self._look_for_unseen((output,))
+        unused = {key for key, (_, slot) in self._owners.items() if slot.parameter not in self._used}
+        for parameter in leaves(output) if unused else ():
+            if id(parameter) in unused:
+                owner, _ = self._owners[id(parameter)]
+                self.used_elsewhere.add(owner.name)
+                self.not_linear.add(owner.name)
         for index, call in enumerate(self.calls):
-            if call.edge is None:
+            if call.use is None:
                 continue
             if not call.consumed and call.latest is not None:
                 self._read(call, None, *call.latest)
             call.is_output = index not in self._lineage.followed
             call.close()
+
+    def _prove(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object) -> None:
+        self.proof.see(name, args, kwargs, result)
 
     def _run(
         self,
@@ -171,8 +179,9 @@ class Watch(TorchFunctionMode):
         in_place: bool,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        given: Iterable[Tensor],
     ) -> Any:
-        tagged = [t for t in tensors_in((args, kwargs)) if t in self._tags]
+        tagged = [t for t in given if t in self._tags]
         if not tagged:
             return func(*args, **kwargs)
         ordered = in_order(name, args, tagged[0])
@@ -218,13 +227,18 @@ class Watch(TorchFunctionMode):
         return Use(kind, layer, slot, None if bias is None else bias[1], inputs, options)
 
     def _foreign(
-        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object = None
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        given: Iterable[Tensor],
+        result: object = None,
     ) -> None:
         """Take note of parameters in a function that no kind knows.
 
         One that gives the parameter itself back, such as a conversion to the type that it has, does nothing with it.
         """
-        for tensor in tensors_in((args, kwargs)):
+        for tensor in given:
             owner = self._owners.get(id(tensor))
             if owner is None or tensor is result:
                 continue
@@ -240,9 +254,9 @@ class Watch(TorchFunctionMode):
         self._layers_used.add(layer.name)
         self._used.update(slot.parameter for slot in slots if slot is not None)
 
-    def _look_for_unseen(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _look_for_unseen(self, given: Iterable[Tensor]) -> None:
         """Take what no torch function made, such as the result of a scripted one, for smooth."""
-        for tensor in tensors_in((args, kwargs)):
+        for tensor in given:
             if tensor.requires_grad and not tensor.is_leaf and not self._lineage.known(tensor):
                 self.proof.smooth.add("what cannot be seen")
 
@@ -255,20 +269,27 @@ class Watch(TorchFunctionMode):
 
         Returns the place of the call, or ``None`` where the units are still those of a layer before.
         """
-        dtype = self._dtypes[use.weight.parameter]
-        use = _converted(use, output.dtype, dtype)
-        rounding = max(torch.finfo(kind).eps for kind in (output.dtype, dtype))
-        call = Call(use.layer, use, _edge(output), output.shape, dtype, rounding, not output.requires_grad)
+        call = self._call(use, output)
         self.calls.append(call)
         self._count(use.layer, use.weight, use.bias)
         own = use.weight.outer * use.weight.inner
+        if self._unrolling and len(use.layer.weights) > 1:  # a part of what the units put out: the states
+            return len(self.calls) - 1
         units = _own_units(use, output)
         if units is None:
             return len(self.calls) - 1 if own > 1 or output not in self._tags else None
+        if not output.numel():  # an expert that was sent no sample
+            return len(self.calls) - 1
         with torch.no_grad():
             call.produced = self._observer.produced(use.layer, units.split(output))
         self._tag(output, call, units)
         return len(self.calls) - 1
+
+    def _call(self, use: Use, output: Tensor) -> Call:
+        dtype = self._dtypes[use.weight.parameter]
+        use = _converted(use, output.dtype, dtype)
+        rounding = max(torch.finfo(kind).eps for kind in (output.dtype, dtype))
+        return Call(use.layer, use, _edge(output), output.shape, dtype, rounding, not output.requires_grad)
 
     def _attend(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Project, attend and project back, each seen by itself."""
@@ -277,19 +298,28 @@ class Watch(TorchFunctionMode):
             parts = attention.projected(given)
         attended, *rest = attention.attend(func, given, parts)
         self._lineage.see("attention", parts, {}, attended, None)
-        self.proof.see("attention", parts, {}, attended)
-        self._foreign("attention", (given["bias_k"], given["bias_v"]), {})
+        self._prove("attention", parts, {}, attended)
+        more = (given["bias_k"], given["bias_v"])
+        self._foreign("attention", more, {}, tensors_in(more))
         with self:
             output = F.linear(attended, given["out_proj_weight"], given["out_proj_bias"])
         return (output, *rest)
 
-    def _unroll(self, name: str, args: tuple[Any, ...]) -> Any:
+    def _unroll(self, _whole: Callable[..., Any], name: str, args: tuple[Any, ...]) -> Any:
         """Run a recurrent layer step by step, and read the states of its units."""
-        with self:
-            found = (
-                recurrent.unroll_cell(name, args) if name in recurrent.CELLS else recurrent.unroll(name, args)
-            )
-        for weight, states in found.hidden:
+        unroll = recurrent.unroll_cell if name in recurrent.CELLS else recurrent.unroll
+        self._unrolling = True
+        try:
+            with self:
+                found = unroll(name, args)
+        finally:
+            self._unrolling = False
+        self._see_states(found.hidden)
+        return found.result
+
+    def _see_states(self, hidden: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Read the hidden states, ``(steps, batch, hidden)``, of the layers to which the weights beside them belong."""
+        for weight, states in hidden:
             layer, _ = self._owners[id(weight)]
             split = states.detach().permute(1, 2, 0)
             if split.shape[1] != layer.nodes:  # projected: the units themselves are not seen
@@ -299,7 +329,6 @@ class Watch(TorchFunctionMode):
                 call.produced = self._observer.produced(layer, split)
                 call.reading = self._observer.put_out(layer, None, split, split)
             self.calls.append(call)
-        return found.result
 
     def _tag(self, tensor: Tensor, call: Call, units: Units) -> None:
         self._tags[tensor] = (call, units)

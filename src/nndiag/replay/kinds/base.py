@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, cat
@@ -64,6 +65,15 @@ class Slot:
         """Whether the first axis of the parameter alone counts nodes."""
         return self.units == (0,) or (self.units == (1,) and len(self.view) == len(self.shape) + 2)
 
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the parameter holds row after row."""
+        return self.along_first and self.outer == 1 and self.rest is None
+
+    @cached_property
+    def _table(self) -> tuple[int, int]:
+        return self.nodes, self.width
+
     @property
     def nodes(self) -> int:
         """How many nodes there are."""
@@ -77,6 +87,8 @@ class Slot:
     def rows(self, tensor: Tensor, lead: int = 0) -> Tensor:
         """Return the parameter's entries as ``(..., nodes, width)``; ``lead`` axes stand before its own."""
         ahead = tensor.shape[:lead]
+        if self.in_order:
+            return tensor.reshape(*ahead, *self._table)
         seen = tensor.reshape(*ahead, *self.view)
         order = [*range(lead), *(lead + axis for axis in self._order)]
         return seen.permute(order).reshape(*ahead, self.nodes, self.width)
