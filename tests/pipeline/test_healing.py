@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -192,6 +193,22 @@ def test_taking_out_leaves_the_outputs_and_nothing_dead(tmp_path: Path) -> None:
     assert "ND201" not in codes
     assert seen.model.loss == pytest.approx(found.loss_before, rel=1e-6)
     assert "sequential" in (tmp_path / "nndiag.toml").read_text()
+
+
+def test_the_tables_of_a_smaller_network_are_read_again_whatever_its_files_are_called(tmp_path: Path) -> None:
+    text = (DYING.parent / "nndiag.toml").read_text("utf-8")
+    (tmp_path / "nndiag.toml").write_text(
+        text.replace("probe.safetensors", "probe 😀.safetensors"), encoding="utf-8"
+    )
+    shutil.copy(DYING.parent / "probe.safetensors", tmp_path / "probe 😀.safetensors")
+    shutil.copy(DYING, tmp_path / "old.safetensors")
+    heal(tmp_path / "old.safetensors", tmp_path / "new\n[rules].safetensors", DEPLOY)
+    made = tmp_path / "new\n[rules].safetensors.toml"
+    written = tomllib.loads(made.read_text("utf-8"))
+    assert written["model"]["sequential"][1] == ["ReLU"]
+    assert written["probe"] == {"data": "probe 😀.safetensors", "loss": "cross_entropy"}
+    assert written["optimizer"] == {"name": "sgd", "lr": 0.18, "momentum": 0.9}
+    assert written.keys() == {"model", "probe", "optimizer"}
 
 
 def test_nodes_keep_their_numbers_over_the_rounds_of_taking_out(tmp_path: Path) -> None:
