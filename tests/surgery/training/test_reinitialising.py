@@ -49,6 +49,16 @@ def test_dead_nodes_live_and_the_function_stays(name: str) -> None:
     assert alive(place, layer, NODES)
 
 
+def test_large_seeds_draw_numbers_of_their_own_too() -> None:
+    drawn = set()
+    for seed in (0, 1, 2**62 - 1):
+        model, probe, layer = killed("mlp")
+        place = Ward(model, probe, seed)
+        assert treated(place, anew(layer, NODES)).done
+        drawn.add(float(model[0].weight.detach()[NODES[0], 0]))
+    assert len(drawn) == 3
+
+
 @pytest.mark.parametrize("name", DEAD)
 def test_the_optimiser_forgets_what_was_drawn_anew_and_nothing_else(name: str) -> None:
     model, probe, layer = killed(name)
