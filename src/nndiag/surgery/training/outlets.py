@@ -64,9 +64,9 @@ class Outlet:
         Args:
             weight: the parameter.
             unit: the unit.
-            entries: its constant at each of its ``inner`` entries.
+            entries: its constant at each of its ``inner`` entries, float64 on the CPU, as is what is returned.
         """
-        heard = self.outgoing(weight, unit)
+        heard = self.outgoing(weight, unit).double().cpu()
         if self.form in ("rows", "columns"):
             return heard @ entries
         return heard.flatten(1).sum(dim=1) * entries[0]
