@@ -13,6 +13,9 @@ from nndiag.surgery.deploying import Deployed, deploy
 
 Call = Callable[[Tensor], Tensor]
 
+EXACT = 1e-12
+"""Change of the outputs of networks in double precision that is rounding."""
+
 
 def prune(layer: str, nodes: Iterable[int]) -> list[Treatment]:
     return [Treatment(layer, node, "ND201", "prune", "dead") for node in nodes]

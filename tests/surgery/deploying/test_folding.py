@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.surgery.deploying.networks import (
+    EXACT,
     After,
     constant,
     did,
@@ -20,8 +21,6 @@ from tests.surgery.deploying.networks import (
     seeded,
     treated,
 )
-
-EXACT = 1e-12
 
 
 def test_a_constant_goes_into_the_next_bias() -> None:

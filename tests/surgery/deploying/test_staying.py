@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nndiag.surgery.deploying import deploy
 from tests.surgery.deploying.networks import (
+    EXACT,
     After,
     Gated,
     Grouped,
@@ -24,8 +25,6 @@ from tests.surgery.deploying.networks import (
     seeded,
     treated,
 )
-
-EXACT = 1e-12
 
 
 def test_a_place_of_a_residual_stream_stays_while_another_layer_writes_to_it() -> None:
