@@ -20,6 +20,7 @@ from tests.surgery.deploying.networks import (
     Shared,
     Tied,
     Transformer,
+    all_end,
     did,
     inputs,
     kill,
@@ -31,10 +32,7 @@ from tests.surgery.deploying.networks import (
 
 
 def all_gone(model: nn.Module, x: Tensor, layer: str, nodes: list[int], unseen: Tensor) -> nn.Module:
-    found = treated(model, x, prune(layer, nodes))
-    assert set(did(found).values()) == {"removed"}
-    assert largest_difference(model, found, unseen) <= EXACT
-    return found.module
+    return all_end("removed", model, x, layer, nodes, unseen).module
 
 
 def test_units_of_a_chain_go_with_their_inputs_in_the_next_layer() -> None:
