@@ -11,6 +11,7 @@ from benchmarks.remedies.deploying import Saving
 from benchmarks.remedies.dying import End
 from benchmarks.remedies.overhead import EVERY, Overhead
 from benchmarks.remedies.plasticity import Course
+from nndiag.surgery.deploying.cost import RUNS, SAMPLES
 
 Runs = Sequence[Mapping[str, End]]
 
@@ -92,8 +93,8 @@ def of_deployment(found: Iterable[Saving]) -> list[str]:
     lines = section(
         "Deployed: size and time against the change of the outputs",
         "`--goal deploy` on the probe of each network: nodes that are gone, parameters, floating-point operations a "
-        "sample, milliseconds of one pass over the probe (median of five; of small networks mostly overhead), and the "
-        "largest change of an output over the largest output.",
+        f"sample, milliseconds of one pass over its first {SAMPLES} samples (median of {RUNS}; of small networks "
+        "mostly overhead), and the largest change of an output over the largest output.",
     )
     body = [
         [

@@ -25,6 +25,7 @@ from tests.cli.support import FULL, WITH_MODEL, network, samples
         (("--last", "0"), "--last 0"),
         (("--threads", "0"), "--threads 0"),
         (("--seed", "-1"), "--seed -1"),
+        (("--seed", "4611686018427387905"), "--seed 4611686018427387905: is too large"),
         (("--lr", "nan"), "--lr nan"),
         (("--lr", "-1"), "--lr -1"),
         (("--betas", "0.9"), "--betas 0.9"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -178,6 +179,67 @@ def test_sources_are_given_a_rate(tmp_path: Path) -> None:
     compile(found.snippet, "snippet", "exec")
 
 
+def drowned(folder: Path) -> Path:
+    """Write a network in which one unit is so loud that all others are dormant beside it, however they start."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), nn.GELU(), nn.Linear(12, 3))
+    with torch.no_grad():
+        model[0].bias[0] = 1e4
+    save_file(model.state_dict(), folder / "net.safetensors")
+    save_file({"x": torch.randn(60, 5)}, folder / "x.safetensors")
+    (folder / "nndiag.toml").write_text(
+        '[model]\nsequential = [["Linear", 5, 12], ["GELU"], ["Linear", 12, 3]]\n[probe]\ndata = "x.safetensors"\n'
+    )
+    return folder / "net.safetensors"
+
+
+def test_what_changed_the_function_once_is_never_said_to_have_kept_it(tmp_path: Path) -> None:
+    found = heal(drowned(tmp_path), tmp_path / "new.safetensors", TRAIN)
+    assert found.output_change is not None
+    assert 1e-6 < found.output_change <= 0.01
+    assert {(action.code, action.promise) for action in found.actions} == {("ND204", "measured")}
+
+
+def test_what_was_left_is_said_also_where_a_round_came_after_it(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.stream, self.inside = torch.nn.Linear(5, 8), torch.nn.Linear(8, 6)\n"
+        "        self.back, self.out = torch.nn.Linear(6, 8), torch.nn.Linear(8, 3)\n"
+        "    def forward(self, x):\n"
+        "        x = self.stream(x)\n"
+        "        return self.out(x + self.back(torch.relu(self.inside(x))))\n"
+    )
+    torch.manual_seed(0)
+    model = nn.ModuleDict(
+        {
+            "stream": nn.Linear(5, 8),
+            "inside": nn.Linear(8, 6),
+            "back": nn.Linear(6, 8),
+            "out": nn.Linear(8, 3),
+        }
+    )
+    with torch.no_grad():
+        model["stream"].weight[2], model["stream"].bias[2] = 0.0, 0.0
+        model["inside"].bias[1] = -100.0
+    save_file(model.state_dict(), tmp_path / "net.safetensors")
+    probe = {"x": torch.randn(60, 5), "y": torch.randint(3, (60,))}
+    save_file(probe, tmp_path / "probe.safetensors")
+    scan = ScanSettings(
+        model=f"{tmp_path / 'net.py'}:Net",
+        data=str(tmp_path / "probe.safetensors"),
+        loss="cross_entropy",
+        trust=True,
+    )
+    once = heal(tmp_path / "net.safetensors", tmp_path / "once.safetensors", HealSettings("train", scan))
+    assert [(action.layer, action.index) for action in once.actions] == [("inside", 1)]
+    assert [(left.layer, left.index) for left in once.left] == [("stream", 2)]
+    twice = heal(tmp_path / "once.safetensors", tmp_path / "twice.safetensors", HealSettings("train", scan))
+    assert (twice.actions, twice.left) == ((), once.left)
+
+
 def test_taking_out_leaves_the_outputs_and_nothing_dead(tmp_path: Path) -> None:
     new = tmp_path / "new.safetensors"
     found = heal(DYING, new, DEPLOY)
@@ -192,6 +254,22 @@ def test_taking_out_leaves_the_outputs_and_nothing_dead(tmp_path: Path) -> None:
     assert "ND201" not in codes
     assert seen.model.loss == pytest.approx(found.loss_before, rel=1e-6)
     assert "sequential" in (tmp_path / "nndiag.toml").read_text()
+
+
+def test_the_tables_of_a_smaller_network_are_read_again_whatever_its_files_are_called(tmp_path: Path) -> None:
+    text = (DYING.parent / "nndiag.toml").read_text("utf-8")
+    (tmp_path / "nndiag.toml").write_text(
+        text.replace("probe.safetensors", "probe 😀.safetensors"), encoding="utf-8"
+    )
+    shutil.copy(DYING.parent / "probe.safetensors", tmp_path / "probe 😀.safetensors")
+    shutil.copy(DYING, tmp_path / "old.safetensors")
+    heal(tmp_path / "old.safetensors", tmp_path / "new\n[rules].safetensors", DEPLOY)
+    made = tmp_path / "new\n[rules].safetensors.toml"
+    written = tomllib.loads(made.read_text("utf-8"))
+    assert written["model"]["sequential"][1] == ["ReLU"]
+    assert written["probe"] == {"data": "probe 😀.safetensors", "loss": "cross_entropy"}
+    assert written["optimizer"] == {"name": "sgd", "lr": 0.18, "momentum": 0.9}
+    assert written.keys() == {"model", "probe", "optimizer"}
 
 
 def test_nodes_keep_their_numbers_over_the_rounds_of_taking_out(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from nndiag.records.report import (
     CheckpointFacts,
@@ -131,18 +132,57 @@ def test_a_plateau_is_given_the_rate_at_which_it_relaxes_but_a_stable_one() -> N
         assert one.lr == pytest.approx(wanted)
 
 
-def test_the_snippet_is_python_that_gives_each_layer_its_rate() -> None:
-    import torch
+class Scaled(torch.nn.Module):
+    """Layers, and a parameter of the network's own."""
 
-    several = [node("0", 0, "train", found("ND402"), stability_margin=2.0)]
-    seen = diagnosis([layer("0", stability_margin_max=2.0)], several, name="sgd", lr=0.1)
-    text = snippet(suggest(seen, plan(seen, "train")), {"name": "sgd", "lr": 0.1})
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(4, 8)
+        self.scale = torch.nn.Parameter(torch.ones(8))
+        self.last = torch.nn.Linear(8, 2)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"name": "sgd", "momentum": 0.9, "weight_decay": 0.001},
+        {"name": "adam", "betas": (0.5, 0.9), "eps": 1e-6},
+        {"name": "adamw", "betas": [0.5, 0.9], "weight_decay": 0.0},
+    ],
+)
+def test_the_snippet_is_python_that_gives_each_layer_its_rate_and_changes_nothing_else(
+    facts: dict[str, Any],
+) -> None:
+    facts["lr"] = 0.1
+    several = [node(name, 0, "train", found("ND402"), stability_margin=2.0) for name in ("first", "scale")]
+    layers = [layer(name, stability_margin_max=margin) for name, margin in (("first", 2.0), ("scale", 4.0))]
+    seen = diagnosis(layers, several, **facts)
+    text = snippet(suggest(seen, plan(seen, "train")), facts)
     assert text is not None
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    model = Scaled()
     known: dict[str, Any] = {"torch": torch, "model": model}
     exec(text, known)
-    groups = {id(p): group["lr"] for group in known["optimizer"].param_groups for p in group["params"]}
-    assert [groups[id(p)] for p in model.parameters()] == [0.025, 0.025, 0.1, 0.1]
+    optimizer = known["optimizer"]
+    assert type(optimizer).__name__.lower() == facts["name"]
+    groups = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {
+        "first.weight": 0.025,
+        "first.bias": 0.025,
+        "scale": 0.0125,
+        "last.weight": 0.1,
+        "last.bias": 0.1,
+    }
+    assert {name: groups[id(p)] for name, p in model.named_parameters()} == rates
+    kept = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
+    assert all(optimizer.defaults[key] == value for key, value in kept.items() if key != "name")
+
+
+def test_of_an_optimiser_that_is_not_known_only_the_groups_are_made() -> None:
+    seen = diagnosis([layer("0")], [node("0", 0, "train", found("ND303"))], lr=0.1)
+    text = snippet(suggest(seen, plan(seen, "train")), {"lr": 0.1})
+    assert text is not None
+    assert "torch.optim" not in text
+    compile(text, "snippet", "exec")
 
 
 def test_without_a_rate_there_is_no_snippet() -> None:

@@ -11,7 +11,6 @@ def test_nothing_is_nothing() -> None:
     assert not Edits()
     assert not Edits().then(Edits())
     assert Edits(values={"a": torch.ones(1)})
-    assert Edits(dropped=("a",))
 
 
 def test_indices_count_from_the_first_network() -> None:
@@ -31,8 +30,7 @@ def test_indices_count_from_the_first_network() -> None:
 
 
 def test_names_of_either_are_there() -> None:
-    first = Edits(values={"a": torch.zeros(2)}, kept={"a": (torch.tensor([0, 3]),)}, dropped=("x",))
-    second = Edits(values={"b": torch.zeros(1)}, kept={"b": (torch.tensor([4]),)}, dropped=("y", "x"))
+    first = Edits(values={"a": torch.zeros(2)}, kept={"a": (torch.tensor([0, 3]),)})
+    second = Edits(values={"b": torch.zeros(1)}, kept={"b": (torch.tensor([4]),)})
     both = first.then(second)
     assert both.values.keys() == both.kept.keys() == {"a", "b"}
-    assert both.dropped == ("x", "y")

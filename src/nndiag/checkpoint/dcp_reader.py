@@ -124,7 +124,7 @@ def read_tensor(files: GuardedFiles, tensor: StoredTensor, permission: Permissio
     """
     # zeros, since parts that overlap would leave others as the memory was
     found = {"tensor": torch.zeros(tensor.shape, dtype=tensor.dtype)}
-    with _quietly():
+    with quietly():
         try:
             state_dict_loader.load(
                 found, storage_reader=GuardedReader(files, tensor, permission), no_dist=True
@@ -146,8 +146,8 @@ def _cause(error: CheckpointException, files: GuardedFiles) -> InputError:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep DCP from warning that there is one process, which is meant."""
+def quietly() -> Iterator[None]:
+    """Keep DCP from saying that there is one process, which is meant."""
     logger = logging.getLogger("torch.distributed.checkpoint")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -11,7 +11,6 @@ from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.source import unreadable
 from nndiag.errors import InputError
 
-_SAVE = "save model.state_dict() with torch.save or safetensors, and give that"
 _FOREIGN = (
     ("saved_model.pb", "a TensorFlow SavedModel, which is not supported", "save the weights as safetensors"),
     (

@@ -248,11 +248,9 @@ def _require_known(token: str) -> None:
     """
     if token in ALWAYS_FORBIDDEN:
         return
-    from nndiag.rules import RULES
-    from nndiag.rules.base import OF_RUNS
+    from nndiag.rules import is_known
 
-    known = (*(rule.code for rule in RULES), *OF_RUNS)
-    if not any(code.startswith(token) for code in known):
+    if not is_known(token):
         raise UsageError(f"policy forbid {token}", "no finding has this code or prefix", "see `nndiag rules`")
 
 

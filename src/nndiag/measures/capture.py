@@ -120,7 +120,7 @@ class Capture:
         """Whether it is cheapest to add the blocks up whole, going by one batch of so many columns."""
         if _one_position(use, gradients):
             return False
-        return self._prefer_whole(_positions(use, gradients), len(gradients))
+        return self._prefer_whole(_positions(gradients), len(gradients))
 
     def _count(self, *tensors: Tensor) -> None:
         self.bytes += sum(t.numel() * t.element_size() for t in tensors)
@@ -199,7 +199,7 @@ def _one_position(use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> bool:
     return same_inputs(use.shares, g) and g.shape[3] == 1
 
 
-def _positions(use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> int:
+def _positions(gradients: Sequence[Sequence[Tensor]]) -> int:
     """Return how many positions a sample has in the calls of a layer."""
     return sum(g[0, 0].numel() for g in gradients[0])
 

@@ -96,8 +96,9 @@ class _Trying:
         loss = self._mean(before, 0)
         seen = moments.alterations()
         changing = [one for one in wanted if one.layer in seen and not seen[one.layer].constant[one.index]]
+        moving = frozenset(changing)
         found: dict[Replacement, Tried] = {
-            one: Tried(loss, 0.0) for one in wanted if one.layer in seen and one not in changing
+            one: Tried(loss, 0.0) for one in wanted if one.layer in seen and one not in moving
         }
         for tile in self._tiles(changing, moments.sizes):
             layer = seen[tile[0].layer]

@@ -80,7 +80,7 @@ def _rewrite(node: fx.Node) -> None:
     function, order = reorder
     given = _bound(node)
     node.target, node.kwargs = function, {}
-    node.args = tuple(_argument(name, key, given) for key in order)
+    node.args = tuple(_argument(key, given) for key in order)
 
 
 def _bound(node: fx.Node) -> Mapping[str, Any]:
@@ -94,7 +94,7 @@ def _bound(node: fx.Node) -> Mapping[str, Any]:
     return found
 
 
-def _argument(name: str, key: str, given: Mapping[str, Any]) -> Any:
+def _argument(key: str, given: Mapping[str, Any]) -> Any:
     value = given[key]
     if key == "training":
         return given["running_mean"] is None

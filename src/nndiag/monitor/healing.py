@@ -20,7 +20,7 @@ from nndiag.records.report import Diagnosis
 from nndiag.remedies.plan import ADVICE, Treatment, TreatmentKind, plan
 from nndiag.surgery.training.initial import DEFAULT, check_initialiser
 from nndiag.surgery.training.treating import treat
-from nndiag.surgery.training.trial import Limit
+from nndiag.surgery.training.trial import MAX_LOSS_INCREASE, Limit
 from nndiag.surgery.training.ward import Ward
 
 _NEXT: Mapping[TreatmentKind, TreatmentKind] = {
@@ -48,7 +48,7 @@ class HealingSettings:
 
     patience: int = 2
     attempts: int = 3
-    max_loss_increase: float = 0.01
+    max_loss_increase: float = MAX_LOSS_INCREASE
     only: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     initialiser: str = DEFAULT

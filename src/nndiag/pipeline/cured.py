@@ -15,6 +15,7 @@ from nndiag.remedies import Goal
 from nndiag.remedies.plan import Treatment
 from nndiag.surgery.edits import Edits
 from nndiag.surgery.training.initial import DEFAULT, check_initialiser
+from nndiag.surgery.training.trial import MAX_LOSS_INCREASE
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class HealSettings:
     only: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     initialiser: str = DEFAULT
-    max_loss_increase: float = 0.01
+    max_loss_increase: float = MAX_LOSS_INCREASE
     dry_run: bool = False
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from nndiag.remedies.rates import snippet, suggest
 from nndiag.surgery.edits import Edits
 from nndiag.surgery.proof import TOLERANCE, Replayed, output_change
 from nndiag.surgery.training.evidence import Evidence, look_closely
-from nndiag.surgery.training.record import Done, Left
+from nndiag.surgery.training.record import Done, Left, Promise, Treated
 from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import Limit
 from nndiag.surgery.training.ward import Ward
@@ -28,6 +28,9 @@ ROUNDS = 6
 nothing more can be."""
 SHARES = 20
 """A single node may cost a twentieth of what all may."""
+_WEAKER: tuple[Promise, ...] = ("unchanged", "measured", "finite")
+
+Place = tuple[str, int | None]
 
 
 def cure_for_training(job: Job, loaded: Loaded, before: Diagnosis, settings: HealSettings) -> Cured:
@@ -53,8 +56,8 @@ class _Training:
             {name: tensor.dtype for name, tensor in loaded.fitted.tensors.items()},
         )  # fmt: skip
         self.first = self.ward.replay(gradients=True)
-        self.done: dict[tuple[str, int | None], Done] = {}
-        self.left: dict[tuple[str, int | None], Left] = {}
+        self.done: dict[Place, Done] = {}
+        self.left: dict[Place, Left] = {}
         self.clear = before
 
     def cured(self) -> Cured:
@@ -89,20 +92,14 @@ class _Training:
         share = self.settings.max_loss_increase
         found, limit = self.before, Limit(self.first, share, share / SHARES)
         deepest = replace(self.job, level=min(self.job.level, Level.GRADIENTS))
+        resting: set[Place] = set()  # left in the round before: another one may make them treatable
         for attempt in range(ROUNDS):
-            wanted = [
-                t
-                for t in self._planned(found)
-                if t.kind not in ADVICE and (t.layer, t.index) not in self.left
-            ]
+            wanted = [t for t in self._treatable(found) if (t.layer, t.index) not in resting]
             if not wanted:
-                self.left = {}
                 break
             self.ward.attempt = attempt
             treated = treat(self.ward, wanted, limit)
-            self.left = {(left.treatment.layer, left.treatment.index): left for left in treated.left}
-            for done in treated.done:
-                self.done[done.treatment.layer, done.treatment.index] = done
+            resting = self._note(treated)
             if not treated.done:
                 break
             if not limit.before.finite:  # from here on there is a function to keep
@@ -110,7 +107,24 @@ class _Training:
                 found = self.clear = self.job.examine(self.loaded, self.ward.model)
             else:
                 found = deepest.examine(self.loaded, self.ward.model)
+        still = {(t.layer, t.index) for t in self._treatable(found)}
+        self.left = {place: left for place, left in self.left.items() if place in still}
         return found
+
+    def _treatable(self, diagnosis: Diagnosis) -> list[Treatment]:
+        return [t for t in self._planned(diagnosis) if t.kind not in ADVICE]
+
+    def _note(self, treated: Treated) -> set[Place]:
+        """Take note of a round, and return what it left. A node treated twice has the weaker of the promises."""
+        for done in treated.done:
+            place = (done.treatment.layer, done.treatment.index)
+            known = self.done.get(place)
+            if known is None or _WEAKER.index(done.promise) >= _WEAKER.index(known.promise):
+                self.done[place] = done
+            self.left.pop(place, None)
+        left = {(one.treatment.layer, one.treatment.index): one for one in treated.left}
+        self.left |= left
+        return set(left)
 
     def _keep_promises(self, last: Replayed) -> None:
         """Refuse a result that is worse than promised.

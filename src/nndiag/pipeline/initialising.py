@@ -4,7 +4,6 @@ comment.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tomllib
@@ -15,7 +14,8 @@ from pathlib import Path
 from nndiag.checkpoint import Permission
 from nndiag.config.tables import Tables
 from nndiag.config.toml_file import RUN_FILE
-from nndiag.errors import InputError, UsageError, printable
+from nndiag.config.toml_text import toml_comment, toml_value
+from nndiag.errors import InputError, UsageError
 from nndiag.model.chain import ACTIVATION, Chain
 from nndiag.pipeline.survey import Survey, shown, survey
 
@@ -60,7 +60,7 @@ def _lines(found: Survey) -> Iterator[str]:
     which = (
         files[0].name if len(files) == 1 else f"{len(files)} checkpoints, {files[0].name} to {files[-1].name}"
     )
-    yield _comment(f"What nndiag init found: {which} ({form}).")
+    yield toml_comment(f"What nndiag init found: {which} ({form}).")
     yield ""
     yield from _model(found)
     yield ""
@@ -75,7 +75,7 @@ def _lines(found: Survey) -> Iterator[str]:
 def _model(found: Survey) -> Iterator[str]:
     if found.hugging_face is not None:
         yield "[model]"
-        yield _comment(f'config.json: {found.hugging_face.architecture}. Needs pip install "nndiag[hf]".')
+        yield toml_comment(f'config.json: {found.hugging_face.architecture}. Needs pip install "nndiag[hf]".')
         yield 'factory = "hf"'
         return
     if found.has_program:
@@ -88,7 +88,7 @@ def _model(found: Survey) -> Iterator[str]:
         yield "# The weights, by name and shape:"
         shapes = found.shapes
         for name, shape in list(shapes.items())[:MOST_NAMES]:
-            yield _comment(f"  {name}: {'x'.join(map(str, shape)) or 'one number'}")
+            yield toml_comment(f"  {name}: {'x'.join(map(str, shape)) or 'one number'}")
         if len(shapes) > MOST_NAMES:
             yield f"#   and {len(shapes) - MOST_NAMES} more"
         return
@@ -98,7 +98,7 @@ def _model(found: Survey) -> Iterator[str]:
     yield f"# guesses ({ACTIVATION} may be any other activation); correct them before believing what rests on them."
     yield "sequential = ["
     for place, layer in enumerate(chain.layers):
-        yield f"  {_toml(layer)},{'   # guess' if place in chain.guessed else ''}"
+        yield f"  {toml_value(layer)},{'   # guess' if place in chain.guessed else ''}"
     yield "]"
 
 
@@ -109,12 +109,12 @@ def _checkpoints(found: Survey) -> Iterator[str]:
         return
     yield "[checkpoints]"
     if pattern is not None:
-        yield f"include = {_toml(pattern)}"
+        yield f"include = {toml_value(pattern)}"
     if len(chains) > 1:
-        yield _comment(f"The file holds {len(chains)} such networks; this one is the first.")
+        yield toml_comment(f"The file holds {len(chains)} such networks; this one is the first.")
         if chains[0].place:
-            yield f"weights_key = {_toml(chains[0].place)}"
-        yield f"strip_prefix = {_toml(chains[0].prefix)}"
+            yield f"weights_key = {toml_value(chains[0].place)}"
+        yield f"strip_prefix = {toml_value(chains[0].prefix)}"
     yield ""
 
 
@@ -125,7 +125,7 @@ def _data(found: Survey) -> Iterator[str]:
         yield '# data = "probe.npz"'
         return
     yield f"# Found by its name alone; it must hold {width}, and targets y."
-    yield f"data = {_toml(os.path.relpath(found.data.absolute(), found.folder.absolute()))}"
+    yield f"data = {toml_value(os.path.relpath(found.data.absolute(), found.folder.absolute()))}"
 
 
 def _width(found: Survey) -> str:
@@ -173,7 +173,7 @@ def _optimizer(found: Survey) -> Iterator[str]:
         known.name or "a rule that is not known",
         *(f"lr {known.lr:g}" for _ in [0] if known.lr is not None),
     ]
-    yield _comment(f"The optimiser is read from the checkpoints: {', '.join(said)}.")
+    yield toml_comment(f"The optimiser is read from the checkpoints: {', '.join(said)}.")
     if known.name is None or known.lr is None:
         yield "# [optimizer]"
         yield '# name = "sgd"   # sgd, adam or adamw'
@@ -190,19 +190,3 @@ def _pattern(names: Sequence[str]) -> str | None:
 
 def _only(chains: Sequence[Chain]) -> Chain | None:
     return chains[0] if chains else None
-
-
-def _comment(text: str) -> str:
-    """Return a line of comment; names of files and weights are someone else's text."""
-    return f"# {printable(text)[:160]}"
-
-
-def _toml(value: object) -> str:
-    """Return a value as TOML writes it, on one line."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(inner)}" for key, inner in value.items()) + "}"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

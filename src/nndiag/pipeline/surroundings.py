@@ -9,7 +9,9 @@ from pathlib import Path
 
 from torch import nn
 
+from nndiag.config.tables import Table
 from nndiag.config.toml_file import RUN_FILE
+from nndiag.config.toml_text import toml_comment, toml_table
 from nndiag.errors import InputError
 from nndiag.model.hf_config import find_config
 from nndiag.pipeline.cured import Cured
@@ -72,7 +74,8 @@ def _configured(file: Path, changes: Mapping[str, object]) -> Surroundings:
 
 def _sequential(model: str, job: Job, target: Path) -> Surroundings:
     """Write the new list of layers where a scan finds it, or, where one lies there already, beside the checkpoint."""
-    text = f"# The network of {target.name}, which heal made smaller.\n{model}{_rest(job, target)}"
+    about = toml_comment(f"The network of {target.name}, which heal made smaller.")
+    text = f"{about}\n{model}{_rest(job, target)}"
     taken = (target.absolute().parent / RUN_FILE).exists()
     name = f"{target.name}.toml" if taken else RUN_FILE
     said = (
@@ -85,14 +88,25 @@ def _sequential(model: str, job: Job, target: Path) -> Surroundings:
 
 
 def _rest(job: Job, target: Path) -> str:
-    """Return the tables of the probe and the optimiser, as far as they mean the same from the new place."""
+    """Return the tables that say where the weights lie, what to measure on and the update rule, as far as they mean
+    the same from the new place.
+    """
     config = job.inputs.config
-    lines = []
-    folder = target.absolute().parent.resolve()
+    tables = {
+        "checkpoints": _given(config.checkpoints, "weights_key", "strip_prefix"),
+        "probe": _given(config.probe, "loss", "limit", "batch_size", "block_size"),
+        "optimizer": _given(config.optimizer, *type(config.optimizer).model_fields),
+    }
+    if ":" in (config.probe.loss or ""):  # code of the old folder
+        del tables["probe"]["loss"]
     if config.probe.data is not None:
         data = (config.origin("probe.data").folder / config.probe.data).resolve()
+        folder = target.absolute().parent.resolve()
         if data.is_relative_to(folder):
-            lines.append(f"data = {json.dumps(data.relative_to(folder).as_posix())}")
-    if config.probe.loss is not None and ":" not in config.probe.loss:
-        lines.append(f"loss = {json.dumps(config.probe.loss)}")
-    return "\n[probe]\n" + "\n".join(lines) + "\n" if lines else ""
+            tables["probe"] = {"data": data.relative_to(folder).as_posix()} | tables["probe"]
+    return "".join(f"\n{toml_table(name, values)}" for name, values in tables.items() if values)
+
+
+def _given(table: Table, *keys: str) -> dict[str, object]:
+    """Return the keys that a table gives."""
+    return {key: value for key in keys if (value := getattr(table, key)) is not None}

@@ -16,11 +16,8 @@ from nndiag.remedies.plan import ADVICE, plan
 from nndiag.surgery.proof import output_change
 from nndiag.surgery.training.evidence import look_closely
 from nndiag.surgery.training.treating import treat
-from nndiag.surgery.training.trial import Limit
+from nndiag.surgery.training.trial import MAX_LOSS_INCREASE, Limit
 from nndiag.surgery.training.ward import Ward
-
-MAX_LOSS_INCREASE = 0.01
-"""Share of the loss that treatments may cost, as ``nndiag heal`` has it where nothing else is said."""
 
 Numbers = dict[str, Number]
 

@@ -10,6 +10,7 @@ from nndiag.remedies.plan import Treatment
 
 BELOW_STABLE = 0.5
 """Share of the largest stable rate that is suggested: curvature grows while a network trains."""
+_CLASSES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 
 
 def suggest(diagnosis: Diagnosis, treatments: Iterable[Treatment]) -> tuple[Suggestion, ...]:
@@ -87,13 +88,26 @@ def _groups(suggestions: Sequence[Suggestion], optimizer: Mapping[str, object]) 
     }
     if not rates:
         return
-    name = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}.get(str(optimizer.get("name")), "SGD")
     yield "rates = {" + ", ".join(f"{layer!r}: {rate:.3g}" for layer, rate in rates.items()) + "}"
     yield 'groups = {layer: {"params": [], "lr": lr} for layer, lr in rates.items()}'
     yield 'rest = {"params": []}'
     yield "for name, parameter in model.named_parameters():"
-    yield '    groups.get(name.rpartition(".")[0], rest)["params"].append(parameter)'
-    yield f"optimizer = torch.optim.{name}([*groups.values(), rest], lr={optimizer.get('lr', '…')})"
+    yield '    group = groups.get(name) or groups.get(name.rpartition(".")[0]) or rest'
+    yield '    group["params"].append(parameter)'
+    name = _CLASSES.get(str(optimizer.get("name")))
+    if name is None:
+        yield "# give [*groups.values(), rest] to your optimiser in place of model.parameters()"
+    else:
+        options = "".join(f", {key}={value}" for key, value in _options(name, optimizer))
+        yield f"optimizer = torch.optim.{name}([*groups.values(), rest]{options})"
+
+
+def _options(name: str, optimizer: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Yield what the optimiser was given, so that nothing but rates changes."""
+    for key in ("lr", *(("momentum",) if name == "SGD" else ("betas", "eps")), "weight_decay"):
+        value = optimizer.get(key)
+        if value is not None and (value or name == "AdamW"):  # AdamW decays where nothing is said
+            yield key, tuple(value) if isinstance(value, list) else value
 
 
 def _slopes(suggestions: Sequence[Suggestion]) -> Iterator[str]:

@@ -10,9 +10,9 @@ from typing import Literal
 from nndiag.errors import UsageError
 from nndiag.records.measured import LayerMeasures, Measured
 from nndiag.records.report import DEGENERATE, Finding
-from nndiag.rules import RULES, Rule
+from nndiag.rules import RULES, Rule, is_known
 from nndiag.rules.across import Blame, blames, own_fault
-from nndiag.rules.base import CHANNEL, ELSEWHERE, LAYER_TO_MEND, OF_RUNS, Context, Hit, Scales
+from nndiag.rules.base import CHANNEL, ELSEWHERE, LAYER_TO_MEND, Context, Hit, Scales
 from nndiag.rules.behind import of_the_model
 from nndiag.rules.causes import cause_of, shared_cause
 from nndiag.rules.channels import channel_blames
@@ -38,7 +38,7 @@ class Selection:
     def __post_init__(self) -> None:
         for option, codes in (("--select", self.select), ("--ignore", self.ignore)):
             for code in codes:
-                if not any(known.startswith(code) for known in (*(rule.code for rule in RULES), *OF_RUNS)):
+                if not is_known(code):
                     raise UsageError(
                         f"{option} {code}", "no finding has this code or prefix", "see `nndiag rules`"
                     )

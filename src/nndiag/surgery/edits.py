@@ -16,16 +16,15 @@ class Edits:
     ``values`` maps a name to the complete new tensor, perhaps of a new shape; names that did not change are absent.
     ``kept`` says, for names whose shape shrank, which old indices remain along each axis (``None``: all), so that
     whatever is stored beside an entry, such as an optimiser's moments, can follow it. ``reset`` marks, in the new
-    shape, the entries whose optimiser state starts afresh. ``dropped`` names what is gone with its module.
+    shape, the entries whose optimiser state starts afresh.
     """
 
     values: Mapping[str, Tensor] = field(default_factory=dict)
     kept: Mapping[str, tuple[Tensor | None, ...]] = field(default_factory=dict)
     reset: Mapping[str, Tensor] = field(default_factory=dict)
-    dropped: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.values or self.dropped)
+        return bool(self.values)
 
     def then(self, later: Edits) -> Edits:
         """Return this and what was done to its result afterwards as one."""
@@ -36,12 +35,7 @@ class Edits:
         reset = {name: _cut(mask, later.kept.get(name, ())) for name, mask in self.reset.items()}
         for name, mask in later.reset.items():
             reset[name] = reset[name] | mask if name in reset else mask
-        return Edits(
-            {**self.values, **later.values},
-            kept,
-            reset,
-            tuple(dict.fromkeys((*self.dropped, *later.dropped))),
-        )
+        return Edits({**self.values, **later.values}, kept, reset)
 
 
 Indices = tuple[Tensor | None, ...]

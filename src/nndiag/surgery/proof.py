@@ -57,7 +57,7 @@ def replay(model: nn.Module, probe: Probe, seed: int, gradients: bool = True) ->
                 targets = probe.loss.prepare(output, batch.targets)
                 values = probe.loss.per_sample(output, targets)
             else:
-                values = output.flatten(1).square().mean(dim=1)
+                values = output.reshape(len(output), -1).square().mean(dim=1)
             loss += float(values.detach().double().sum())
             if not gradients or not values.requires_grad:
                 continue

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.surgery.deploying.networks import (
+    EXACT,
     After,
+    all_end,
     constant,
     did,
     inputs,
@@ -20,8 +22,6 @@ from tests.surgery.deploying.networks import (
     seeded,
     treated,
 )
-
-EXACT = 1e-12
 
 
 def test_a_constant_goes_into_the_next_bias() -> None:
@@ -65,19 +65,15 @@ def convolutions(**options: object) -> Callable[[], nn.Module]:
 def test_a_constant_channel_is_folded_where_no_zeros_are_read(options: dict[str, object]) -> None:
     model = seeded(convolutions(**options))
     constant(model[0], [4], 0.5)
-    found = treated(model, inputs(9, 3, 9, 9), prune("0", [4]))
-    assert did(found) == {("0", 4): "folded"}
-    assert largest_difference(model, found, inputs(20, 3, 9, 9, seed=2)) <= EXACT
+    all_end("folded", model, inputs(9, 3, 9, 9), "0", [4], inputs(20, 3, 9, 9, seed=2))
 
 
 def test_padding_with_zeros_keeps_a_constant_channel_and_says_why() -> None:
     model = seeded(convolutions(padding=1))
     constant(model[0], [4], 0.5)
     model[0].weight.data[4] = 1e-30  # not zero, but of no effect
-    found = treated(model, inputs(9, 3, 9, 9), prune("0", [4]))
-    assert did(found) == {("0", 4): "zeroed"}
+    found = all_end("zeroed", model, inputs(9, 3, 9, 9), "0", [4], inputs(20, 3, 9, 9, seed=2))
     assert "beyond the borders" in found.done[0].why
-    assert largest_difference(model, found, inputs(20, 3, 9, 9, seed=2)) <= EXACT
     # removing it would have shown: a bias cannot be right inside and at the borders
     dense = F.conv2d(torch.sigmoid(model[0](inputs(2, 3, 9, 9))), model[2].weight, model[2].bias, padding=1)
     inside = torch.sigmoid(torch.tensor(0.5, dtype=torch.float64)) * model[2].weight[:, 4].sum((1, 2))
@@ -117,9 +113,7 @@ def test_a_batch_norm_takes_the_constant_of_a_convolution_without_a_bias() -> No
         )
     )
     constant(model[0], [1], 0.5)
-    found = treated(model, inputs(9, 3, 7, 7), prune("0", [1]))
-    assert did(found) == {("0", 1): "folded"}
-    assert largest_difference(model, found, inputs(20, 3, 7, 7, seed=2)) <= EXACT
+    found = all_end("folded", model, inputs(9, 3, 7, 7), "0", [1], inputs(20, 3, 7, 7, seed=2))
     shift = torch.sigmoid(torch.tensor(0.5, dtype=torch.float64)) * model[2].weight[:, 1].sum((1, 2))
     assert torch.allclose(found.module[3].running_mean, model[3].running_mean - shift)
 
@@ -152,17 +146,13 @@ def test_a_layer_that_reads_in_a_loop_takes_a_constant_once() -> None:
 
     model = seeded(Loop)
     constant(model.a, [2], 0.7)
-    found = treated(model, inputs(12, 5), prune("a", [2]))
-    assert did(found) == {("a", 2): "folded"}
-    assert largest_difference(model, found, inputs(40, 5, seed=2)) <= EXACT
+    all_end("folded", model, inputs(12, 5), "a", [2], inputs(40, 5, seed=2))
 
 
 def test_nothing_listens_to_a_unit_whose_outgoing_weights_are_zero() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)))
     model[2].weight.data[:, 6] = 0.0
-    found = treated(model, inputs(12, 5), prune("0", [6]))
-    assert did(found) == {("0", 6): "removed"}
-    assert largest_difference(model, found, inputs(40, 5, seed=2)) <= EXACT
+    all_end("removed", model, inputs(12, 5), "0", [6], inputs(40, 5, seed=2))
 
 
 def test_twins_are_merged_with_sign_and_shift() -> None:

@@ -69,6 +69,6 @@ def test_what_a_constant_adds_is_what_the_layer_does_with_it() -> None:
     x = torch.zeros(1, 6, 5, 5)
     x[:, 3] = 2.5
     wanted = torch.nn.functional.conv2d(x, weight, groups=3)[0, :, 1, 1]
-    found = torch.zeros(6)
-    found[outlet.heard_by(weight, 3)] = outlet.constant(weight, 3, torch.tensor([2.5]))
-    torch.testing.assert_close(found, wanted)
+    found = torch.zeros(6, dtype=torch.float64)
+    found[outlet.heard_by(weight, 3)] = outlet.constant(weight, 3, torch.tensor([2.5], dtype=torch.float64))
+    torch.testing.assert_close(found, wanted.double())

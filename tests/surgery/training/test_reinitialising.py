@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from nndiag.probe.probe import Probe
+from nndiag.replay.kinds import Layer
+from nndiag.surgery.training import reinitialising
 from nndiag.surgery.training.evidence import look_closely
+from nndiag.surgery.training.initial import fresh
+from nndiag.surgery.training.sorting import sort_restarts
 from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import Limit
 from nndiag.surgery.training.ward import Ward
@@ -47,6 +53,35 @@ def test_dead_nodes_live_and_the_function_stays(name: str) -> None:
     assert [(done.promise, done.treatment.index) for done in found.done] == [("unchanged", n) for n in NODES]
     assert apart(before, outputs(model, probe)) <= 1e-6
     assert alive(place, layer, NODES)
+
+
+def test_large_seeds_draw_numbers_of_their_own_too() -> None:
+    drawn = set()
+    for seed in (0, 1, 2**62 - 1):
+        model, probe, layer = killed("mlp")
+        place = Ward(model, probe, seed)
+        assert treated(place, anew(layer, NODES)).done
+        drawn.add(float(model[0].weight.detach()[NODES[0], 0]))
+    assert len(drawn) == 3
+
+
+def test_whether_nodes_are_heard_at_all_takes_one_drawing_of_the_layer_that_hears_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, probe = network("mlp")
+    with torch.no_grad():
+        model[2].weight[:, :5] = 0.0
+    drawn: list[str] = []
+
+    def counted(model: nn.Module, layer: Layer, *rest: Any) -> dict[str, torch.Tensor]:
+        drawn.append(layer.name)
+        return fresh(model, layer, *rest)
+
+    monkeypatch.setattr(reinitialising, "fresh", counted)
+    found = sort_restarts(ward(model, probe), anew("0", range(8), "ND304"), finite=True)
+    assert [left.treatment.index for left in found.left] == list(range(5))
+    assert [case.node for _, case in found.measured] == [5, 6, 7]
+    assert drawn == ["2"]
 
 
 @pytest.mark.parametrize("name", DEAD)

@@ -118,21 +118,3 @@ def test_the_same_edits_give_the_same_bytes(tmp_path: Path) -> None:
     found = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in "bc"]
     assert found[0] == found[1]
     assert set(found[0]) == {".metadata", "__0_0.distcp", "meta.json"}
-
-
-@pytest.mark.parametrize("nested", [True, False])
-def test_a_layer_may_get_a_bias_and_another_go(tmp_path: Path, nested: bool) -> None:
-    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 3), nn.Linear(3, 2))
-    optimizer = adam(model)
-    step(model, optimizer)
-    edits = Edits({"0.bias": torch.ones(3)}, dropped=("1.weight", "1.bias"))
-    assert written(saved(tmp_path / "a", model, optimizer, nested), edits, tmp_path / "b", model).notes == ()
-    again = nn.Sequential(nn.Linear(4, 3), nn.Identity(), nn.Linear(3, 2))
-    resumed = adam(again)
-    load(tmp_path / "b", again, resumed, nested)
-    assert torch.equal(again[0].bias, torch.ones(3))
-    state = resumed.state_dict()["state"]
-    assert torch.equal(state[2]["exp_avg"], optimizer.state_dict()["state"][3]["exp_avg"])
-    assert not state[1]["exp_avg"].any()
-    assert [int(state[index]["step"]) for index in range(4)] == [1, 0, 1, 1]
-    step(again, resumed)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from nndiag.checkpoint import open_checkpoint
+from nndiag.errors import ModelError
+from nndiag.model.fit import Fit
 from nndiag.surgery.edits import Edits
+from nndiag.surgery.writing import write
 from tests.surgery.writing.networks import expected, healed, network, pruned, same, trained, written
 
 
@@ -79,14 +84,25 @@ def test_prefixes_and_other_entries_stay(tmp_path: Path) -> None:
     assert torch.equal(found["module.3.weight"], edits.values["3.weight"])
 
 
-def test_a_layer_may_get_a_bias_and_lose_its_neighbour(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2))
-    save_file(model.state_dict(), tmp_path / "a.safetensors")
-    edits = Edits({"0.bias": torch.tensor([1.0, 2.0])}, dropped=("1.weight", "1.bias"))
-    written(tmp_path / "a.safetensors", edits, tmp_path / "b.safetensors", model)
+def test_a_parameter_that_the_file_has_no_place_for_is_refused_and_a_buffer_is_the_models_own(
+    tmp_path: Path,
+) -> None:
+    model = nn.BatchNorm1d(2)
+    stored = {name: value for name, value in model.state_dict().items() if name != "num_batches_tracked"}
+    save_file(stored, tmp_path / "a.safetensors")
+    source = open_checkpoint(tmp_path / "a.safetensors")
+    (place,) = source.places
+    fitted = Fit(dict(place.tensors), place.key, "", 0, "", tuple(place.tensors))
+    more = nn.BatchNorm1d(2)
+    more.register_parameter("slope", nn.Parameter(torch.ones(2)))
+    with pytest.raises(ModelError, match="slope: changed, and the checkpoint has no place for it"):
+        write(source, fitted, Edits({"slope": torch.zeros(2)}), tmp_path / "b.safetensors", model=more)
+    assert not (tmp_path / "b.safetensors").exists()
+    edits = Edits({"bias": torch.ones(2), "num_batches_tracked": torch.tensor(7)})
+    write(source, fitted, edits, tmp_path / "b.safetensors", model=model)
     found = load_file(tmp_path / "b.safetensors")
-    assert set(found) == {"0.weight", "0.bias"}
-    assert torch.equal(found["0.bias"], torch.tensor([1.0, 2.0]))
+    assert found.keys() == stored.keys()
+    assert torch.equal(found["bias"], torch.ones(2))
 
 
 def test_one_tensor_under_two_names_changes_under_both(tmp_path: Path) -> None:

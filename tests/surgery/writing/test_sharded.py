@@ -83,11 +83,3 @@ def test_shards_without_a_change_are_the_same_files(tmp_path: Path) -> None:
         for file in sorted((tmp_path / "b").iterdir())
     ]
     assert same == [True, False, True]  # the first shard, the one with the bias, the index
-
-
-def test_a_shard_of_which_nothing_remains_goes(tmp_path: Path) -> None:
-    model, _ = trained()
-    index = shards(tmp_path / "a", model, "safetensors")
-    written(index, Edits(dropped=("3.weight", "3.bias")), tmp_path / "b", model)
-    assert len(list((tmp_path / "b").iterdir())) == 2
-    assert set(loaded(tmp_path / "b")) == {n for n in model.state_dict() if not n.startswith("3.")}

@@ -6,9 +6,11 @@ import io
 import zipfile
 from pathlib import Path
 
+import pytest
 import torch
 
 from nndiag.checkpoint import open_checkpoint
+from nndiag.errors import InputError
 from nndiag.model.fit import fit
 from nndiag.surgery.writing import write
 from tests.surgery.writing.networks import adam, expected, healed, network, pruned, same, step, trained
@@ -62,3 +64,16 @@ def test_policy_and_optimiser_change_and_all_else_stays(tmp_path: Path) -> None:
         resumed.load_state_dict(state)
         step(again, resumed)
         assert int(resumed.state[again[0].weight]["step"]) == 4
+
+
+def test_damage_in_an_entry_that_nobody_reads_is_found_when_it_is_copied(tmp_path: Path) -> None:
+    source = tmp_path / "a.zip"
+    model, _ = agent(source)
+    content = bytearray(source.read_bytes())
+    content[content.index(b"policy_class")] ^= 1
+    source.write_bytes(content)
+    opened = open_checkpoint(source)
+    fitted = fit(model, opened.places, strip_prefix="q_net")
+    with pytest.raises(InputError, match=r"a\.zip: is truncated or damaged .*CRC"):
+        write(opened, fitted, healed(model), tmp_path / "b.zip", model=model)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]

@@ -122,6 +122,30 @@ def test_killed_at_any_moment_it_is_whole_or_not_there(kills: Path, make: Callab
     assert unfinished > 5
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_came_before_a_target_that_does_not_arrive_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    link = os.link
+
+    def meanwhile(made: Path, target: Path) -> None:
+        if target.name == "new" and stopped:
+            raise KeyboardInterrupt
+        if target.name == "new":
+            target.write_text("somebody else's")
+        link(made, target)
+
+    def make() -> None:
+        with staged(tmp_path / "new") as folder:
+            (folder / "new").write_text("weights")
+            (folder / "a report").write_text("of them")
+
+    monkeypatch.setattr(os, "link", meanwhile)
+    with pytest.raises(KeyboardInterrupt if stopped else UsageError):
+        make()
+    assert everything(tmp_path) == ({} if stopped else {"new": b"somebody else's"})
+
+
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("limit", [0, 100, 500])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, make: Callable[[Path], Path], limit: int) -> None:

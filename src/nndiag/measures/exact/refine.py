@@ -136,7 +136,7 @@ class _Refining:
             progress(f"curvature of layer {layer.name}, exactly", done, len(self.layers))
             if layer.name in shares:
                 refined[layer.name] = self._layer(layer, shares[layer.name])
-        return Refinement(refined, self._note(shares, refined))
+        return Refinement(refined, self._note(shares))
 
     def _shares(self) -> dict[str, _Share]:
         """Divide what may be spent: a layer that needs less than its share leaves the rest to the others."""
@@ -271,7 +271,7 @@ class _Refining:
             solved.per_node["trace_se"] = numbers(blocks.estimated_traces[1])
         return [(nodes, solved)]
 
-    def _note(self, shares: Mapping[str, _Share], refined: Mapping[str, ExactLayer]) -> str | None:
+    def _note(self, shares: Mapping[str, _Share]) -> str | None:
         left = len(self.layers) - len(shares)
         if left == 0 or self.hessian:
             return None

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 RUNS = 3
+"""Passes that are timed, after one that is not."""
 SAMPLES = 64
+"""The first samples of a batch, which they take."""
 
 
 @dataclass(frozen=True)
@@ -26,19 +28,18 @@ class Cost:
     seconds: float
 
 
-def cost(model: nn.Module, batch: Sequence[Tensor], runs: int = RUNS) -> Cost:
+def cost(model: nn.Module, batch: Sequence[Tensor]) -> Cost:
     """Measure a network on the first samples of a batch.
 
     Args:
         model: in the mode in which it is used.
         batch: positional inputs, samples first.
-        runs: passes that are timed, after one that is not.
     """
     counter, batch = FlopCounterMode(display=False), [x[:SAMPLES] for x in batch]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         with counter:
             _run(model, batch)
-        seconds = [_run(model, batch) for _ in range(runs)]
+        seconds = [_run(model, batch) for _ in range(RUNS)]
     flops = counter.get_total_flops() / max(len(batch[0]), 1)
     return Cost(sum(p.numel() for p in model.parameters()), flops, median(seconds))
 

@@ -88,18 +88,17 @@ def remaining(traced: Traced, roots: Collection[int]) -> dict[str, tuple[Tensor 
 def _absorbed(traced: Traced, removals: Sequence[Removal], changed: Values) -> dict[str, Tensor]:
     """Return the parameters with outgoing weights merged and constants folded, in the old shapes."""
     tensors = traced.places.tensors
-    exact: dict[str, Tensor] = {}
+    folded = {fold.name for removal in removals for fold in removal.folds}
+    merged = {merge.name for removal in removals for merge in removal.merges}
+    exact = {
+        name: changed.get(name, tensors[name]).detach().to(torch.float64, copy=True)
+        for name in sorted(folded | merged)
+    }
     for removal in removals:
         for fold in removal.folds:
-            now = exact.setdefault(
-                fold.name, changed.get(fold.name, tensors[fold.name]).detach().double().clone()
-            )
-            now += fold.amount
+            exact[fold.name] += fold.amount
         for merge in removal.merges:
-            now = exact.setdefault(
-                merge.name, changed.get(merge.name, tensors[merge.name]).detach().double().clone()
-            )
-            _add_places(now, merge.axis, merge.places, merge.into, merge.slope)
+            _add_places(exact[merge.name], merge.axis, merge.places, merge.into, merge.slope)
     made = {name: value.to(tensors[name].dtype) for name, value in exact.items()}
     return _for_all_names(traced, {**changed, **made})
 

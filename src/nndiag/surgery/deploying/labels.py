@@ -43,7 +43,7 @@ def axis_of(factors: Sequence[Ids]) -> Axis:
     return tuple(factor for factor in factors if factor.any())
 
 
-def united(atoms: Atoms, one: Axis, other: Axis, length: int, reason: str) -> Axis:
+def united(atoms: Atoms, one: Axis, other: Axis, reason: str) -> Axis:
     """Return the axis of a result whose places join those of two axes of the same length."""
     if len(one) == len(other) == 1:
         atoms.join(one[0], other[0], reason)

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 def channels(mode: Following, call: Call) -> None:
     """BatchNorm: a channel of the input, with its statistics, scale and shift."""
-    tensor, labels = call.given["input"], mode.labels(call.given["input"])
+    labels = mode.labels(call.given["input"])
     axis = labels.axes[1]
     for name in ("weight", "bias", "running_mean", "running_var"):
         if (other := call.given.get(name)) is not None:
             reason = "it is scaled together with what stays"
-            axis = united(mode.atoms, axis, mode.labels(other).axes[0], tensor.shape[1], reason)
+            axis = united(mode.atoms, axis, mode.labels(other).axes[0], reason)
     mode.give(call.results[0], Labels((labels.axes[0], axis, *labels.axes[2:])))
     for extra in call.results[1:]:
         mode.give(extra, Labels.none(extra.dim()))
@@ -44,13 +44,11 @@ def normalised(mode: Following, call: Call) -> None:
 
 def grouped_norm(mode: Following, call: Call) -> None:
     """GroupNorm: the channels of a group go together."""
-    tensor, labels = call.given["input"], mode.labels(call.given["input"])
+    labels = mode.labels(call.given["input"])
     groups, axis = call.given["group"], labels.axes[1]
     for name in ("weight", "bias"):
         if (other := call.given.get(name)) is not None:
-            axis = united(
-                mode.atoms, axis, mode.labels(other).axes[0], tensor.shape[1], "it is scaled with what stays"
-            )
+            axis = united(mode.atoms, axis, mode.labels(other).axes[0], "it is scaled with what stays")
     for factor in axis:
         sums.one_per_group(mode.atoms, factor, groups, "the statistics of a GroupNorm take in all units")
     mode.give(call.results[0], Labels((labels.axes[0], axis, *labels.axes[2:])))

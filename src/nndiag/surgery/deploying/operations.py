@@ -39,7 +39,7 @@ def _pointwise(mode: Following, call: Call) -> None:
             if tensor.shape[i] != size:
                 continue
             known = axes[ahead + i]
-            axes[ahead + i] = axis if known is None else united(mode.atoms, known, axis, size, reason)
+            axes[ahead + i] = axis if known is None else united(mode.atoms, known, axis, reason)
     given = Labels(tuple(axis or () for axis in axes), constant)
     for one in call.results:
         mode.give(one, given if one.shape == result.shape else Labels.none(one.dim()))
@@ -97,24 +97,14 @@ def _pooled(mode: Following, call: Call) -> None:
 
 def _copied(mode: Following, call: Call) -> None:
     """``self`` takes the values of ``src`` in place."""
-    into, source = mode.labels(call.given["self"]), mode.labels(call.given["src"])
-    ahead = len(into.axes) - len(source.axes)
-    for i, axis in enumerate(source.axes):
-        if call.given["src"].shape[i] == into_size(call, ahead + i):
-            united(
-                mode.atoms,
-                into.axes[ahead + i],
-                axis,
-                call.given["src"].shape[i],
-                "it is written over what stays",
-            )
-    if not source.constant:
-        mode.give(call.given["self"], Labels(into.axes))
-
-
-def into_size(call: Call, axis: int) -> int:
-    """Return the size of an axis of what is written to."""
-    return int(call.given["self"].shape[axis])
+    target, source = call.given["self"], call.given["src"]
+    into, labels = mode.labels(target), mode.labels(source)
+    ahead = target.dim() - source.dim()
+    for i, axis in enumerate(labels.axes):
+        if source.shape[i] == target.shape[ahead + i]:
+            united(mode.atoms, into.axes[ahead + i], axis, "it is written over what stays")
+    if not labels.constant:
+        mode.give(target, Labels(into.axes))
 
 
 def _looked_up(mode: Following, call: Call) -> None:

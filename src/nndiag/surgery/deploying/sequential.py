@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from nndiag.config.toml_text import toml_value
 from nndiag.model.sequential import LAYERS
 from nndiag.surgery.deploying.attributes import sizes_of
 
@@ -36,13 +36,5 @@ def _entry(entry: list[object], module: nn.Module) -> list[object]:
 
 def as_toml(entries: Sequence[Sequence[object]]) -> str:
     """Return the list as the lines of a ``[model]`` table."""
-    lines = "".join(f"  [{', '.join(map(_value, entry))}],\n" for entry in entries)
+    lines = "".join(f"  [{', '.join(map(toml_value, entry))}],\n" for entry in entries)
     return f"[model]\nsequential = [\n{lines}]\n"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_value, value)) + "]"
-    return repr(value) if isinstance(value, float) else json.dumps(value)

@@ -29,11 +29,8 @@ def view(mode: Following, call: Call) -> None:
 
 def ordered(mode: Following, call: Call) -> None:
     """Axes in another order."""
-    tensor, result = call.tensors[0], call.results[0]
-    labels, order = (
-        mode.labels(tensor),
-        _order(call, tensor.dim() if call.result is not tensor else result.dim()),
-    )
+    result, labels = call.results[0], mode.labels(call.tensors[0])
+    order = _order(call, result.dim())
     mode.give(result, Labels(tuple(labels.axes[i] for i in order), labels.constant))
 
 
@@ -118,17 +115,17 @@ def cat(mode: Following, call: Call) -> None:
     for i in range(result.dim()):
         if i == dim:
             axes.append(
-                _joined(mode, [(labels.axes[i], t.shape[i]) for labels, t in zip(every, parts, strict=True)])
+                _joined([(labels.axes[i], t.shape[i]) for labels, t in zip(every, parts, strict=True)])
             )
             continue
         axis = every[0].axes[i]
         for labels in every[1:]:
-            axis = united(mode.atoms, axis, labels.axes[i], result.shape[i], "it is joined with what stays")
+            axis = united(mode.atoms, axis, labels.axes[i], "it is joined with what stays")
         axes.append(axis)
     mode.give(result, Labels(tuple(axes), all(labels.constant for labels in every)))
 
 
-def _joined(mode: Following, parts: Sequence[tuple[Axis, int]]) -> Axis:
+def _joined(parts: Sequence[tuple[Axis, int]]) -> Axis:
     most = max(len(axis) for axis, _ in parts)
     factors = []
     for turn in range(most):
@@ -146,8 +143,7 @@ def stack(mode: Following, call: Call) -> None:
     axes = list(every[0].axes)
     for labels in every[1:]:
         for i, axis in enumerate(labels.axes):
-            size = result.shape[i + (i >= dim)]
-            axes[i] = united(mode.atoms, axes[i], axis, size, "it is joined with what stays")
+            axes[i] = united(mode.atoms, axes[i], axis, "it is joined with what stays")
     axes.insert(dim, ())
     mode.give(result, Labels(tuple(axes), all(labels.constant for labels in every)))
 
@@ -177,5 +173,5 @@ def halves(mode: Following, call: Call) -> None:
     half = tensor.shape[dim] // 2
     axes = list(labels.axes)
     first, second = ([f[part] for f in labels.axes[dim]] for part in (slice(half), slice(half, None)))
-    axes[dim] = united(mode.atoms, axis_of(first), axis_of(second), half, "it is gated by what stays")
+    axes[dim] = united(mode.atoms, axis_of(first), axis_of(second), "it is gated by what stays")
     mode.give(call.results[0], Labels(tuple(axes), labels.constant))

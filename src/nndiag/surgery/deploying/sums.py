@@ -26,10 +26,10 @@ def product(mode: Following, call: Call) -> None:
     left, right = (call.given[name] for name in _SIDES[call.name])
     one, other = mode.labels(left), mode.labels(right)
     result = call.results[0]
-    axis = united(mode.atoms, one.axes[-1], other.axes[-2], left.shape[-1], _MEETS)
+    axis = united(mode.atoms, one.axes[-1], other.axes[-2], _MEETS)
     batch: tuple[Axis, ...] = ()
     if left.dim() == 3:
-        batch = (united(mode.atoms, one.axes[0], other.axes[0], left.shape[0], _MEETS),)
+        batch = (united(mode.atoms, one.axes[0], other.axes[0], _MEETS),)
     axes = [*batch, one.axes[-2], other.axes[-1]]
     taker, simple = None, call.given.get("beta", 1) == 1 and call.given.get("alpha", 1) == 1
     if added is not None:
@@ -56,9 +56,7 @@ def _with_added(mode: Following, added: Tensor, axes: list[Axis], result: Tensor
     labels, ahead = mode.labels(added), result.dim() - added.dim()
     for i, axis in enumerate(labels.axes):
         if added.shape[i] == result.shape[ahead + i]:
-            axes[ahead + i] = united(
-                mode.atoms, axes[ahead + i], axis, added.shape[i], "it is added to what stays"
-            )
+            axes[ahead + i] = united(mode.atoms, axes[ahead + i], axis, "it is added to what stays")
     return axes
 
 
@@ -81,9 +79,9 @@ def convolution(mode: Following, call: Call) -> None:
         out = _grouped(mode, call, channels, lw)
         channels = ()
     else:
-        channels = united(mode.atoms, channels, lw.axes[inputs], x.shape[1], _MEETS)
+        channels = united(mode.atoms, channels, lw.axes[inputs], _MEETS)
     if bias is not None:
-        out = united(mode.atoms, out, mode.labels(bias).axes[0], len(bias), "it is added to what stays")
+        out = united(mode.atoms, out, mode.labels(bias).axes[0], "it is added to what stays")
     mode.give(result, Labels((lx.axes[0], out, *((),) * (x.dim() - 2))))
     if not channels:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from nndiag.surgery.deploying.atoms import Atoms, Ids
@@ -85,8 +84,3 @@ def _choices(model: nn.Module, batch: tuple[Tensor, ...]) -> dict[int, int]:
         for turn, _ in stuck:
             choices[turn] = choices.get(turn, 0) + 1
     return choices
-
-
-def is_finite(model: nn.Module) -> bool:
-    """Whether every parameter is finite."""
-    return all(bool(torch.isfinite(p).all()) for p in model.parameters() if p.is_floating_point())

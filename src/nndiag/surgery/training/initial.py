@@ -13,7 +13,6 @@ from nndiag.errors import UsageError
 from nndiag.replay.kinds import Layer
 
 DEFAULT = "default"
-_RELU = {"nonlinearity": "relu"}
 INITIALISERS: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "kaiming_normal": lambda t, g: nn.init.kaiming_normal_(t, nonlinearity="relu", generator=g),
     "kaiming_uniform": lambda t, g: nn.init.kaiming_uniform_(t, nonlinearity="relu", generator=g),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,9 +64,9 @@ class Outlet:
         Args:
             weight: the parameter.
             unit: the unit.
-            entries: its constant at each of its ``inner`` entries.
+            entries: its constant at each of its ``inner`` entries, float64 on the CPU, as is what is returned.
         """
-        heard = self.outgoing(weight, unit)
+        heard = self.outgoing(weight, unit).double().cpu()
         if self.form in ("rows", "columns"):
             return heard @ entries
         return heard.flatten(1).sum(dim=1) * entries[0]
@@ -96,8 +95,8 @@ class Paths:
     """What becomes of the units of one layer.
 
     ``outlets`` are the weights that listen to them, ``norms`` the normalisations by stored statistics that they pass.
-    ``escape`` says where they go besides: into
-    what no weight of their own can shut, such as a residual stream; ``None``: nowhere.
+    ``escape`` says where they go besides: into what no weight of their own can shut, such as a residual stream;
+    ``None``: nowhere.
     """
 
     outlets: tuple[Outlet, ...] = ()
@@ -114,6 +113,3 @@ class Paths:
     def closable(self) -> bool:
         """Whether the outlets are all that hears the units."""
         return bool(self.outlets) and self.escape is None and not self.is_output
-
-
-AllPaths = Mapping[str, Paths]

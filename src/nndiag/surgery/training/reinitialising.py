@@ -107,16 +107,26 @@ def entries_of(outlet: Outlet, unit: int, arrival: Arrival) -> Arrival:
     return Arrival(arrival.mean[part], arrival.variance[part], arrival.least[part], arrival.largest[part])
 
 
-def hushed(ward: Ward, restart: Restart) -> bool:
-    """Whether a node's outgoing weights are no louder than those of a fresh node already."""
+def hushed(ward: Ward, restart: Restart, drawn: dict[str, Tensor]) -> bool:
+    """Whether a node's outgoing weights are no louder than those of a fresh node already.
+
+    Args:
+        ward: the network.
+        restart: the node.
+        drawn: fresh weights by name, kept from call to call: a layer is drawn once for all that it listens to.
+    """
     tensors = ward.tensors()
     for outlet in ward.paths[restart.layer].outlets:
-        layer = ward.layers[outlet.layer]
-        drawn = fresh(ward.model, layer, ward.initialiser, ward.generator(outlet.layer))[outlet.weight]
-        loudest = 10 * WHISPER * float(outlet.outgoing(drawn, restart.node).norm())
+        if outlet.weight not in drawn:
+            drawn[outlet.weight] = _fresh(ward, outlet.layer)[outlet.weight]
+        loudest = 10 * WHISPER * float(outlet.outgoing(drawn[outlet.weight], restart.node).norm())
         if float(outlet.outgoing(tensors[outlet.weight], restart.node).norm()) > loudest:
             return False
     return True
+
+
+def _fresh(ward: Ward, layer: str) -> dict[str, Tensor]:
+    return fresh(ward.model, ward.layers[layer], ward.initialiser, ward.generator(layer))
 
 
 def _entries(outlet: Outlet, unit: int) -> range:
@@ -148,7 +158,7 @@ def _hand_over(
             constant -= slopes * entries_of(outlet, restart.twin, heard.arrivals[outlet.weight]).mean
             _add_outgoing(ward, outlet, restart, slopes, stay[heard_by])
         constant = constant.nan_to_num(0.0, 0.0, 0.0)
-        amount = outlet.constant(weight.double().cpu(), restart.node, constant)
+        amount = outlet.constant(weight, restart.node, constant)
         added[heard_by] += amount.nan_to_num(0.0, 0.0, 0.0)
     if outlet.bias is not None and bool(added.any()):
         bias = tensors[outlet.bias]
@@ -170,7 +180,7 @@ def _hush(
 ) -> None:
     """Let the nodes be heard as a whisper by the nodes that stay; those that start anew too will draw their own."""
     weight, layer = ward.tensors()[outlet.weight], ward.layers[outlet.layer]
-    drawn = fresh(ward.model, layer, ward.initialiser, ward.generator(outlet.layer))[outlet.weight].to(weight)
+    drawn = _fresh(ward, outlet.layer)[outlet.weight].to(weight)
     whispers = drawn * (whisper * _no_louder(layer, weight, drawn, anew))
     mask = torch.zeros(weight.shape, dtype=torch.bool)
     for restart in restarts:
@@ -199,8 +209,8 @@ def _per_row(stay: Tensor, view: Tensor) -> Tensor:
 def _refill(ward: Ward, layer: Layer, nodes: Tensor) -> None:
     """Draw incoming weights, of the size of the living nodes', and a bias at which half of the probe fires."""
     tensors = ward.tensors()
-    others = torch.tensor([node not in set(nodes.tolist()) for node in range(layer.nodes)])
-    drawn = fresh(ward.model, layer, ward.initialiser, ward.generator(layer.name))
+    others = torch.ones(layer.nodes, dtype=torch.bool).index_fill(0, nodes, False)
+    drawn = _fresh(ward, layer.name)
     for slot in layer.weights:
         rows = slot.rows(drawn[slot.parameter])[nodes]
         norms = slot.rows(tensors[slot.parameter]).norm(dim=1)[others.to(tensors[slot.parameter].device)]

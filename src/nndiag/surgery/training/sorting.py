@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from nndiag.remedies.plan import Treatment
 from nndiag.surgery.training.record import Left
@@ -41,6 +42,7 @@ def sort_restarts(ward: Ward, treatments: Iterable[Treatment], finite: bool) -> 
     """Sort the treatments that start nodes anew; which of them leave the function as it is says ``split_exact``."""
     found = Sorted()
     seen: set[tuple[str, int]] = set()
+    drawn: dict[str, Tensor] = {}
     for treatment in treatments:
         case = _case(ward, treatment)
         if isinstance(case, Left):
@@ -49,7 +51,7 @@ def sort_restarts(ward: Ward, treatments: Iterable[Treatment], finite: bool) -> 
         if (case.layer, case.node) in seen:
             continue  # a unit and the channel that scales it are started together
         paths = ward.paths[case.layer]
-        if paths.closable and treatment.code == "ND304" and hushed(ward, case):
+        if paths.closable and treatment.code == "ND304" and hushed(ward, case, drawn):
             found.left.append(Left(treatment, _WHISPERS))
         elif paths.closable or (not finite and treatment.code in ("ND101", "ND103")):
             seen.add((case.layer, case.node))

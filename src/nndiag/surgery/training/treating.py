@@ -83,8 +83,8 @@ def _keep_function(run: _Round, exact: list[Case], rest: list[Case]) -> list[Cas
         if whisper is not None:
             how = _ANEW if whisper else f"{_ANEW}: exactly zero"
             run.done += [Done(treatment, "unchanged", _words(how, treatment)) for treatment, _ in chosen]
-            gone = {left.treatment for left in run.left}
-            return [pair for pair in (*exact, *rest) if pair not in chosen and pair[0] not in gone]
+            gone = {*(left.treatment for left in run.left), *(treatment for treatment, _ in chosen)}
+            return [pair for pair in (*exact, *rest) if pair[0] not in gone]
     if plain:
         said = "to what is not finite" if change is None else f"by {change:.2g} of the outputs' scale"
         why = f"starting {len(plain)} constant nodes anew should keep the function, and changes it {said}"

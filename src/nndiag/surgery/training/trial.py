@@ -11,6 +11,8 @@ from nndiag.surgery.proof import Replayed, output_change
 from nndiag.surgery.training.ward import Ward
 
 Item = TypeVar("Item")
+MAX_LOSS_INCREASE = 0.01
+"""Share of the loss that treatments may cost where nothing else is said."""
 FEWEST_SHARE = 8
 """A group that does harm is halved until its parts are an eighth of it, or single nodes where each has its price."""
 

@@ -72,7 +72,7 @@ class Ward:
     def generator(self, layer: str) -> torch.Generator:
         """Return the random numbers of one layer in this attempt, the same whatever else is treated."""
         place = ROUND * self.attempt + list(self.layers).index(layer)
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + place)
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + place) % 2**63)
 
     def rounded(self, name: str, values: Tensor) -> Tensor:
         """Return values as the checkpoint can hold them."""

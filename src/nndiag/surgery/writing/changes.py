@@ -40,35 +40,24 @@ class ParameterChange:
 
 @dataclass(frozen=True)
 class Changes:
-    """``weights`` maps names of the place in the file to new tensors of the file's own types; ``added`` are those
-    among them that the file does not hold yet, each with the entry that it comes after. ``dropped`` are names of the
-    place that go. ``parameters`` are by the model's names, those that its ``named_parameters`` yields; so are ``gone``,
-    which are no more, and ``fresh``, which are new, each with the parameter that it comes after.
+    """``weights`` maps names of the place in the file, which holds ``entries``, to new tensors of the file's own types.
+    ``parameters`` are by the model's names, those that its ``named_parameters`` yields.
     """
 
     place: str
     entries: tuple[str, ...]
     weights: Mapping[str, Tensor]
-    added: Mapping[str, str]
-    dropped: frozenset[str]
     parameters: Mapping[str, ParameterChange]
-    gone: frozenset[str]
-    fresh: Mapping[str, str]
 
     @property
     def shrank(self) -> bool:
-        """Whether any shape changed or any entry came or went, so that whatever is kept by shape must follow."""
-        changed = any(change.shrank for change in self.parameters.values())
-        return changed or bool(self.dropped or self.added or self.gone)
+        """Whether any shape changed, so that whatever is kept by shape must follow."""
+        return any(change.shrank for change in self.parameters.values())
 
     def within(self, names: Collection[str]) -> Changes:
         """Return what changes in one file of several, which holds these entries at its top level."""
-        weights = {name: value for name, value in self.weights.items() if self.added.get(name, name) in names}
-        added = {name: after for name, after in self.added.items() if name in weights}
-        return replace(
-            self, place="", entries=tuple(names), weights=weights, added=added,
-            dropped=self.dropped & frozenset(names),
-        )  # fmt: skip
+        weights = {name: value for name, value in self.weights.items() if name in names}
+        return replace(self, place="", entries=tuple(names), weights=weights)
 
 
 def place_of(source: Checkpoint, fit: Fit) -> Place:
@@ -93,7 +82,8 @@ def place_with(source: Checkpoint, key: str, names: Collection[str]) -> Place:
 def changes_of(model: nn.Module, source: Checkpoint, fit: Fit, edits: Edits) -> Changes:
     """Return what edits of a model change in the file.
 
-    Of a tensor that has several names in the model, an edit under one of them changes it under all.
+    Of a tensor that has several names in the model, an edit under one of them changes it under all. A buffer that the
+    file does not hold is one that the model makes itself.
 
     Args:
         model: the network with the shapes of the file.
@@ -102,15 +92,13 @@ def changes_of(model: nn.Module, source: Checkpoint, fit: Fit, edits: Edits) -> 
         edits: what changed, by the model's names.
 
     Raises:
-        ModelError: something changed that the file has no place for.
+        ModelError: a parameter changed that the file has no place for.
     """
     place = place_of(source, fit)
     # the same entries under today's names, which are those of the model
     held = dict(zip(fit.entries, place.tensors, strict=True))
     specs, wanted = specs_of(place.tensors), wanted_of(model)
     weights: dict[str, Tensor] = {}
-    added: dict[str, str] = {}
-    fresh: dict[str, str] = {}
     buffers = {name for name, _ in model.named_buffers()}
     for name, given in edits.values.items():
         value = given.detach().cpu().contiguous()  # one tensor under all of its names
@@ -118,29 +106,9 @@ def changes_of(model: nn.Module, source: Checkpoint, fit: Fit, edits: Edits) -> 
         for other in same:
             entry = held[fit.prefix + other]
             weights.setdefault(entry, value.to(specs[entry].dtype))
-        if not same:
-            neighbour = _neighbour(name, fit, held)
-            entry, after = fit.prefix + name, held[fit.prefix + neighbour]
-            weights[entry], added[entry] = value.to(specs[after].dtype), after
-            if name not in buffers:
-                fresh[name] = neighbour
-    gone = frozenset(edits.dropped)
-    living = {other for name, names in wanted.twins.items() if name not in gone for other in names}
-    dropped = frozenset(held[fit.prefix + name] for name in gone - living if fit.prefix + name in held)
-    return Changes(
-        place.key, tuple(place.tensors), weights, added, dropped, _parameters(model, edits, wanted.twins),
-        gone - living, fresh,
-    )  # fmt: skip
-
-
-def _neighbour(name: str, fit: Fit, held: Mapping[str, str]) -> str:
-    """Return the name beside which a new one belongs: the weight of the layer that got a bias."""
-    owner = name.rpartition(".")[0]
-    start = f"{owner}." if owner else ""
-    inside = [entry.removeprefix(fit.prefix) for entry in held if entry.startswith(fit.prefix + start)]
-    if not inside:
-        raise ModelError(name, "changed, and the checkpoint has no place for it", "check the model")
-    return f"{start}weight" if f"{start}weight" in inside else inside[-1]
+        if not same and name not in buffers:
+            raise ModelError(name, "changed, and the checkpoint has no place for it", "check the model")
+    return Changes(place.key, tuple(place.tensors), weights, _parameters(model, edits, wanted.twins))
 
 
 def _parameters(

@@ -6,8 +6,6 @@ How many ranks wrote the parts does not stay: whoever loads the checkpoint cuts 
 from __future__ import annotations
 
 import io
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,6 +20,7 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from nndiag.checkpoint.dcp_metadata import METADATA
+from nndiag.checkpoint.dcp_reader import quietly
 from nndiag.checkpoint.source import damaged, summary
 from nndiag.surgery.writing.dcp_edits import edit_optimizers, edit_weights
 from nndiag.surgery.writing.dcp_entries import Entries, Source
@@ -91,7 +90,7 @@ class _Writer(FileSystemWriter):
 def _save(entries: Entries, target: Path) -> None:
     writer = _Writer(target, overwrite=False)
     writer.fs = _Files()
-    with _quietly():
+    with quietly():
         try:
             save(entries.specs(), storage_writer=writer, planner=_Planner(entries))
         except CheckpointException as error:
@@ -105,17 +104,3 @@ def _cause(error: CheckpointException, target: Path) -> Exception:
         if isinstance(cause, Exception):
             return cause
     return damaged(target, summary(error))
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep DCP from saying that there is one process, which is meant."""
-    logger = logging.getLogger("torch.distributed.checkpoint")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -46,9 +46,9 @@ class Source:
         """Return what is no tensor, where it may be loaded."""
         return self.files.read(self.metadata.values[name], self.permission)
 
-    def owned(self, part: str) -> Mapping[str, Mapping[int | str, Mapping[str, str]]]:
-        """Return the flat names of what optimisers hold in a part of theirs, ``"state"`` or ``"param_groups"``: by the
-        optimiser, by the parameter (or group) that it belongs to, and by what it is.
+    def states(self) -> Mapping[str, Mapping[int | str, Mapping[str, str]]]:
+        """Return the flat names of what optimisers keep: by the optimiser, by the parameter that it belongs to, and by
+        what it is.
         """
         found: defaultdict[str, defaultdict[int | str, dict[str, str]]] = defaultdict(
             lambda: defaultdict(dict)
@@ -57,7 +57,7 @@ class Source:
             split = split_path(self.path(name))
             head, _, rest = split[1].partition(".") if split else ("", "", "")
             owner, _, last = rest.rpartition(".")
-            if split and head == part and owner:
+            if split and head == "state" and owner:
                 found[split[0]][key_of(owner)][last] = name
         return found
 
@@ -85,16 +85,6 @@ class Entries:
             content = io.BytesIO()
             torch.save(value, content)
             self.values[name] = content.getvalue()
-
-    def add(self, name: str, like: str, value: object, old: str, new: str) -> None:
-        """Put an entry beside one like it, of which one key is another."""
-        self.put(name, value)
-        if like in self.paths:
-            keys = self.paths[like]
-            self.paths[name] = tuple(
-                new if key == old else key.replace(f".{old}.", f".{new}.") if isinstance(key, str) else key
-                for key in keys
-            )
 
     def tensor(self, name: str) -> Tensor:
         """Return the tensor that is to be written."""

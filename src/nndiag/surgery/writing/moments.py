@@ -85,21 +85,6 @@ def follow(state: Mapping[str, Value], change: ParameterChange) -> Followed:
     return Followed(changed, frozenset(others | (moved.keys() - DIVISORS - MEANS - {"ax"})))
 
 
-def start(name: str, like: Value, value: Tensor) -> Value:
-    """Return what an optimiser keeps for a new parameter before its first step.
-
-    Args:
-        name: what it is.
-        like: the same of a parameter that is there.
-        value: the new parameter.
-    """
-    if name in _COUNTERS:
-        return _counter(like, _COUNTERS[name])
-    if not isinstance(like, Tensor) or not like.dim() or name in _SCALARS:
-        return like
-    return value.to(like.dtype) if name == "ax" else torch.zeros(value.shape, dtype=like.dtype)
-
-
 def taken(tensor: Tensor, kept: Kept) -> Tensor:
     """Return the entries of a tensor that remain along every axis."""
     for axis, index in enumerate(kept):

@@ -43,7 +43,7 @@ def plan_optimizers(
         fit: where the weights of the model lie in it.
         changes: what changed.
     """
-    if not (changes.parameters or changes.gone or changes.fresh):
+    if not changes.parameters:
         return tuple(OptimizerChange(saved.key, "stays") for saved in source.optimizers), ()
     matched = [(saved, assign(model, fit, saved)) for saved in source.optimizers]
     fitting = [saved for saved, assignment in matched if assignment.fits]

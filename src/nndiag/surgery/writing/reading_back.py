@@ -32,8 +32,7 @@ def check(job: Job, made: Path) -> None:
         return  # reading it would run its code once more
     path = made / job.source.path.name if job.source.format == "sharded" else made
     before = specs_of(place_with(job.source, changes.place, changes.entries).tensors)
-    wanted: dict[str, Tensor] = {name: before[name] for name in before if name not in changes.dropped}
-    wanted |= changes.weights
+    wanted: dict[str, Tensor] = {**before, **changes.weights}
     try:
         found = place_with(glance(path, job.permission), changes.place, tuple(wanted)).tensors
     except (InputError, LookupError) as error:

@@ -26,11 +26,9 @@ _ALIGNMENT = 8
 def write_safetensors(source: Path, changes: Changes, target: Path) -> int:
     """Write a safetensors file anew with some of its tensors changed; metadata, order and types stay.
 
-    Entries that are new to the checkpoint are written where the entry lies that they come after.
-
     Args:
         source: the file that is read.
-        changes: new tensors by name, and names that go; names that are not in this file do not matter.
+        changes: new tensors by name; names that are not in this file do not matter.
         target: the file to write.
 
     Returns:
@@ -47,16 +45,19 @@ def write_safetensors(source: Path, changes: Changes, target: Path) -> int:
     header: dict[str, Any] = {"__metadata__": old["__metadata__"]} if "__metadata__" in old else {}
     parts: list[tuple[int, int] | Tensor] = []  # where bytes lie in the source, or new values
     size = 0
-    for name in _order(tensors, changes):
+    for name in tensors:
         new = changes.weights.get(name)
         if new is None:
             begin, end = old[name]["data_offsets"]
             header[name] = {**old[name], "data_offsets": [size, size + end - begin]}
             parts.append((8 + length + begin, end - begin))
         else:
-            like = old[changes.added.get(name, name)]["dtype"]
             end = size + new.numel() * new.element_size()
-            header[name] = {"dtype": like, "shape": list(new.shape), "data_offsets": [size, end]}
+            header[name] = {
+                "dtype": old[name]["dtype"],
+                "shape": list(new.shape),
+                "data_offsets": [size, end],
+            }
             parts.append(new)
         size = header[name]["data_offsets"][1]
     file.check_unchanged()
@@ -69,15 +70,6 @@ def write_safetensors(source: Path, changes: Changes, target: Path) -> int:
                 _copy(file, *part, stream)
     file.check_unchanged()
     return size
-
-
-def _order(tensors: Mapping[str, Tensor], changes: Changes) -> list[str]:
-    after: dict[str, list[str]] = {}
-    for name, neighbour in changes.added.items():
-        after.setdefault(neighbour, []).append(name)
-    return [
-        name for held in tensors for name in ([] if held in changes.dropped else [held]) + after.get(held, [])
-    ]
 
 
 def _write_header(stream: BinaryIO, header: Mapping[str, Any]) -> None:

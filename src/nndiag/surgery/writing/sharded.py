@@ -1,10 +1,11 @@
-"""Weights split over several files: every shard keeps its tensors, and the index says what they hold now."""
+"""Weights split over several files: every shard keeps its tensors, and the index counts what they hold now."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,19 +39,14 @@ def write_sharded(job: Job, index: Path, folder: Path) -> None:
     shards: defaultdict[str, list[str]] = defaultdict(list)
     for name, shard in weight_map.items():
         shards[shard].append(name)
-    new_map: dict[str, str] = {}
     for shard, names in shards.items():
-        changes = job.changes.within(names)
-        remaining = {*names, *changes.added} - changes.dropped
-        new_map |= dict.fromkeys(remaining, shard)
-        if remaining:
-            target = folder / shard
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_weights(replace(job, changes=changes, optimizers=()), confined(index, shard), target)
+        target = folder / shard
+        target.parent.mkdir(parents=True, exist_ok=True)
+        own = replace(job, changes=job.changes.within(names), optimizers=())
+        write_weights(own, confined(index, shard), target)
     if not job.changes.shrank:
         shutil.copyfile(index, folder / index.name)
         return
-    described["weight_map"] = {name: new_map[name] for name in sorted(new_map)}
     metadata = described.get("metadata")
     if isinstance(metadata, dict):
         described["metadata"] = _recounted(metadata, job)
@@ -65,7 +61,7 @@ def write_weights(job: Job, source: Path, target: Path) -> None:
         InputError: the source is damaged or changed.
         OSError: the target cannot be written.
     """
-    if not job.changes.weights and not job.changes.dropped:
+    if not job.changes.weights:
         shutil.copyfile(source, target)
         return
     with opened(source) as file:
@@ -87,10 +83,8 @@ def _recounted(metadata: dict[str, object], job: Job) -> dict[str, object]:
     return new
 
 
-def _difference(changes: Changes, specs: object) -> tuple[int, int]:
-    assert isinstance(specs, dict)
-    old: list[Tensor] = [specs[name] for name in {*changes.weights, *changes.dropped} if name in specs]
-    new = [value for name, value in changes.weights.items() if name not in changes.dropped]
-    numbers = sum(tensor.numel() for tensor in new) - sum(tensor.numel() for tensor in old)
-    size = sum(t.numel() * t.element_size() for t in new) - sum(t.numel() * t.element_size() for t in old)
-    return numbers, size
+def _difference(changes: Changes, specs: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Return how many numbers there are more, and how many bytes."""
+    pairs = [(value, specs[name]) for name, value in changes.weights.items()]
+    numbers = sum(new.numel() - old.numel() for new, old in pairs)
+    return numbers, sum(new.nbytes - old.nbytes for new, old in pairs)

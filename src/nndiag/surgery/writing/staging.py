@@ -79,8 +79,13 @@ def staged(destination: Path) -> Iterator[Path]:
         for name in names:
             _refuse_existing(parent / name)
         _flush(folder)
-        for name in names:
-            _move(folder / name, parent / name)
+        try:
+            for name in names:
+                _move(folder / name, parent / name)
+        except BaseException:  # also where the user stops it in between
+            if _never_arrived(folder / destination.name):
+                _take_back(folder, parent)
+            raise
         _flush_entry(parent)
     except OSError as error:
         raise _unwritable(destination, error) from error

@@ -30,14 +30,8 @@ def edit_weights(tree: TensorTree, changes: Changes) -> None:
         _edit_modules(tree, changes)
         return
     for name, value in changes.weights.items():
-        if name in changes.added:
-            _insert(entries, name, changes.added[name])
-            tree.mark()
         if name in entries:
             tree.put(entries, name, value)
-    for name in changes.dropped & entries.keys():
-        del entries[name]
-        tree.mark()
 
 
 def edit_optimizers(
@@ -85,7 +79,6 @@ def _follow(tree: TensorTree, found: Entries, changes: Changes, plan: OptimizerC
                 tree.mark()
         for entry in sorted(followed.unknown):
             yield f"nobody knows a fresh start for the optimiser's {entry}: check it"
-    _regroup(tree, found, state, changes, plan)
 
 
 def _values(tree: TensorTree, kept: Entries) -> dict[str, Value]:
@@ -96,31 +89,6 @@ def _values(tree: TensorTree, kept: Entries) -> dict[str, Value]:
         elif isinstance(value, int | float):
             found[name] = value
     return found
-
-
-def _regroup(
-    tree: TensorTree, found: Entries, state: Entries, changes: Changes, plan: OptimizerChange
-) -> None:
-    """Take parameters that are gone out of the groups, and put new ones behind their neighbours."""
-    gone = [plan.keys[name] for name in changes.gone if name in plan.keys]
-    behind = {plan.keys[after]: name for name, after in changes.fresh.items() if after in plan.keys}
-    numbers = [key for key in plan.keys.values() if isinstance(key, int)]
-    for key in gone:
-        state.pop(key, None)
-    for group in found["param_groups"]:
-        options = mapping_of(group)
-        members = options.get("params") if options else None
-        if options is None or not isinstance(members, list):
-            continue
-        new: list[Any] = []
-        for key in members:
-            new += [] if key in gone else [key]
-            if key in behind:
-                numbers.append(max(numbers, default=0) + 1)
-                new.append(numbers[-1] if isinstance(key, int) else behind[key])
-        if new != members:
-            options["params"] = new
-            tree.mark()
 
 
 def _find(root: object, key: str, entries: Sequence[str]) -> Entries | None:
@@ -136,16 +104,6 @@ def _find(root: object, key: str, entries: Sequence[str]) -> Entries | None:
             if found is not None:
                 return found
     return None
-
-
-def _insert(entries: Entries, name: str, after: str) -> None:
-    """Put a new entry behind another one, as a tensor like it that is given its values later."""
-    order = list(entries.items())
-    entries.clear()
-    for held, value in order:
-        entries[held] = value
-        if held == after:
-            entries[name] = value
 
 
 def _edit_modules(tree: TensorTree, changes: Changes) -> None:
