@@ -142,7 +142,7 @@ def test_rows_in_a_file_are_those_in_memory(tmp_path: Path) -> None:
             return super().__getitem__(name)
 
     assert isinstance(stored, LazyTensors)
-    watching = Watching(stored.specs, stored.__getitem__, stored.read_part)
+    watching = Watching(stored.specs, stored.__getitem__, stored.fill_part)
     found, expected = measure_weights(watching), measure_weights(LazyTensors(state, state.__getitem__))
     assert read == []
     in_order = sorted(expected.layers, key=lambda layer: list(stored).index(f"{layer.name}.weight"))
