@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from nndiag.checkpoint import open_checkpoint
 from nndiag.checkpoint.lazy import LazyTensors
+from nndiag.measures import bands
 from nndiag.measures.duplicates import Pairs, duplicate_rows
 from nndiag.measures.sketch import NodeRows
 from nndiag.measures.weights import weight_measures
@@ -142,7 +143,7 @@ def test_rows_in_a_file_are_those_in_memory(tmp_path: Path) -> None:
             return super().__getitem__(name)
 
     assert isinstance(stored, LazyTensors)
-    watching = Watching(stored.specs, stored.__getitem__, stored.read_part)
+    watching = Watching(stored.specs, stored.__getitem__, stored.fill_part)
     found, expected = measure_weights(watching), measure_weights(LazyTensors(state, state.__getitem__))
     assert read == []
     in_order = sorted(expected.layers, key=lambda layer: list(stored).index(f"{layer.name}.weight"))
@@ -151,3 +152,23 @@ def test_rows_in_a_file_are_those_in_memory(tmp_path: Path) -> None:
         for name, values in same.per_node.items():
             np.testing.assert_array_equal(layer.per_node[name], values)
     assert {layer.name: layer.duplicates["weights"] for layer in found.layers} == {"a": ((4, 1),), "b": ()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("width", [64, 96, 65])
+def test_tiles_and_rows_out_of_the_ordinary_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, width: int
+) -> None:
+    monkeypatch.setattr(bands, "TILE", 3 * 64)
+    monkeypatch.setattr(bands, "_TILES", 2)
+    table = torch.randn(20, width, generator=torch.Generator().manual_seed(0))
+    table[4], table[9], table[13], table[14, 5] = 0.0, table[9] * 1e-17, table[13] * 1e18, torch.nan
+    state = {"a.weight": table.to(dtype)}
+    save_file(state, tmp_path / "w.safetensors")
+    stored = open_checkpoint(tmp_path / "w.safetensors").places[0].tensors
+    expected = state["a.weight"].double().norm(dim=1)
+    for tensors in (stored, state):
+        node = measure_weights(tensors).layers[0].per_node
+        np.testing.assert_allclose(node["weight_norm"], expected, rtol=1e-7)
+        assert np.flatnonzero(node["nonfinite_parameters"]).tolist() == [14]
+        monkeypatch.setattr(bands, "_WIDEST", 32)  # now rows are cut as well

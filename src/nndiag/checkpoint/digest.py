@@ -1,20 +1,18 @@
 """SHA-256 of a checkpoint's files, computed beside the reading and measuring of them.
 
-``hashlib`` lets other threads run, so that on two cores the hash costs no time of its own. One file has the hash of
+``hashlib`` lets other threads run, so that on two cores the hash costs no time of its own. It takes longer than all
+else that is done with the bytes, and so it leaves the reading of them to another thread. One file has the hash of
 its bytes. Several have the hash of the lines ``HASH  NAME`` that ``sha256sum`` prints for them in order.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from threading import Thread
 
-from nndiag.checkpoint.source import Watched, unreadable
-from nndiag.errors import InputError
-
-_AT_ONCE = 1 << 18  # stays in the processor's cache
+from nndiag.checkpoint.ahead import read_ahead
+from nndiag.checkpoint.source import Watched
 
 
 class Digest:
@@ -28,7 +26,7 @@ class Digest:
     def __init__(self, files: Mapping[str, Watched]) -> None:
         self._files = dict(sorted(files.items()))
         self._result = ""
-        self._error: InputError | None = None
+        self._error: Exception | None = None
         # a daemon: an error elsewhere must not wait for the rest of a large file
         self._thread = Thread(target=self._run, name="sha256", daemon=True)
         self._thread.start()
@@ -49,18 +47,16 @@ class Digest:
     def _run(self) -> None:
         try:
             hashes = {name: _hash(file) for name, file in self._files.items()}
-        except OSError as error:
-            self._error = unreadable(next(iter(self._files.values())).path, error)
+        except Exception as error:  # it is raised where the hash is asked for
+            self._error = error
             return
         self._result = hashes[""] if list(hashes) == [""] else _of_lines(hashes)
 
 
 def _hash(file: Watched) -> str:
-    found, buffer = hashlib.sha256(), bytearray(_AT_ONCE)
-    view, offset = memoryview(buffer), 0
-    while count := os.preadv(file.descriptor, [view], offset):
-        found.update(view[:count])
-        offset += count
+    found = hashlib.sha256()
+    for chunk in read_ahead(file):
+        found.update(chunk)
     return found.hexdigest()
 
 

@@ -15,18 +15,18 @@ class LazyTensors(Mapping[str, Tensor]):
         specs: for every name a tensor of the right shape and type, in file order; on the device ``meta`` where the
             values are elsewhere.
         read: returns the tensor of a name, on the CPU.
-        read_part: returns so many of its numbers from a place on, in their order in memory, ``(count,)``; where there
-            is a cheap way to do that.
+        fill_part: puts numbers of it from a place on, in their order in memory, into a contiguous tensor of its type;
+            where there is a cheap way to do that.
     """
 
     def __init__(
         self,
         specs: Mapping[str, Tensor],
         read: Callable[[str], Tensor],
-        read_part: Callable[[str, int, int], Tensor] | None = None,
+        fill_part: Callable[[str, int, Tensor], None] | None = None,
     ) -> None:
         self.specs = specs
-        self.read_part = read_part
+        self.fill_part = fill_part
         self._read = read
 
     def __getitem__(self, name: str) -> Tensor:
@@ -60,11 +60,11 @@ def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> LazyTens
         names: the new names, each with the old one.
     """
     specs = specs_of(tensors)
-    part = tensors.read_part if isinstance(tensors, LazyTensors) else None
+    fill = tensors.fill_part if isinstance(tensors, LazyTensors) else None
     return LazyTensors(
         {new: specs[old] for new, old in names.items()},
         lambda new: tensors[names[new]],
-        None if part is None else lambda new, first, count: part(names[new], first, count),
+        None if fill is None else lambda new, first, tensor: fill(names[new], first, tensor),
     )
 
 

@@ -69,11 +69,10 @@ def open_safetensors(path: Path) -> SafetensorsFile:
         described = specs[name]
         return file.tensor(places[name], described.dtype, tuple(described.shape))
 
-    def read_part(name: str, first: int, count: int) -> Tensor:
-        dtype = specs[name].dtype
-        return file.tensor(places[name] + first * dtype.itemsize, dtype, (count,))
+    def fill_part(name: str, first: int, tensor: Tensor) -> None:
+        file.fill(places[name] + first * tensor.itemsize, tensor)
 
-    return SafetensorsFile(LazyTensors(specs, read, read_part), metadata, file)
+    return SafetensorsFile(LazyTensors(specs, read, fill_part), metadata, file)
 
 
 def load_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:

@@ -61,18 +61,18 @@ def read_sharded(index: Path, permission: Permission = NOTHING) -> Contents:
 
 def _parts(
     shards: Mapping[str, Mapping[str, Tensor]], weight_map: Mapping[str, str]
-) -> Callable[[str, int, int], Tensor] | None:
-    """Return what reads a part of a tensor, where every shard can do that."""
-    known = {name: shard.read_part for name, shard in shards.items() if isinstance(shard, LazyTensors)}
+) -> Callable[[str, int, Tensor], None] | None:
+    """Return what fills in a part of a tensor, where every shard can do that."""
+    known = {name: shard.fill_part for name, shard in shards.items() if isinstance(shard, LazyTensors)}
     if any(known.get(name) is None for name in shards):
         return None
 
-    def read(name: str, first: int, count: int) -> Tensor:
+    def fill(name: str, first: int, tensor: Tensor) -> None:
         part = known[weight_map[name]]
         assert part is not None
-        return part(name, first, count)
+        part(name, first, tensor)
 
-    return read
+    return fill
 
 
 def open_weights(path: Path, permission: Permission = NOTHING, lazily: bool = False) -> Mapping[str, Tensor]:

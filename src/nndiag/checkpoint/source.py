@@ -70,7 +70,7 @@ class Watched:
         if offset < 0 or count < 0 or offset + count > self.size:
             raise damaged(self.path, f"{count} bytes at {offset} of a file of {self.size}")
         found = bytearray(count)
-        self._into(memoryview(found), offset)
+        self.read_into(offset, memoryview(found))
         return found
 
     def tensor(self, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -79,15 +79,27 @@ class Watched:
         Raises:
             InputError: the file ends before, or cannot be read.
         """
-        count = math.prod(shape) * dtype.itemsize
-        if offset < 0 or offset + count > self.size:
-            raise damaged(self.path, f"a tensor of {count} bytes at {offset} of a file of {self.size}")
+        self._check(offset, math.prod(shape) * dtype.itemsize)
         found = torch.empty(shape, dtype=dtype)
-        if count:
-            self._into(found.reshape(-1).view(torch.uint8).numpy().data, offset)
+        self.fill(offset, found)
         return found
 
-    def _into(self, view: memoryview, offset: int) -> None:
+    def fill(self, offset: int, tensor: Tensor) -> None:
+        """Put the values that lie at a place in the file into a contiguous tensor.
+
+        Raises:
+            InputError: the file ends before, or cannot be read.
+        """
+        self._check(offset, tensor.nbytes)
+        if tensor.nbytes:
+            self.read_into(offset, tensor.view(-1).view(torch.uint8).numpy().data)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill a buffer with the bytes at a place in the file.
+
+        Raises:
+            InputError: the file ends before, or cannot be read.
+        """
         while view.nbytes:
             try:
                 count = os.preadv(self.descriptor, [view], offset)
@@ -96,6 +108,10 @@ class Watched:
             if not count:
                 raise changed(self.path)
             view, offset = view[count:], offset + count
+
+    def _check(self, offset: int, count: int) -> None:
+        if offset < 0 or offset + count > self.size:
+            raise damaged(self.path, f"a tensor of {count} bytes at {offset} of a file of {self.size}")
 
 
 @contextmanager

@@ -64,24 +64,33 @@ def read(file: Watched, tensor: Tensor) -> Tensor:
     Raises:
         InputError: the file changed.
     """
-    place = place_in_file(tensor)
-    if place is None:
+    first = _place(tensor)
+    if first is None:
         return tensor
     if not tensor.numel():
         return torch.empty(tensor.shape, dtype=tensor.dtype)
     span = 1 + sum((extent - 1) * step for extent, step in zip(tensor.shape, tensor.stride(), strict=True))
-    first = place + int(tensor.storage_offset()) * tensor.element_size()
     return file.tensor(first, tensor.dtype, (span,)).as_strided(tensor.shape, tensor.stride())
+
+
+def _place(tensor: Tensor) -> int | None:
+    """Return where in the file the first number of a tensor lies; ``None`` where it was read."""
+    storage = place_in_file(tensor)
+    return None if storage is None else storage + int(tensor.storage_offset()) * tensor.element_size()
 
 
 def late(file: Watched, tensors: Mapping[str, Tensor]) -> LazyTensors:
     """Return tensors of which every one is read when it is asked for."""
 
-    def part(name: str, first: int, count: int) -> Tensor:
-        return read(file, tensors[name].view(-1)[first : first + count])
+    def fill(name: str, first: int, tensor: Tensor) -> None:
+        place = _place(tensors[name])
+        if place is None:
+            tensor.copy_(tensors[name].view(-1)[first : first + tensor.numel()])
+        else:
+            file.fill(place + first * tensor.itemsize, tensor)
 
     in_order = all(tensor.is_contiguous() for tensor in tensors.values())
-    return LazyTensors(tensors, lambda name: read(file, tensors[name]), part if in_order else None)
+    return LazyTensors(tensors, lambda name: read(file, tensors[name]), fill if in_order else None)
 
 
 class StoredState(Mapping[str, object]):

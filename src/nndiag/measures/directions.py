@@ -19,21 +19,25 @@ _LONGEST = 1 << 14
 """Weights after which the columns of ``S`` come again."""
 
 
-def projected(tile: Tensor, first: int, weights: int) -> Tensor:
-    """Return what some weights add to ``S w``, ``(rows, 16)``, computed in their own precision.
+def directions_of(
+    first: int, columns: int, weights: int, dtype: torch.dtype, device: torch.device | None = None
+) -> Tensor:
+    """Return the part of ``Sᵀ`` that belongs to some weights, ``(columns, 16)``: times it, they are a share of ``S w``.
 
     Args:
-        tile: ``(rows, columns)``, float32 or float64.
         first: place of the first of these columns among all weights of a node.
-        weights: how many there are of them.
+        columns: how many.
+        weights: how many weights a node has.
+        dtype: float32 or float64.
+        device: the CPU by default.
     """
-    table, columns = _table(weights, tile.dtype, tile.device), tile.shape[1]
+    table = _table(weights, dtype, device or torch.device("cpu"))
     start = first % len(table)
     if columns == len(table) and not start:
-        return tile @ table
+        return table
     if start + columns <= len(table):
-        return tile @ table[start : start + columns]
-    return tile @ table[torch.arange(first, first + columns) % len(table)]
+        return table[start : start + columns]
+    return table[torch.arange(first, first + columns, device=table.device) % len(table)]
 
 
 @lru_cache(maxsize=8)

@@ -3,64 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from nndiag.checkpoint.lazy import LazyTensors
-from nndiag.measures.directions import WIDTH, projected, unit
-from nndiag.replay.kinds import Layer, Slot
+from nndiag.measures.bands import TILE, Band, bands
+from nndiag.measures.directions import WIDTH, directions_of, unit
+from nndiag.measures.stored_rows import Table, table_of
+from nndiag.replay.kinds import Layer
 
-TILE = 1 << 18
-"""Numbers taken at a time: they stay in the processor's cache."""
 DIRECTIONS = 2
-_WIDEST = 1 << 14
 ORDINARY = (1e-15, 1e15)
 """Norms of rows of which single precision holds the squares."""
-_SHORTEST, _LONGEST = 32, 128
-
-
-class StoredRows:
-    """The rows of one matrix or kernel in a file, ``(nodes, width)``, read in the parts that are asked for.
-
-    The file holds row after row, and no more of it than a tile is in memory.
-    """
-
-    def __init__(self, tensors: LazyTensors, name: str, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        self._tensors, self._name = tensors, name
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, place: Tensor | tuple[slice, slice]) -> Tensor:
-        """Return some rows whole, by their numbers, or a rectangle of neighbouring rows and columns."""
-        width = self.shape[1]
-        if isinstance(place, Tensor):
-            return torch.stack([self._read(row * width, width) for row in place.tolist()])
-        first, last, _ = place[0].indices(len(self))
-        left, right, _ = place[1].indices(width)
-        if right - left == width:
-            return self._read(first * width, (last - first) * width).view(last - first, width)
-        return torch.stack([self._read(row * width + left, right - left) for row in range(first, last)])
-
-    def _read(self, first: int, count: int) -> Tensor:
-        part = self._tensors.read_part
-        assert part is not None
-        return part(self._name, first, count)
-
-
-Table = Tensor | StoredRows
-
-
-def _table(slot: Slot, tensors: Mapping[str, Tensor]) -> Table:
-    rows_lie_in_order = slot.along_first and slot.outer == 1 and slot.inner == 1 and slot.rest is None
-    if isinstance(tensors, LazyTensors) and tensors.read_part is not None and rows_lie_in_order:
-        return StoredRows(tensors, slot.parameter, (slot.nodes, slot.width))
-    return slot.rows(tensors[slot.parameter].detach())
 
 
 @dataclass(frozen=True)
@@ -77,8 +34,8 @@ class NodeRows:
     def of(cls, layer: Layer, tensors: Mapping[str, Tensor]) -> NodeRows:
         """Return the rows of a layer, from tensors by parameter name."""
         return cls(
-            tuple(_table(slot, tensors) for slot in layer.weights),
-            tuple(_table(slot, tensors) for slot in layer.biases),
+            tuple(table_of(slot, tensors) for slot in layer.weights),
+            tuple(table_of(slot, tensors) for slot in layer.biases),
         )
 
     @classmethod
@@ -131,7 +88,7 @@ class Sketch:
 
 
 def sketch(rows: NodeRows) -> Sketch:
-    """Return the sums of every row, reading every number once."""
+    """Return the sums of every row, reading every number once, and a second time beside rows of zeros and the like."""
     of_weights, turned = _sums(rows.weights, rows.nodes)
     of_biases, shifted = _sums(rows.biases, rows.nodes)
     squares = of_weights + of_biases
@@ -161,42 +118,50 @@ def _sums(parts: tuple[Table, ...], nodes: int) -> tuple[Tensor, Tensor]:
     turned = torch.zeros(nodes, WIDTH, dtype=torch.float64)
     count, before = sum(part.shape[1] for part in parts), 0
     for part in parts:
-        for some, column, tile in _tiles(part):
-            found = _squares(tile)
-            if found is None:
-                tile = tile.double()
-                found = torch.linalg.vector_norm(tile, dim=1).square()
-            squares[some] += found
-            turned[some] += projected(tile, before + column, count)
+        for band in bands(part):
+            first = before + band.columns.start
+            more, further = (_in_singles if band.stretch else _in_doubles)(band, first, count)
+            squares[band.rows] += more
+            turned[band.rows] += further
         before += part.shape[1]
     return squares, turned
 
 
-def _squares(tile: Tensor) -> Tensor | None:
-    """Return the sums of squares of rows in single precision, to some 1e-8, as float64; ``None`` where that is not
-    exact enough.
+def _in_singles(band: Band, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return the sums of squares of rows, to some 1e-8, and their shares of ``S w``, both float64; in single precision
+    where that is exact enough.
 
-    Each is added up from short stretches, in doubles; that takes half the time of doing all of it in doubles.
+    Squares are added up from short stretches, in doubles; that takes half the time of doing all of it in doubles. A
+    tile costs two calls, for they take as long as the arithmetic.
     """
-    stretch = math.gcd(tile.shape[1], _LONGEST)
-    if tile.dtype != torch.float32 or stretch < _SHORTEST:
-        return None
-    parts = torch.linalg.vector_norm(tile.reshape(len(tile), -1, stretch), dim=2)
-    norms = torch.linalg.vector_norm(parts, dim=1, dtype=torch.float64)
-    least, most = (value.item() for value in norms.aminmax())
-    return norms.square() if ORDINARY[0] < least and most < ORDINARY[1] else None
+    lengths = torch.empty(len(band), band.width // band.stretch)
+    turned = torch.empty(len(band), WIDTH)
+    directions = directions_of(first, band.width, count, torch.float32)
+    for place in band.places():
+        tile = band.tile(place)
+        stretches = tile.reshape(len(tile), -1, band.stretch)
+        torch.linalg.vector_norm(stretches, dim=2, out=lengths[place])
+        torch.mm(tile, directions, out=turned[place])
+    norms = torch.linalg.vector_norm(lengths, dim=1, dtype=torch.float64)
+    squares, exact = norms.square(), turned.double()
+    for place in band.places():
+        least, most = (value.item() for value in norms[place].aminmax())
+        if not (ORDINARY[0] < least and most < ORDINARY[1]):
+            squares[place], exact[place] = _doubled(band.tile(place), first, count)
+    return squares, exact
 
 
-def _tiles(part: Table) -> Iterator[tuple[slice, int, Tensor]]:
-    """Yield tiles with their rows and first column, on the CPU: doubles as they are, all else in single precision."""
-    columns = max(min(part.shape[1], _WIDEST), 1)
-    rows = max(TILE // columns, 1)
-    for first in range(0, len(part), rows):
-        nodes = slice(first, first + rows)
-        for column in range(0, part.shape[1], columns):
-            tile = part[nodes, column : column + columns]
-            exact = torch.float64 if tile.dtype == torch.float64 else torch.float32
-            yield nodes, column, tile.to("cpu", exact)
+def _in_doubles(band: Band, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return what ``_in_singles`` does, in double precision."""
+    found = [_doubled(band.tile(place), first, count) for place in band.places()]
+    squares, turned = zip(*found, strict=True)
+    return torch.cat(squares), torch.cat(turned)
+
+
+def _doubled(tile: Tensor, first: int, count: int) -> tuple[Tensor, Tensor]:
+    exact = tile.double()
+    directions = directions_of(first, exact.shape[1], count, torch.float64)
+    return torch.linalg.vector_norm(exact, dim=1).square(), exact @ directions
 
 
 @cache

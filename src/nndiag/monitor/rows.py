@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nndiag.measures.directions import projected, unit
+from nndiag.measures.bands import TILE
+from nndiag.measures.directions import directions_of, unit
 from nndiag.measures.gradients import torque_of_products
 from nndiag.measures.record import base_record, weights_record
-from nndiag.measures.sketch import ORDINARY, TILE, NodeRows
+from nndiag.measures.sketch import ORDINARY, NodeRows
 from nndiag.measures.weights import numbers
 from nndiag.monitor.scratch import Scratch
 from nndiag.records.measured import Floats, LayerMeasures
@@ -95,7 +96,7 @@ def _products(
     weights = [_single(slot.rows(named[slot.parameter])) for slot in layer.weights]
     turned, before = [], 0
     for rows in weights:
-        turned.append(projected(rows, before, layer.weight_size))
+        turned.append(rows @ directions_of(before, rows.shape[1], layer.weight_size, rows.dtype, rows.device))
         before += rows.shape[1]
     graded = None
     if all(name in gradients for name in layer.names):

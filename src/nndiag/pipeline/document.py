@@ -42,15 +42,18 @@ def diagnosis(
 ) -> report.Diagnosis:
     """Return everything said of one checkpoint as a record."""
     few = measured.samples if (measured.samples or FEW_SAMPLES) < FEW_SAMPLES else None
+    layers = tuple(_layer(layer) for layer in judged)
+    nodes = tuple(node for layer in judged for node in _nodes(layer, goal, all_nodes, few))
     return report.Diagnosis(
+        # waits for the hash of the files, which is computed beside all that comes before
         checkpoint=_checkpoint_facts(checkpoint, parameters, measured.optimizer),
         probe=None if probe is None or measured.samples is None else _probe_facts(probe),
         level=measured.level.label,  # type: ignore[arg-type]
         curvature=_curvature_facts(measured),
         timing=report.Timing(**asdict(measured.timing)),
         model=_model(measured, of_model),
-        layers=tuple(_layer(layer) for layer in judged),
-        nodes=tuple(node for layer in judged for node in _nodes(layer, goal, all_nodes, few)),
+        layers=layers,
+        nodes=nodes,
         unmeasured=tuple(report.Unmeasured(name=n, reason=r) for n, r in measured.unmeasured),
     )
 
@@ -149,16 +152,16 @@ def _unobserved(judged: JudgedLayer) -> int:
 
 def _every_node(judged: JudgedLayer) -> report.EveryNode:
     layer, of_node = judged.measures, judged.measures.per_node
-    broken = of_node["nonfinite_parameters"] > 0
-    dead = [any(finding.code == "ND201" for finding in judged.by_node.get(i, ())) for i in range(layer.nodes)]
-    states = "".join(
-        "x" if broken[i] else "d" if dead[i] and word == "plateau" else _STATES[word]
-        for i, word in enumerate(judged.verdicts)
-    )
+    states = [_STATES[word] for word in judged.verdicts]
+    for i, findings in judged.by_node.items():  # a few of perhaps a million nodes
+        if judged.verdicts[i] == "plateau" and any(finding.code == "ND201" for finding in findings):
+            states[i] = "d"
+    for i in np.flatnonzero(of_node["nonfinite_parameters"] > 0).tolist():
+        states[i] = "x"
     curved = of_node.get("lambda_max")
     bias = of_node.get("bias")
     return report.EveryNode(
-        states=states,
+        states="".join(states),
         unsteady=tuple(i for i, steady in enumerate(judged.steady) if not steady),
         parameter_norm=pack(of_node["parameter_norm"]),
         weight_norm=pack(of_node["weight_norm"]),

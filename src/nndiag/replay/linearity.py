@@ -6,7 +6,7 @@ one-sided: a function that is not known here counts as smooth.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch

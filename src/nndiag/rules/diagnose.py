@@ -180,9 +180,9 @@ def _judge_layer(
     for node in elsewhere.hidden(hits):
         if words[node] == "healthy":
             words[node] = "unknown"
-    degenerate = sum(word in DEGENERATE for word in words)
-    shared = shared_cause(hits, [i for i, word in enumerate(words) if word in DEGENERATE])
-    aware = replace(context, degenerate=degenerate, collapsed=words.count("collapsed"), shared=shared)
+    degenerate = [i for i, word in enumerate(words) if word in DEGENERATE]
+    shared = shared_cause(hits, degenerate)
+    aware = replace(context, degenerate=len(degenerate), collapsed=words.count("collapsed"), shared=shared)
     whole = [(rule, hit) for rule in rules if rule.on == "layer" for hit in rule.find(layer, aware)]
     present = {rule.code for rule, _ in whole}
     if own_fault(hits, elsewhere.layers) > context.threshold("degenerate_fraction") * layer.nodes:
