@@ -318,7 +318,12 @@ def _rows_at_once(size: int) -> int:
 
 
 def _responses(segment: Segment, vectors: Tensor) -> list[Tensor]:
-    return [share.kind.respond(share, share.own(vectors)) for share in segment.shares]
+    """Return what each share puts out, laid out in memory as its gradients are: every column is multiplied with it."""
+    found = [share.kind.respond(share, share.own(vectors)) for share in segment.shares]
+    return [
+        one if one.stride() == g.stride() else torch.empty_like(g).copy_(one)
+        for one, g in zip(found, segment.gradients[0], strict=True)
+    ]
 
 
 def _contracted(segment: Segment, gradients: Sequence[Tensor], responses: Sequence[Tensor]) -> Tensor:

@@ -137,7 +137,9 @@ class ColumnKind(Kind):
 
     def contract(self, share: Share, g: Tensor, response: Tensor) -> Tensor:
         """``Σ_t g u``."""
-        return torch.einsum("nip,nip->ni", g.flatten(2), response.flatten(2))
+        if g.is_contiguous() and response.is_contiguous():  # faster only where nothing must be copied for it
+            return torch.einsum("nip,nip->ni", g.flatten(2), response.flatten(2))
+        return (g * response).sum(dim=(2, 3))
 
     def weigh(self, share: Share, q: Tensor, g: Tensor, sums: Tensor) -> None:
         """Add ``q g``."""
