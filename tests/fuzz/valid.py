@@ -6,15 +6,19 @@ import io
 import json
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from nndiag.checkpoint import ahead, stored, torch_file
 
 CONFIG = """
 [model]
@@ -36,7 +40,8 @@ betas = [0.9, 0.999]
 class Format:
     """``write`` fills an empty folder; ``damaged`` are the patterns of the files to damage; ``words`` scan it.
 
-    ``codes`` are the exit codes that the damage may end in, ``whole`` is that of the valid files.
+    ``codes`` are the exit codes that the damage may end in, ``whole`` is that of the valid files. ``parts`` is how many
+    files lie packed in a damaged one. ``large`` files are read as if they were: tensor by tensor, chunk by chunk.
     """
 
     write: Callable[[Path], object]
@@ -44,6 +49,18 @@ class Format:
     words: tuple[str, ...]
     codes: tuple[int, ...] = (0, 3)
     whole: int = 0
+    parts: int = 1
+    large: bool = False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let the files be read as large ones, where they are meant to be."""
+        with pytest.MonkeyPatch.context() as patch:
+            if self.large:
+                patch.setattr(torch_file, "LARGE", 1)
+                patch.setattr(stored, "SMALL", 0)
+                patch.setattr(ahead, "CHUNK", 256)
+            yield
 
 
 def network() -> nn.Sequential:
@@ -168,6 +185,12 @@ FORMATS: dict[str, Format] = {
     "zip": Format(
         lambda folder: torch.save(network().state_dict(), folder / "x.pt"), ("x.pt",), ("x.pt", *_WEIGHTS)
     ),
+    "zip-large": Format(
+        lambda folder: torch.save(network().state_dict(), folder / "x.pt"), ("x.pt",), ("x.pt", *_WEIGHTS), large=True
+    ),
+    "training-large": Format(
+        lambda folder: torch.save(training(), folder / "x.ckpt"), ("x.ckpt",), ("x.ckpt", *_WEIGHTS), large=True
+    ),
     "training": Format(lambda folder: torch.save(training(), folder / "x.ckpt"), ("x.ckpt",), ("x.ckpt", *_WEIGHTS)),
     "types": Format(_mixed_types, ("x.pt",), ("x.pt", *_WEIGHTS)),
     "legacy": Format(lambda folder: _legacy(training(), folder / "x.pt"), ("x.pt",), ("x.pt", *_WEIGHTS)),
@@ -176,7 +199,7 @@ FORMATS: dict[str, Format] = {
     ),
     "trainer": Format(_trainer, ("*.json", "optimizer.pt"), (".", *_WEIGHTS)),
     "dcp": Format(_distributed, (".metadata", "*.distcp"), ("dcp", *_WEIGHTS)),
-    "agent": Format(_agent, ("agent.zip",), ("agent.zip", *_WEIGHTS)),
+    "agent": Format(_agent, ("agent.zip",), ("agent.zip", *_WEIGHTS), parts=3),
     "pt2": Format(_exported, ("x.pt2",), ("x.pt2", *_WEIGHTS), whole=3),
     "pt2-trusted": Format(_exported, ("x.pt2",), ("x.pt2", "--trust", *_WEIGHTS)),
     "npz": Format(

@@ -59,6 +59,8 @@ class Source:
         self.targets = [
             name for name in self.files if any(Path(name).match(pattern) for pattern in self.format.damaged)
         ]
+        # each of its parts is damaged as often as a file that is all of its format
+        self.share = len(self.targets) * self.format.parts
 
     def case(self, number: int) -> tuple[str, bytes]:
         """Return the file that is damaged, and its bytes."""
@@ -122,7 +124,7 @@ def _work(source: Source, numbers: range, writing: int) -> None:
     def say(what: object) -> None:
         os.write(writing, (json.dumps(what) + "\n").encode())
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, source.format.reading():
         source.write(Path(folder))
         os.chdir(folder)
         capture = _Capture()

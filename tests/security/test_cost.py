@@ -63,7 +63,7 @@ def test_memory_of_a_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kin
         taken = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert taken < 70 * SIZE
+    assert taken < 45 * SIZE
 
 
 def header(path: Path, entries: dict[str, object], body: int = 0) -> Path:

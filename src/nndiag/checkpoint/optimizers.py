@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -45,12 +45,13 @@ def _walk(path: Path, tree: object, key: str, depth: int, seen: set[int]) -> Ite
     if is_optimizer(tree):
         yield _optimizer(path, tree, key)
         return
-    children: list[tuple[str, object]] = list(named_entries(tree))
-    if isinstance(tree, list):
-        children = [(str(index), child) for index, child in enumerate(tree)]
+    # none of these is written down: a file may hold a list of millions of numbers
+    children: Iterable[tuple[object, object]] = (
+        enumerate(tree) if isinstance(tree, list) else named_entries(tree)
+    )
     for name, child in children:
         if isinstance(child, (dict, list)):
-            yield from _walk(path, child, f"{key}.{name}" if key else name, depth - 1, seen)
+            yield from _walk(path, child, f"{key}.{name}" if key else str(name), depth - 1, seen)
 
 
 def _optimizer(path: Path, tree: object, key: str) -> SavedOptimizer:
