@@ -7,7 +7,6 @@ does not go through it, variants run one after the other.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,28 +14,13 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from nndiag.errors import NndiagError
+from nndiag.measures.compared import ENTRIES, MOST_VARIANTS, Compared, Tried, at_once
 from nndiag.measures.replacing import Moments, Replacement
-from nndiag.measures.replaying import NonFiniteOutputError
 from nndiag.probe.probe import Batch, Probe
 from nndiag.replay.altering import Alteration, Altering
 from nndiag.replay.layers import find_layers, owners
 from nndiag.replay.passes import forward, main_output
 from nndiag.replay.state import undisturbed
-
-ENTRIES = 2**24
-"""Numbers that the largest output of a layer may take for all variants of a pass together."""
-MOST_VARIANTS = 256
-
-
-@dataclass(frozen=True)
-class Tried:
-    """What the network does in one variant: its loss, ``None`` without targets, and the largest change of an output,
-    ``max |f − f₀| / max |f₀|`` over the probe.
-    """
-
-    loss: float | None
-    output_change: float
 
 
 @dataclass(frozen=True)
@@ -86,37 +70,25 @@ class _Trying:
 
     def run(self, wanted: Sequence[Replacement]) -> Trials:
         moments = Moments(wanted)
-        plain = [self._plain(batch, moments) for batch in self._batches()]
-        scale = max(float(one.abs().max()) for one in plain) or 1.0
-        if not math.isfinite(scale):
-            raise NonFiniteOutputError(
-                "model", "its outputs on the probe are not finite", "look at its weights first"
-            )
-        before = [self._losses(one[None], batch) for one, batch in zip(plain, self._batches(), strict=True)]
-        loss = self._mean(before, 0)
+        compared = Compared(self._probe, self._seed, lambda batch: self._plain(batch, moments))
         seen = moments.alterations()
         changing = [one for one in wanted if one.layer in seen and not seen[one.layer].constant[one.index]]
         moving = frozenset(changing)
         found: dict[Replacement, Tried] = {
-            one: Tried(loss, 0.0) for one in wanted if one.layer in seen and one not in moving
+            one: Tried(compared.loss, 0.0) for one in wanted if one.layer in seen and one not in moving
         }
         for tile in self._tiles(changing, moments.sizes):
             layer = seen[tile[0].layer]
             alterations = [{tile[0].layer: layer.of([one.index])} for one in tile]
-            found |= zip(tile, self._tried(alterations, plain, scale, moments.calls), strict=True)
+            found |= zip(tile, self._tried(alterations, compared, moments.calls), strict=True)
         together = None
         if found:
             every = {
                 name: layer.of([one.index for one in wanted if one.layer == name])
                 for name, layer in seen.items()
             }
-            (together,) = self._tried([every], plain, scale, moments.calls)
-        return Trials(loss, tuple(found.get(one) for one in wanted), together, self._passes)
-
-    def _batches(self) -> Iterator[Batch]:
-        # a model that draws numbers in its forward pass draws the same ones in every variant
-        torch.default_generator.manual_seed(self._seed)
-        return self._probe.batches()
+            (together,) = self._tried([every], compared, moments.calls)
+        return Trials(compared.loss, tuple(found.get(one) for one in wanted), together, self._passes)
 
     def _plain(self, batch: Batch, moments: Moments) -> Tensor:
         self._passes += 1
@@ -136,30 +108,22 @@ class _Trying:
             yield from (own[start : start + width] for start in range(0, len(own), width))
 
     def _tried(
-        self,
-        variants: Sequence[Mapping[str, Alteration]],
-        plain: Sequence[Tensor],
-        scale: float,
-        calls: Mapping[str, int],
+        self, variants: Sequence[Mapping[str, Alteration]], compared: Compared, calls: Mapping[str, int]
     ) -> list[Tried]:
         """Run variants that alter the same layers, all at once where the model allows it."""
-        change = torch.zeros(len(variants), dtype=torch.float64)
-        losses = []
         # a second call of the layer sees what the variants of the first made of its input: one at a time
         together = len(variants) > 1 and all(calls[name] == 1 for one in variants for name in one)
-        for batch, before in zip(self._batches(), plain, strict=True):
+
+        def outputs_of(batch: Batch) -> Tensor:
             outputs = self._at_once(variants, batch) if together else None
-            if outputs is None:
-                outputs = torch.stack([self._altered(one, batch) for one in variants])
-            difference = (outputs - before).abs().flatten(1).amax(dim=1).double().cpu()
-            change = torch.maximum(change, difference.nan_to_num(nan=float("inf")))
-            losses.append(self._losses(outputs, batch))
-        return [Tried(self._mean(losses, v), float(change[v]) / scale) for v in range(len(variants))]
+            return (
+                torch.stack([self._altered(one, batch) for one in variants]) if outputs is None else outputs
+            )
+
+        return compared.tried(len(variants), outputs_of)
 
     def _at_once(self, variants: Sequence[Mapping[str, Alteration]], batch: Batch) -> Tensor | None:
-        """Return the outputs of all variants, ``(variants, batch, ...)``; ``None`` where the model's code, or what
-        torch can do with it, does not allow it.
-        """
+        """Return the outputs of all variants, ``(variants, batch, ...)``, where that can be done."""
         (name,) = variants[0]
         stacked = _stacked([one[name] for one in variants])
 
@@ -168,36 +132,13 @@ class _Trying:
             return self._altered({name: part}, batch)
 
         given = (stacked.changed, stacked.offset, stacked.slope, stacked.other)
-        state = torch.get_rng_state()
-        try:
-            return torch.vmap(one, in_dims=tuple(None if x is None else 0 for x in given), randomness="same")(
-                *given
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, NotImplementedError, NndiagError):
-            torch.set_rng_state(state)
-            return None
+        axes = tuple(None if x is None else 0 for x in given)
+        return at_once(lambda: torch.vmap(one, in_dims=axes, randomness="same")(*given))
 
     def _altered(self, alterations: Mapping[str, Alteration], batch: Batch) -> Tensor:
         self._passes += 1
         with Altering(self._owners, self._constants, alterations):
             return main_output(self._model(*batch.inputs))
-
-    def _losses(self, outputs: Tensor, batch: Batch) -> Tensor | None:
-        """Return the sum of the losses of a batch's samples, ``(variants,)``."""
-        loss = self._probe.loss
-        if loss is None or batch.targets is None:
-            return None
-        sums = []
-        for output in outputs:
-            targets = loss.prepare(output, batch.targets)
-            sums.append(loss.per_sample(output, targets).double().sum())
-        return torch.stack(sums).cpu()
-
-    def _mean(self, losses: Sequence[Tensor | None], variant: int) -> float | None:
-        known = [float(one[variant]) for one in losses if one is not None]
-        return sum(known) / len(self._probe) if known else None
 
 
 def _stacked(parts: Sequence[Alteration]) -> Alteration:

@@ -39,12 +39,13 @@ from nndiag.rules.thresholds import thresholds
 
 @dataclass(frozen=True)
 class Seen:
-    """What one checkpoint gave: its numbers, its parameters counted, and whether an optimiser's state came
-    with it."""
+    """What one checkpoint gave: its numbers, its parameters counted, whether an optimiser's state came with it, and the
+    update rule where it is known."""
 
     measured: Measured
     parameters: int
     trained: bool
+    update: Update | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Job:
         seen = self._by_names(checkpoint) if model is None else self._in_model(index, checkpoint, model)
         found = self._judged(checkpoint, seen, begun)
         if self.settings.verify and model is not None:
-            found = self._verified(index, found, model, self._goal(seen.trained))
+            found = self._verified(index, found, model, seen.update, self._goal(seen.trained))
         if self.cache is not None:
             self.cache.store(checkpoint, found, self.notes.heard[heard:])
         self._progress(index, "done", 1.0)
@@ -175,7 +176,7 @@ class Job:
         """Load the weights into the model and look as deep as is wanted and they allow."""
         _, update, trained = self._loaded(checkpoint, model)
         measured = self._measured(index, model, update)
-        return Seen(measured, sum(p.numel() for p in model.parameters()), trained)
+        return Seen(measured, sum(p.numel() for p in model.parameters()), trained, update)
 
     def _loaded(self, checkpoint: Checkpoint, model: nn.Module) -> tuple[Fit, Update | None, bool]:
         """Load the weights into the model; return them, the update rule, and whether an optimiser's state was there."""
@@ -224,12 +225,14 @@ class Job:
             measured, certificate=certify(model, probe, bounds, self.settings.seed, facts, progress)
         )
 
-    def _verified(self, index: int, found: Diagnosis, model: nn.Module, goal: Goal) -> Diagnosis:
+    def _verified(
+        self, index: int, found: Diagnosis, model: nn.Module, update: Update | None, goal: Goal
+    ) -> Diagnosis:
         """Try the actions of a diagnosis, where the network puts out numbers that can be compared."""
         assert self.inputs.probe is not None
         self._progress(index, "trying the actions", 0.9)
         try:
-            tried = verified(found, model, self.inputs.probe, self.settings.seed, goal)
+            tried = verified(found, model, self.inputs.probe, update, self.settings.seed, goal)
         except NonFiniteOutputError:
             self._note_of(index, "outputs are not finite, so that no action is tried")
             return found

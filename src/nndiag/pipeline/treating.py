@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from nndiag.errors import NndiagError
+from nndiag.measures.moving import Move
 from nndiag.probe.probe import Probe
 from nndiag.records.report import Diagnosis, Number
 from nndiag.remedies.plan import ADVICE, plan
@@ -17,7 +18,9 @@ from nndiag.surgery.proof import output_change
 from nndiag.surgery.training.evidence import look_closely
 from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import MAX_LOSS_INCREASE, Limit
+from nndiag.surgery.training.turning import ANGLES, turn
 from nndiag.surgery.training.ward import Ward
+from nndiag.surgery.training.warming import warm_nodes
 
 Numbers = dict[str, Number]
 
@@ -70,6 +73,49 @@ def try_treatments(found: Diagnosis, model: nn.Module, probe: Probe, seed: int) 
         "output_change": output_change(before, after),
     }
     return TreatedTogether(nodes, together)
+
+
+def moves_alone(found: Diagnosis, model: nn.Module, probe: Probe, seed: int) -> tuple[Move, ...]:
+    """Return what raising its bias, or turning it, changes in each node: each as if nothing else were treated.
+
+    Args:
+        found: what was said of the network, for training on.
+        model: left as it is.
+        probe: what biases are raised for, and whose gradient weights are turned by.
+        seed: of random numbers.
+    """
+    wanted = [t for t in plan(found, "train") if t.kind in ("bias_warmup", "angular_noise")]
+    groups: dict[tuple[str, str], list[int]] = {}
+    for one in wanted:
+        if one.index is not None:
+            groups.setdefault((one.layer, one.kind), []).append(one.index)
+    if not groups:
+        return ()
+    moves: list[Move] = []
+    try:
+        ward = Ward(copy.deepcopy(model), probe, seed)
+        start = ward.state()
+        for (layer, kind), nodes in groups.items():
+            if layer not in ward.layers:
+                continue
+            if kind == "bias_warmup":
+                warm_nodes(ward, layer, nodes)
+            else:
+                turn(ward, layer, nodes, ANGLES[0])
+            moves += (Move(layer, node, by) for node, by in _differences(ward, layer, start, nodes))
+            ward.put_back(start, {})
+    except NndiagError:  # what cannot be carried out is not verified
+        return ()
+    return tuple(moves)
+
+
+def _differences(
+    ward: Ward, name: str, start: Mapping[str, Tensor], nodes: Sequence[int]
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield by how much the rows of some nodes have changed, of those that have."""
+    layer, now = ward.layers[name], ward.tensors()
+    change = layer.rows(now) - layer.rows(start)
+    yield from ((node, change[node]) for node in nodes if bool(change[node].any()))
 
 
 def _finite(value: float | None) -> float | None:

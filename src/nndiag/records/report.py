@@ -50,6 +50,9 @@ class Action(Record):
     the norm of the gradient of the node's own parameters before (``gradient_before``). For training also of all
     treatments together: the same norm after them (``gradient_after``), that of the weights that listen to the node
     (``outgoing_gradient_after``), and the share of samples and positions at which it is not flat (``active_after``).
+    Of a change of the learning rate it is what one step of the node alone does from here: at the rate ``lr``
+    (``loss_after``, ``output_change``), at the present one (``loss_after_at_present_lr``), and the gradient once all
+    such nodes have stepped.
     """
 
     kind: ActionKind
@@ -162,7 +165,8 @@ class ModelDiagnosis(Record):
     """What concerns the whole network.
 
     ``verified`` is what all recommended actions did together on the probe, as ``Action.verified`` has it for one, and
-    how many were tried (``actions``); null where none were.
+    how many were tried (``actions``); null where none were. Where learning rates are to change beside that, one step of
+    all these nodes (``steps``, ``steps_loss_after``, ``steps_loss_after_at_present_lr``).
     """
 
     loss: float | None = None

@@ -12,12 +12,15 @@ def tried(advice: Advice) -> str:
     if not advice.verified:
         return ""
     who = "" if advice.verified == len(advice.nodes) else f"{advice.verified:,} of them "
+    how = f"{who}tried on the probe"
+    if advice.kind in ("lower_lr", "raise_lr"):
+        how += " by one step at that rate"
     if advice.change is None:
-        return f"{who}tried on the probe"
+        return how
     if advice.change == 0:
-        return f"{who}tried on the probe: the outputs stay as they are"
+        return f"{how}: the outputs stay as they are"
     alone = "" if advice.verified == 1 else ", each alone"
-    return f"{who}tried on the probe{alone}: outputs change {_by(advice.change)}"
+    return f"{how}{alone}: outputs change {_by(advice.change)}"
 
 
 def together(diagnosis: Diagnosis) -> str | None:
