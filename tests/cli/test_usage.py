@@ -42,6 +42,7 @@ from tests.cli.support import FULL, WITH_MODEL, network, samples
         (("--goal", "x"), "--goal"),
         (("--optimizer", "x"), "--optimizer"),
         (("--fail-on", "x"), "--fail-on"),
+        (("--verify", "--granularity", "head"), "--verify: actions are tried on nodes"),
         (("--device", "nowhere"), "--device nowhere"),
         (("--device", "meta"), "--device meta"),
         (("--select", "ND9"), "--select ND9"),

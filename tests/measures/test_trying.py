@@ -176,3 +176,24 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_units_of_a_matrix_outside_of_any_layer_are_what_its_product_has() -> None:
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.act = nn.Parameter(torch.randn(6, 9)), nn.ReLU()
+            self.last = nn.Linear(9, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.act(x @ self.matrix))
+
+    torch.manual_seed(0)
+    model = Columns().double().eval()
+    given = probe(model, (6,))
+    found = try_replacements(model, given, [Replacement("matrix", unit) for unit in range(9)])
+    for unit, tried in enumerate(found.alone):
+        loss, change = oracle(model, model.act, given, [(unit, None)])
+        assert tried is not None
+        assert tried.output_change == pytest.approx(change, rel=1e-8)
+        assert tried.loss == pytest.approx(loss, rel=1e-8)

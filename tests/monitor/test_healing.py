@@ -129,3 +129,28 @@ def test_with_a_probe_it_is_proved_there() -> None:
 def test_an_unknown_initialiser_is_refused_at_once() -> None:
     with pytest.raises(UsageError, match="there is no such initialiser"):
         HealingSettings(initialiser="ones")
+
+
+def test_a_matrix_whose_columns_are_units_is_left_to_the_healing_of_a_checkpoint() -> None:
+    class Matrix(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.last = nn.Parameter(torch.randn(6, 12)), nn.Linear(12, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(x @ self.matrix))
+
+    torch.manual_seed(0)
+    net = Matrix()
+    with torch.no_grad():
+        net.matrix[2] = float("nan")  # of one input, and of no unit
+    settings = HealingSettings(only=("ND101",))
+    with nndiag.Monitor(net, every=1, heal=settings) as monitor:
+        for _ in range(2):
+            loss = nn.functional.cross_entropy(net(torch.randn(32, 6)), torch.randint(4, (32,)))
+            net.zero_grad()
+            loss.backward()
+            monitor.step(loss)
+    assert net.matrix.isnan().any(dim=1).tolist() == [False, False, True, False, False, False]
+    assert [one.done for one in monitor.corrections] == [False]
+    assert "which axis" in monitor.corrections[0].detail

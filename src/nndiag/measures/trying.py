@@ -18,7 +18,8 @@ from nndiag.measures.compared import ENTRIES, MOST_VARIANTS, Compared, Tried, at
 from nndiag.measures.replacing import Moments, Replacement
 from nndiag.probe.probe import Batch, Probe
 from nndiag.replay.altering import Alteration, Altering
-from nndiag.replay.layers import find_layers, owners
+from nndiag.replay.layers import owners
+from nndiag.replay.orientation import layers_in_use
 from nndiag.replay.passes import forward, main_output
 from nndiag.replay.state import undisturbed
 
@@ -63,7 +64,7 @@ class _Trying:
 
     def __init__(self, model: nn.Module, probe: Probe, seed: int, entries: int) -> None:
         self._model, self._probe, self._seed, self._entries = model, probe, seed, entries
-        self._layers = find_layers(model)
+        self._layers = layers_in_use(model, probe.inputs)
         self._owners = owners(model, self._layers)
         self._constants = tuple(chain(model.parameters(), model.buffers()))
         self._passes = 0

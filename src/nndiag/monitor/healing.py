@@ -18,6 +18,7 @@ from nndiag.errors import NndiagError
 from nndiag.probe.probe import Probe
 from nndiag.records.report import Diagnosis
 from nndiag.remedies.plan import ADVICE, Treatment, TreatmentKind, plan
+from nndiag.replay.layers import find_layers
 from nndiag.surgery.training.initial import DEFAULT, check_initialiser
 from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import MAX_LOSS_INCREASE, Limit
@@ -28,6 +29,8 @@ _NEXT: Mapping[TreatmentKind, TreatmentKind] = {
     "bias_warmup": "reinitialise",
 }
 """By what a treatment of a node that did not last is followed; others are tried again."""
+
+_OTHER_AXIS = "a step does not show which axis of this parameter counts nodes: heal the checkpoint"
 
 Place = tuple[str, int | None]
 
@@ -111,7 +114,12 @@ class Healer:
         try:
             ward = Ward(model, probe, settings.seed, settings.initialiser)
             ward.attempt = step  # other random numbers at every step
-            treated = treat(ward, due, Limit(ward.replay(), settings.max_loss_increase))
+            counted = {layer.name: layer for layer in find_layers(model)}
+            alike = [t for t in due if ward.layers.get(t.layer) == counted.get(t.layer)]
+            for treatment in due:
+                if treatment not in alike:
+                    self._note(treatment, step, _OTHER_AXIS, done=False)
+            treated = treat(ward, alike, Limit(ward.replay(), settings.max_loss_increase))
         except NndiagError as error:
             for treatment in due:
                 self._note(treatment, step, str(error), done=False)

@@ -27,7 +27,7 @@ class HealSettings:
     that do not promise to keep the function.
 
     Raises (when made):
-        UsageError: there is no such initialiser, or the share is out of range.
+        UsageError: there is no such initialiser, the share is out of range, or a scan would not count nodes.
     """
 
     goal: Goal
@@ -40,6 +40,8 @@ class HealSettings:
 
     def __post_init__(self) -> None:
         check_initialiser(self.initialiser)
+        if self.scan.granularity != "node":
+            raise UsageError("--granularity head", "nodes are healed, and not heads", "leave it out")
         if not 0 <= self.max_loss_increase < float("inf"):
             what = f"--max-loss-increase {self.max_loss_increase}"
             raise UsageError(what, "is not a usable share", "give a finite number, 0 or more")

@@ -15,7 +15,7 @@ from nndiag.records.healing import Costs, HealedNode, LeftNode
 from nndiag.records.level import Level
 from nndiag.records.report import Diagnosis
 from nndiag.remedies.plan import Treatment, plan
-from nndiag.replay.layers import find_layers
+from nndiag.replay.kinds import Layer
 from nndiag.surgery.deploying import Cost, Deployed, Done, deploy
 from nndiag.surgery.deploying.widths import widths_of
 from nndiag.surgery.edits import Edits
@@ -102,9 +102,8 @@ class _Deployment:
             wanted = self._wanted()
             if not wanted:
                 return
-            numbers = _numbers(self.module, self.edits)
             found = deploy(self.module, batches, wanted, from_config=self._from_config)
-            self._note(found, wanted, numbers)
+            self._note(found, wanted, _numbers(found.layers, self.edits))
             gone = any(one.did in ("removed", "folded", "merged") for one in found.done)
             if not gone and not found.edits:
                 return
@@ -139,10 +138,10 @@ class _Deployment:
             self.actions[node] = action.model_copy(update=same)
 
 
-def _numbers(module: nn.Module, edits: Edits) -> dict[str, list[int]]:
+def _numbers(layers: Mapping[str, Layer], edits: Edits) -> dict[str, list[int]]:
     """Return the numbers that the nodes of layers had before earlier rounds, by layer."""
     found = {}
-    for layer in find_layers(module):
+    for layer in layers.values():
         slot = layer.weights[0]
         kept = edits.kept.get(slot.parameter)
         if kept is None:

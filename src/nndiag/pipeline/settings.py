@@ -101,6 +101,8 @@ class ScanSettings:
                 raise UsageError(
                     f"{_option(name)} {value}", "is not a usable number", "give a finite number, 0 or more"
                 )
+        if self.verify and self.granularity == "head":
+            raise UsageError("--verify", "actions are tried on nodes", "leave out --granularity head")
         if self.jitter is not None and not 0 < self.jitter <= 1:
             why = "is not above 0 and at most 1"
             raise UsageError(

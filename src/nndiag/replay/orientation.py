@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nndiag.replay.called import plain_name
+from nndiag.replay.kinds import Layer
+from nndiag.replay.layers import find_layers
 
 _PRODUCTS = frozenset("matmul __matmul__ mm bmm".split())
 
@@ -75,3 +77,13 @@ def unit_axes(model: nn.Module, inputs: Sequence[Tensor]) -> Mapping[str, tuple[
     except (Exception, SystemExit):  # the user's code may raise anything
         return {}
     return {name: seen.axes[id(p)] for name, p in model.named_parameters() if id(p) in seen.axes}
+
+
+def layers_in_use(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Layer, ...]:
+    """Return the layers of a model, the nodes of raw parameters counted as a replay of these inputs counts them.
+
+    Args:
+        model: in the mode in which it is to be examined.
+        inputs: positional arguments of the model, each ``(batch, ...)``; the code of the model may overwrite them.
+    """
+    return find_layers(model, unit_axes=unit_axes(model, inputs))

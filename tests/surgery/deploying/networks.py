@@ -167,6 +167,18 @@ class Raw(nn.Module):
         return (F.relu(self.a(x)) * self.scale) @ self.matrix
 
 
+class Columns(nn.Module):
+    """A matrix whose columns are units, and more of them than rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.shift = nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(8))
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(x @ self.matrix + self.shift))
+
+
 class Gated(nn.Module):
     """One layer gives units and their gates; the first half times the second."""
 

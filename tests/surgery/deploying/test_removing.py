@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tests.surgery.deploying.networks import (
     EXACT,
+    Columns,
     Flat,
     Gated,
     Grouped,
@@ -125,6 +126,14 @@ def test_shared_weights_and_raw_parameters_shrink_wherever_they_are_used(
     if make is Raw:
         assert smaller.scale.shape == (6,)
         assert smaller.matrix.shape == (6, 3)
+
+
+def test_units_of_a_matrix_outside_of_any_layer_are_what_its_product_has() -> None:
+    model = seeded(Columns)
+    with torch.no_grad():
+        model.shift[[1, 7]] = -1e6
+    smaller = all_gone(model, inputs(12, 5), "matrix", [1, 7], inputs(40, 5, seed=2))
+    assert (smaller.matrix.shape, smaller.shift.shape, smaller.out.in_features) == ((5, 6), (6,), 6)
 
 
 def test_a_unit_goes_with_its_gate() -> None:

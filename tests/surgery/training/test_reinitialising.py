@@ -84,6 +84,50 @@ def test_whether_nodes_are_heard_at_all_takes_one_drawing_of_the_layer_that_hear
     assert drawn == ["2"]
 
 
+def test_a_node_that_something_else_holds_down_is_left() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.shift = nn.Parameter(torch.randn(6, 12)), nn.Parameter(torch.zeros(12))
+            self.last = nn.Linear(12, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(x @ self.matrix + self.shift))
+
+    probe, model = network("mlp")[1], Held()
+    with torch.no_grad():
+        model.shift[[1, 11]] = -100.0
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = treated(ward(model, probe), anew("matrix", [1, 11]))
+    assert not found.done
+    assert {left.reason.partition(":")[0] for left in found.left} == {
+        "it would not fire either if it started anew"
+    }
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_units_of_a_matrix_outside_of_any_layer_are_what_its_product_has() -> None:
+    class Matrix(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.last = nn.Parameter(torch.randn(6, 12)), nn.Linear(12, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(x @ self.matrix))
+
+    probe, model = network("mlp")[1], Matrix()
+    with torch.no_grad():
+        model.matrix[:, [1, 11]] = 0.0
+    before, old = outputs(model, probe), model.matrix.detach().clone()
+    place = ward(model, probe)
+    found = treated(place, anew("matrix", [1, 11], "ND102"))
+    assert [done.promise for done in found.done] == ["unchanged"] * 2
+    assert apart(before, outputs(model, probe)) <= 1e-6
+    assert alive(place, "matrix", [1, 11])
+    changed = (model.matrix.detach() != old).any(dim=0).nonzero().flatten().tolist()
+    assert changed == [1, 11]
+
+
 @pytest.mark.parametrize("name", DEAD)
 def test_the_optimiser_forgets_what_was_drawn_anew_and_nothing_else(name: str) -> None:
     model, probe, layer = killed(name)

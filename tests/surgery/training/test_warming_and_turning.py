@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import pytest
 import torch
 
+from nndiag.probe.probe import Probe
 from nndiag.remedies.plan import Treatment
 from nndiag.surgery.training.readings import read_units
 from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import Limit
 from nndiag.surgery.training.turning import turn
-from nndiag.surgery.training.warming import warm_layer
+from nndiag.surgery.training.warming import warm_layer, warm_nodes
 from tests.surgery.training.networks import network, treated, ward
 
 WARM = [Treatment("0", None, "ND250", "bias_warmup", "dead data")]
@@ -32,6 +34,17 @@ def test_after_a_warm_up_every_sample_fires_a_unit_and_the_weakest_one_just_so()
     assert abs(delta - expected) < 1e-5
     weakest = model[0](probe.inputs[0]).detach().amax(dim=1).min()
     assert 0 < float(weakest) < 0.02 * float(z.std())
+
+
+def test_a_node_fires_after_its_bias_was_raised_also_where_samples_repeat() -> None:
+    model, probe = network("mlp")
+    with torch.no_grad():
+        model[0].bias[[1, 4]] = -100.0
+    few = Probe((probe.inputs[0][:6].repeat(40, 1),), None, None)
+    place = ward(model, few)
+    assert warm_nodes(place, "0", [1, 4]) is not None
+    fires = (model[0](few.inputs[0]).detach() > 0).float().mean(dim=0)[[1, 4]]
+    assert fires.tolist() == pytest.approx([1 / 6] * 2)  # one of the six, and not none
 
 
 def test_a_norm_is_warmed_by_its_shift() -> None:

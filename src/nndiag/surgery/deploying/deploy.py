@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from nndiag.remedies.plan import Treatment
+from nndiag.replay.kinds import Layer
 from nndiag.surgery.deploying.cost import Cost, cost
-from nndiag.surgery.deploying.deciding import (
-    Readers,
-    start_of,
-)
+from nndiag.surgery.deploying.deciding import Readers, start_of
 from nndiag.surgery.deploying.editing import Smaller, edits_of
 from nndiag.surgery.deploying.from_config import Config
 from nndiag.surgery.deploying.planning import Did, Plan
@@ -43,6 +41,7 @@ class Deployed:
     ``output_change`` is ``max |f' − f| / max |f|`` over the probe, the largest of the network's outputs. ``widths`` is
     what ``resize`` needs to bring a network as it was to the new sizes; ``before`` and ``after`` are measured on one
     batch. ``config`` is what changes in the configuration that the network is built from, where that was asked for.
+    ``layers`` are those of the network as it was, by name, in which nodes are counted.
     """
 
     module: nn.Module
@@ -52,7 +51,8 @@ class Deployed:
     widths: Widths
     before: Cost
     after: Cost
-    config: Config | None = None
+    config: Config | None
+    layers: Mapping[str, Layer]
 
 
 def deploy(
@@ -96,6 +96,7 @@ def deploy(
         widths_of(model, smaller.module),
         *costs,
         config,
+        plan.layers,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from nndiag.remedies.plan import Treatment
-from nndiag.replay.layers import find_layers
+from nndiag.replay.orientation import layers_in_use
 from nndiag.surgery.deploying.agreement import DisagreementError, Reference
 from nndiag.surgery.deploying.attributes import parents_of
 from nndiag.surgery.deploying.consumers import Pair
@@ -24,7 +24,7 @@ from nndiag.surgery.deploying.deciding import (
     writers,
 )
 from nndiag.surgery.deploying.editing import Smaller, remaining, shrink
-from nndiag.surgery.deploying.following import OUTPUT
+from nndiag.surgery.deploying.following import OUTPUT, plain_functions
 from nndiag.surgery.deploying.from_config import UNEVEN, Config, heads_by_layer, smaller_config, uneven
 from nndiag.surgery.deploying.tracing import Batches, compare_pairs, trace
 
@@ -40,7 +40,9 @@ class Plan:
     def __init__(self, model: nn.Module, batches: Batches, treatments: Sequence[Treatment]) -> None:
         self.model, self.batches = model, batches
         self.reference = Reference(model, batches)
-        self.layers = {layer.name: layer for layer in find_layers(model)}
+        with plain_functions():
+            few = tuple(x[:3].clone() for x in batches[0])
+            self.layers = {layer.name: layer for layer in layers_in_use(model, few)}
         self.traced = trace(model, batches)
         self.writers = writers(self.traced, self.layers.values())
         self.left: dict[Node, str] = {}

@@ -96,7 +96,7 @@ def _within_tolerance(run: _Round, chosen: list[Case]) -> tuple[list[Case], floa
     """Start nodes anew so that they are heard as loud as the tolerance allows, at most as a whisper.
 
     Returns:
-        The nodes: without those whose inputs are constant, which nothing revives; the size of their outgoing weights,
+        The nodes: without those that nothing revives; the size of their outgoing weights,
         ``None`` where even zeros change the function and nothing was done; and the change.
     """
     ward, change = run.ward, None
@@ -107,13 +107,13 @@ def _within_tolerance(run: _Round, chosen: list[Case]) -> tuple[list[Case], floa
         reinitialise(ward, cases, hear(ward, cases), whisper)
         change = output_change(run.before, ward.replay())
         fits = change is not None and change <= (allowed if whisper else 2 * allowed)
-        mute = _mute(ward, chosen) if fits else []
+        mute = _mute(ward, chosen) if fits else {}
         if fits and not mute:
             return chosen, whisper, change
         ward.put_back(state, reset)
         if mute:
-            run.left += [Left(treatment, "what reaches it is constant on the probe") for treatment, _ in mute]
-            chosen = [pair for pair in chosen if pair not in mute]
+            run.left += [Left(treatment, why) for treatment, why in mute.items()]
+            chosen = [pair for pair in chosen if pair[0] not in mute]
             continue
         whisper = 0.0 if attempted or not change else whisper * allowed / (4 * change)
         attempted += 1
@@ -127,15 +127,22 @@ def _allowed(run: _Round) -> float:
     return (TOLERANCE - (so_far or 0.0)) / 2 if kept else TOLERANCE / 2
 
 
-def _mute(ward: Ward, chosen: list[Case]) -> list[Case]:
-    """Return the nodes that put out one number although they were started anew."""
+def _mute(ward: Ward, chosen: list[Case]) -> dict[Treatment, str]:
+    """Return why nodes put out one number although they were started anew."""
     with ward.looking():
         readings = read_units(ward.model, ward.probe, ward.owners, {case.layer for _, case in chosen})
-    found = []
-    for pair in chosen:
-        reading = readings.get(pair[1].layer)
-        if reading is not None and bool(reading.z[pair[1].node].max() == reading.z[pair[1].node].min()):
-            found.append(pair)
+    active = {name: reading.active for name, reading in readings.items()}
+    found = {}
+    for treatment, case in chosen:
+        reading = readings.get(case.layer)
+        if reading is None:
+            continue
+        if bool(reading.z[case.node].max() == reading.z[case.node].min()):
+            found[treatment] = "what reaches it is constant on the probe"
+        elif not float(active[case.layer][case.node]):
+            found[treatment] = (
+                "it would not fire either if it started anew: what holds it down is no parameter of its own"
+            )
     return found
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nndiag.probe.probe import Probe
 from nndiag.replay.kinds import Layer, Slot
-from nndiag.replay.layers import Owners, find_layers, owners
+from nndiag.replay.layers import Owners, owners
+from nndiag.replay.orientation import layers_in_use
 from nndiag.replay.state import undisturbed
 from nndiag.surgery.edits import Edits
 from nndiag.surgery.proof import Replayed, replay
@@ -45,13 +46,13 @@ class Ward:
     attempt: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        """Look at the network once: one pass over the first samples shows who listens to whom."""
-        found = find_layers(self.model)
-        self.layers = {layer.name: layer for layer in found}
-        self.owners = owners(self.model, found)
+        """Look at the network once: passes over the first samples show who listens to whom."""
         with undisturbed(self.model, self.seed):
-            first = next(iter(self.probe.batches()))
-            self.paths = find_paths(self.model, tuple(x[:8] for x in first.inputs), self.owners)
+            first = tuple(x[:8] for x in next(iter(self.probe.batches())).inputs)
+            found = layers_in_use(self.model, first)
+            self.layers = {layer.name: layer for layer in found}
+            self.owners = owners(self.model, found)
+            self.paths = find_paths(self.model, first, self.owners)
         self._before = self.state()
 
     def tensors(self) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from nndiag.surgery.training.ward import Ward
 
 ABOVE = 1e-2
 """By how much of the standard deviation of its arguments a layer's weakest sample comes to lie above the edge."""
+ROUNDING = 1e-6
+"""Differences of a node's arguments, beside the largest of them, that are none."""
 FIRES = 0.05
 """Share of samples and positions at which a single node fires after its bias was raised."""
 
@@ -43,8 +45,13 @@ def warm_nodes(ward: Ward, layer: str, nodes: list[int]) -> float | None:
         return None
     chosen = torch.tensor(nodes)
     rows = reading.z[chosen].sort(dim=1, descending=True).values
-    place = min(rows.shape[1] - 1, max(1, int(FIRES * rows.shape[1])))
-    return _raise(ward, slot, chosen, reading.activation.edge - rows[:, place])
+    count = min(rows.shape[1] - 1, max(1, int(FIRES * rows.shape[1])))
+    last = rows[:, count - 1 : count]
+    # where values repeat, as of inputs that do, all fire that are the last one's equal but for rounding
+    lower = rows < last - ROUNDING * rows.abs().amax(dim=1, keepdim=True)
+    place = torch.where(lower.any(dim=1), lower.int().argmax(dim=1), count)
+    middle = (last + rows.gather(1, place[:, None]))[:, 0] / 2
+    return _raise(ward, slot, chosen, reading.activation.edge - middle)
 
 
 def _raise(ward: Ward, slot: Slot, nodes: Tensor, rise: Tensor) -> float:
