@@ -85,14 +85,14 @@ class WatchedStep:
             self._stance = None
 
     def take(
-        self, loss: Tensor | float | None, scale: float, facts: OptimizerFacts | None
+        self, loss: Tensor | float | None, scale: float, facts: Callable[[], OptimizerFacts | None]
     ) -> Callable[[], Measured]:
         """Take the numbers of the step that was watched, and return how they are put together.
 
         Args:
             loss: of the step.
             scale: by which the gradients of its mean loss are multiplied.
-            facts: the optimiser's.
+            facts: reads the optimiser's.
         """
         named, seen, samples = self._named, self._seen, self._samples
         gradients = _gradients(named, scale)
@@ -120,7 +120,7 @@ class WatchedStep:
                 has_targets=has_gradients,
                 loss=None if value is None else float(value),
                 gradient_norm=_whole_norm(taken, others) if has_gradients else None,
-                optimizer=facts,
+                optimizer=facts(),
             )  # fmt: skip
 
         return put_together
