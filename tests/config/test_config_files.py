@@ -38,6 +38,7 @@ min_effective_rank = 3.5
 forbid = ["ND101", "ND4"]
 [actions]
 goal = "deploy"
+init = "orthogonal"
 [rules]
 select = ["ND2"]
 ignore = ["ND205"]
@@ -75,7 +76,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.horizon) == ("adam", 1e-3, 1000.0)
     assert (config.policy.max_dead_fraction, config.policy.max_new_degenerate) == (1.0, 0)
     assert config.policy.forbid == ("ND101", "ND4")
-    assert config.actions.goal == "deploy"
+    assert (config.actions.goal, config.actions.init) == ("deploy", "orthogonal")
     assert config.rules.thresholds == {"dormancy": 0.1, "rank": 2.0}
     assert config.folder == tmp_path
     assert config.source == str(tmp_path / "nndiag.toml")
@@ -100,7 +101,7 @@ def test_no_file_is_an_empty_configuration(tmp_path: Path) -> None:
     [
         ('[probe]\ndta = "x"', 'nndiag.toml [probe]: unknown key "dta"; did you mean "data"?'),
         ("[optimiser]\nlr = 1", 'nndiag.toml: unknown table "optimiser"; did you mean "optimizer"?'),
-        ("[actions]\nzzzz = 1", 'nndiag.toml [actions]: unknown key "zzzz"; write one of goal'),
+        ("[actions]\nzzzz = 1", 'nndiag.toml [actions]: unknown key "zzzz"; write one of goal, init'),
         (
             '[probe]\nlimit = "x"\ndta = 1',
             'nndiag.toml [probe]: unknown key "dta"; did you mean "data"?',

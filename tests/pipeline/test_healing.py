@@ -18,6 +18,7 @@ import nndiag
 from nndiag.errors import InputError, UsageError
 from nndiag.pipeline import HealSettings, ScanSettings, heal
 from nndiag.records.healing import Healing
+from nndiag.records.level import Level
 from nndiag.surgery.training import treating
 
 SAMPLES = Path(__file__).parents[2] / "sample_checkpoints"
@@ -331,6 +332,28 @@ def test_a_result_that_is_worse_than_promised_is_refused(
 def test_settings_are_checked_when_they_are_made(options: dict[str, object], match: str) -> None:
     with pytest.raises(UsageError, match=match):
         HealSettings("train", **options)  # type: ignore[arg-type]
+
+
+def test_the_initialiser_may_stand_in_the_configuration(tmp_path: Path) -> None:
+    for name in ("epoch_12.safetensors", "probe.safetensors"):
+        shutil.copy(DYING.parent / name, tmp_path / name)
+    written = (DYING.parent / "nndiag.toml").read_text()
+    source, quick = tmp_path / "epoch_12.safetensors", ScanSettings(level=Level.ACTIVATIONS)
+
+    def healed(name: str, said: str, **options: str) -> dict[str, Tensor]:
+        (tmp_path / "nndiag.toml").write_text(f"{written}\n[actions]\n{said}\n")
+        heal(source, tmp_path / name, HealSettings("train", quick, **options))  # type: ignore[arg-type]
+        return load_file(tmp_path / name)
+
+    by_file = healed("one.safetensors", 'init = "orthogonal"')
+    by_option = healed("two.safetensors", 'init = "xavier_normal"', initialiser="orthogonal")
+    other = healed("three.safetensors", 'goal = "deploy"')
+    assert all(torch.equal(by_file[name], by_option[name]) for name in by_file)
+    assert not torch.equal(by_file["0.weight"], other["0.weight"])
+    with pytest.raises(
+        UsageError, match=r"nndiag\.toml \[actions\]: init = magic: there is no such initialiser"
+    ):
+        healed("four.safetensors", 'init = "magic"')
 
 
 def test_weights_alone_cannot_be_healed_and_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -45,14 +45,14 @@ def heal(
         _option("--layers", "GLOBS", "Only in these layers, such as 'encoder.*'. Repeatable."),
     ] = None,
     init: Annotated[
-        str,
+        str | None,
         _option(
             "--init",
             "NAME",
             "How fresh weights are drawn: default (the layer's own way), kaiming_normal, kaiming_uniform, "
             "xavier_normal, xavier_uniform or orthogonal.",
         ),
-    ] = "default",
+    ] = None,
     max_loss_increase: Annotated[
         float,
         _option("--max-loss-increase", "SHARE", "What may be lost where the function does change."),

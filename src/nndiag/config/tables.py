@@ -87,9 +87,12 @@ class PolicyTable(LayerLimits):
 
 
 class ActionsTable(Table):
-    """``[actions]``: whether the network trains on (``"train"``) or is finished (``"deploy"``)."""
+    """``[actions]``: whether the network trains on (``"train"``) or is finished (``"deploy"``), and how nodes that
+    start anew are drawn.
+    """
 
     goal: Literal["train", "deploy"] | None = None
+    init: Text | None = None
 
 
 class RulesTable(Table):

@@ -6,7 +6,7 @@ here they are called whole: dropout draws what it would have drawn, and no pass 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,11 +14,16 @@ from torch import Tensor
 
 from nndiag.replay import attention, recurrent
 from nndiag.replay.kinds import Use
+from nndiag.replay.lineage import Lineage
 from nndiag.replay.watch import Call, Watch
 
 
 class Look(Watch):
     """A watch that proves nothing and takes nothing apart."""
+
+    def _followed_from(self, constants: Collection[Tensor]) -> Lineage:
+        """Nobody asks which rows the data pick."""
+        return Lineage(frozenset(map(id, constants)), picks=False)
 
     def _prove(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object) -> None:
         """Nobody asks whether the network is piecewise linear."""

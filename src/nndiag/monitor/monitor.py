@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -212,7 +212,7 @@ class Monitor:
         if self._probe is not None and self._curvature_every and turn % self._curvature_every == 0:
             self._history.append(Entry.known(self._scanned()))
         elif self._watched.seen:
-            measured = self._watched.take(loss, scale, self._facts)
+            measured = self._watched.take(loss, scale, _said_by(self._optimizer))
             seconds = time.perf_counter() - begun
             self._history.append(
                 Entry.of(measured, self._name, self.steps, self._parameters, self._selection, seconds)
@@ -254,3 +254,19 @@ class Monitor:
         moments = {name: state["exp_avg_sq"] for name, state in states.items() if "exp_avg_sq" in state}
         steps = [int(state["step"]) for state in states.values() if "step" in state]
         return Update(facts, moments, max(steps, default=None))
+
+
+def _said_by(optimizer: Optimizer | None) -> Callable[[], OptimizerFacts | None]:
+    """Return what an optimiser says now of its update rule, to be read when somebody asks."""
+    if optimizer is None:
+        return lambda: None
+    groups = [
+        {
+            key: value.clone() if isinstance(value, Tensor) else value
+            for key, value in group.items()
+            if key != "params"
+        }
+        for group in optimizer.param_groups
+    ]
+    kept = dict.fromkeys(key for state in optimizer.state.values() for key in state)
+    return lambda: facts_of(groups, [kept])[0]

@@ -7,7 +7,7 @@ A training step waits for it, so nothing is put together, converted or fetched f
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -89,16 +89,17 @@ class QuickObserver:
         """Reduce what a layer's units put out."""
         values = _wide(y)
         never_negative = activation is not None and activation.name in _NOT_NEGATIVE
-        taken = QuickReading(
+        flat, dealt, highest = self._flat(activation, _wide(z))
+        return QuickReading(
             activation=activation,
             moments=(self._known(y) if activation is None else None) or _moments(values, self._scratch),
             absolute=None if never_negative else values.abs().sum(dim=(0, 2)),
             low=values.amin(dim=(0, 2)),
             high=values.amax(dim=(0, 2)),
+            flat=flat,
+            dealt=dealt,
+            highest=highest,
         )
-        if activation is None or activation.flat is None:
-            return taken
-        return self._with_flat(taken, activation, _wide(z))
 
     def _known(self, y: Tensor) -> Moments | None:
         """Return the moments taken last, where they are of the same entries of the same memory, unchanged."""
@@ -108,18 +109,22 @@ class QuickObserver:
         same = (y.data_ptr(), y.shape, y.stride(), y._version) == (z.data_ptr(), z.shape, z.stride(), version)
         return found if same else None
 
-    def _with_flat(self, taken: QuickReading, activation: Nonlinearity, z: Tensor) -> QuickReading:
+    def _flat(
+        self, activation: Nonlinearity | None, z: Tensor
+    ) -> tuple[Tensor | None, tuple[int, ...], Tensor | None]:
+        """Return ``flat``, ``dealt`` and ``highest`` of a reading."""
+        if activation is None or activation.flat is None:
+            return None, (), None
         flat, rest = _flat(activation, z, self._scratch), z.shape[2]
         if z.shape[0] != self._samples:
-            return replace(taken, flat=flat.sum(dim=(0, 2)))
+            return flat.sum(dim=(0, 2)), (), None
         by_sample = flat[:, :, 0] if rest == 1 else flat.sum(dim=2)  # (batch, units)
         if self._fold_of is None or self._fold_of.device != z.device:
             self._fold_of = torch.arange(self._samples, device=z.device) % self._folds
-        return replace(
-            taken,
-            flat=by_sample.new_zeros(self._folds, z.shape[1]).index_add_(0, self._fold_of, by_sample),
-            dealt=tuple(len(range(fold, self._samples, self._folds)) * rest for fold in range(self._folds)),
-            highest=None if activation.edge is None else z.amax(dim=(1, 2)),
+        return (
+            by_sample.new_zeros(self._folds, z.shape[1]).index_add_(0, self._fold_of, by_sample),
+            tuple(len(range(fold, self._samples, self._folds)) * rest for fold in range(self._folds)),
+            None if activation.edge is None else z.amax(dim=(1, 2)),
         )
 
 

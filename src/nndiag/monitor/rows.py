@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nndiag.measures.bands import TILE
 from nndiag.measures.directions import directions_of, unit
 from nndiag.measures.gradients import torque_of_products
 from nndiag.measures.record import base_record, weights_record
@@ -17,6 +16,9 @@ from nndiag.measures.weights import numbers
 from nndiag.monitor.scratch import Scratch
 from nndiag.records.measured import Floats, LayerMeasures
 from nndiag.replay.kinds import Layer
+
+TILE = 1 << 15
+"""Numbers taken at a time: memory for so few is at hand, and products and sums of them stay in the cache."""
 
 
 @dataclass(frozen=True)

@@ -85,14 +85,14 @@ class WatchedStep:
             self._stance = None
 
     def take(
-        self, loss: Tensor | float | None, scale: float, facts: OptimizerFacts | None
+        self, loss: Tensor | float | None, scale: float, facts: Callable[[], OptimizerFacts | None]
     ) -> Callable[[], Measured]:
         """Take the numbers of the step that was watched, and return how they are put together.
 
         Args:
             loss: of the step.
             scale: by which the gradients of its mean loss are multiplied.
-            facts: the optimiser's.
+            facts: reads the optimiser's.
         """
         named, seen, samples = self._named, self._seen, self._samples
         gradients = _gradients(named, scale)
@@ -120,7 +120,7 @@ class WatchedStep:
                 has_targets=has_gradients,
                 loss=None if value is None else float(value),
                 gradient_norm=_whole_norm(taken, others) if has_gradients else None,
-                optimizer=facts,
+                optimizer=facts(),
             )  # fmt: skip
 
         return put_together
@@ -137,8 +137,8 @@ class WatchedStep:
         self._samples = len(given[0]) if given else 0
         self.inputs = None
         self._given = Inputs(args, kwargs)
-        self._named = dict(self._model.named_parameters(remove_duplicate=False))
-        constants = (*self._named.values(), *self._model.buffers())
+        self._named, buffers = _tensors(self._model)
+        constants = (*self._named.values(), *buffers)
         observer = QuickObserver(FOLDS, self._samples)
         self._watch = Look(owners_of(self._named, self._layers), observer, constants)
         self._watch.__enter__()  # type: ignore[no-untyped-call]
@@ -183,6 +183,17 @@ class WatchedStep:
         """Let nothing that ``torch.compile`` has made run: nothing could be seen in it."""
         if self._stance is None and "torch._dynamo" in sys.modules:  # else nothing is compiled
             self._stance = torch.compiler.set_stance("force_eager")
+
+
+def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Return the parameters by all of their names, and the buffers, in one walk."""
+    named: dict[str, Tensor] = {}
+    buffers: list[Tensor] = []
+    for path, module in model.named_modules(remove_duplicate=False):
+        before = f"{path}." if path else ""
+        named |= {before + name: p for name, p in module._parameters.items() if p is not None}
+        buffers += [buffer for buffer in module._buffers.values() if buffer is not None]
+    return named, buffers
 
 
 def _gradients(named: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from nndiag.records.report import Diagnosis
 from nndiag.remedies import Goal
 from nndiag.remedies.plan import Treatment
 from nndiag.surgery.edits import Edits
-from nndiag.surgery.training.initial import DEFAULT, check_initialiser
+from nndiag.surgery.training.initial import check_initialiser
 from nndiag.surgery.training.trial import MAX_LOSS_INCREASE
 
 
@@ -24,7 +24,8 @@ class HealSettings:
 
     ``scan`` holds those that are a scan's too. ``only`` are codes or beginnings of codes, ``layers`` patterns of names;
     everything is treated where there are none. ``max_loss_increase`` is the share of the loss that treatments may cost
-    that do not promise to keep the function.
+    that do not promise to keep the function. ``initialiser`` is ``[actions] init`` of the configuration, or the layer's
+    own, where it is not given.
 
     Raises (when made):
         UsageError: there is no such initialiser, the share is out of range, or a scan would not count nodes.
@@ -34,12 +35,13 @@ class HealSettings:
     scan: ScanSettings = field(default_factory=ScanSettings)
     only: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
-    initialiser: str = DEFAULT
+    initialiser: str | None = None
     max_loss_increase: float = MAX_LOSS_INCREASE
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        check_initialiser(self.initialiser)
+        if self.initialiser is not None:
+            check_initialiser(self.initialiser)
         if self.scan.granularity != "node":
             raise UsageError("--granularity head", "nodes are healed, and not heads", "leave it out")
         if not 0 <= self.max_loss_increase < float("inf"):

@@ -18,6 +18,7 @@ from nndiag.remedies.rates import snippet, suggest
 from nndiag.surgery.edits import Edits
 from nndiag.surgery.proof import TOLERANCE, Replayed, output_change
 from nndiag.surgery.training.evidence import Evidence, look_closely
+from nndiag.surgery.training.initial import DEFAULT, check_initialiser
 from nndiag.surgery.training.record import Done, Left, Promise, Treated
 from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import Limit
@@ -52,7 +53,7 @@ class _Training:
         self.job, self.loaded, self.before, self.settings = job, loaded, before, settings
         self.original = copy.deepcopy(model)
         self.ward = Ward(
-            model, probe, settings.scan.seed, settings.initialiser,
+            model, probe, settings.scan.seed, _initialiser(job, settings),
             {name: tensor.dtype for name, tensor in loaded.fitted.tensors.items()},
         )  # fmt: skip
         self.first = self.ward.replay(gradients=True)
@@ -178,3 +179,12 @@ class _Training:
             active_before=before.firing(treatment.layer, index),
             active_after=after.firing(treatment.layer, index),
         )
+
+
+def _initialiser(job: Job, settings: HealSettings) -> str:
+    """Return how nodes are drawn: as the options say, else as the configuration does."""
+    named = job.inputs.config.actions.init
+    if settings.initialiser is not None or named is None:
+        return settings.initialiser or DEFAULT
+    check_initialiser(named, f"{job.inputs.config.origin('actions.init').source} [actions]: init =")
+    return named

@@ -39,14 +39,15 @@ class Lineage:
 
     Args:
         constants: identities of the tensors that are the same for every sample: parameters and buffers.
+        picks: whether anybody asks which rows the data pick.
 
     ``followed`` holds the indices of the calls whose output went into another layer: those that are missing
     are the network's outputs.
     """
 
-    def __init__(self, constants: Collection[int]) -> None:
+    def __init__(self, constants: Collection[int], picks: bool = True) -> None:
         self.followed: set[int] = set()
-        self._constants = constants
+        self._constants, self._picks_too = constants, picks
         self._derived: ByTensor[bool] = ByTensor()
         self._behind: ByTensor[frozenset[int]] = ByTensor()
         self._picked: ByTensor[bool] = ByTensor()
@@ -72,7 +73,8 @@ class Lineage:
         """Take note of one call of a torch function; ``call`` is the index of the layer's call that it is."""
         every = tensors_in(args[:1] if name == "__setitem__" else result)
         given = tensors_in((args, kwargs))
-        self._see_picks(name, args, kwargs, given, every)
+        if self._picks_too:
+            self._see_picks(name, args, kwargs, given, every)
         made = [t for t in every if t.is_floating_point()]
         if not made:
             return

@@ -23,7 +23,7 @@ class Units:
 
     def split(self, tensor: Tensor) -> Tensor:
         """Return the tensor as ``(batch, units, rest)``, the batch being dimension 0."""
-        moved = tensor.movedim(self.axis, 1)
+        moved = tensor if self.axis == 1 else tensor.movedim(self.axis, 1)
         rest = math.prod(moved.shape[1:]) // max(self.count, 1)  # also of no sample at all
         return moved.reshape(moved.shape[0], self.count, rest)
 

@@ -107,7 +107,7 @@ class Watch(TorchFunctionMode):
         self._owners = owners
         self._observer = observer
         self._dtypes = {owners[id(t)][1].parameter: t.dtype for t in constants if id(t) in owners}
-        self._lineage = Lineage(frozenset(map(id, constants)))
+        self._lineage = self._followed_from(constants)
         self._buffers = frozenset(
             map(_storage, (t for t in constants if not isinstance(t, nn.Parameter)))
         ) - {0}
@@ -168,6 +168,9 @@ class Watch(TorchFunctionMode):
                 self._read(call, None, *call.latest)
             call.is_output = index not in self._lineage.followed
             call.close()
+
+    def _followed_from(self, constants: Collection[Tensor]) -> Lineage:
+        return Lineage(frozenset(map(id, constants)))
 
     def _prove(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object) -> None:
         self.proof.see(name, args, kwargs, result)

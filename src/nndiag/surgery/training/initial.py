@@ -23,15 +23,15 @@ INITIALISERS: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 """Initialisers by name; a matrix of one row for each node is drawn."""
 
 
-def check_initialiser(name: str) -> None:
-    """Make sure that there is such an initialiser.
+def check_initialiser(name: str, where: str = "--init") -> None:
+    """Make sure that there is such an initialiser, named by an option or a key of a file.
 
     Raises:
         UsageError: there is none.
     """
     if name != DEFAULT and name not in INITIALISERS:
         known = ", ".join([DEFAULT, *INITIALISERS])
-        raise UsageError(f"--init {name}", "there is no such initialiser", f"use one of {known}")
+        raise UsageError(f"{where} {name}", "there is no such initialiser", f"use one of {known}")
 
 
 def fresh(model: nn.Module, layer: Layer, name: str, generator: torch.Generator) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from nndiag.checkpoint.source import damaged, summary
 
 _MADE_BY_WRITER = frozenset({"version", ".data/serialization_id"})
 _ALIGNMENT = ".storage_alignment"
+_BYTE_ORDER = "byteorder"
 
 
 class Archive:
@@ -55,6 +56,10 @@ class Archive:
             gone: names of records that are left out.
         """
         writer = torch._C.PyTorchFileWriter(target)
+        if (
+            _BYTE_ORDER not in self.names
+        ):  # the writer would add it behind its own records: elsewhere than a copy has it
+            new = {**new, _BYTE_ORDER: b"little"}
         for name in (*self.names, *(name for name in new if name not in self.names)):
             if name in _MADE_BY_WRITER or name in gone:
                 continue

@@ -13,7 +13,10 @@ from nndiag.surgery.writing.changes import Changes, place_of
 
 
 def copies(source: Checkpoint, fit: Fit, changes: Changes) -> Iterator[str]:
-    """Yield a sentence for every other set of weights with the same names and shapes; none of them is edited."""
+    """Yield a sentence for every other set of weights with the same names and shapes; none of them is edited.
+
+    They do not follow into fewer units: a unit that does nothing in one network may carry the function of its copy.
+    """
     before = specs_of(place_of(source, fit).tensors)
     changed = {name.removeprefix(fit.prefix): before[name] for name in changes.weights if name in before}
     for place in source.places:
@@ -21,7 +24,16 @@ def copies(source: Checkpoint, fit: Fit, changes: Changes) -> Iterator[str]:
         for prefix in prefixes:
             if (place.key, prefix) != (fit.place, fit.prefix):
                 where = f"{place.key}: {prefix}" if place.key and prefix else place.key or prefix
-                yield f'"{where.rstrip(".")}" holds other weights of the same names, which were left as they were'
+                yield f'"{where.rstrip(".")}" holds other weights of the same names, which {_left(changes)}'
+
+
+def _left(changes: Changes) -> str:
+    if not changes.shrank:
+        return "were left as they were"
+    return (
+        "keep their sizes: code that builds both networks alike does not load this file; "
+        "load the smaller weights by themselves, or copy them over the others"
+    )
 
 
 def _prefixes(held: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> Iterator[str]:
