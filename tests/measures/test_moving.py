@@ -82,3 +82,25 @@ def test_nothing_wanted_is_nothing_tried() -> None:
     model = mlp().double()
     found = try_moves(model, probe(model, (6,)), [])
     assert (found.alone, found.together) == ((), None)
+
+
+def test_nodes_of_a_matrix_outside_of_any_layer_are_what_its_product_has() -> None:
+    class Columns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.last = nn.Parameter(torch.randn(6, 9)), nn.Linear(9, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(x @ self.matrix))
+
+    torch.manual_seed(0)
+    model = Columns().double().eval()
+    given, by = probe(model, (6,)), torch.randn(6, dtype=torch.float64)
+    found = try_moves(model, given, [Move("matrix", 8, by)])
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.matrix[:, 8] += by
+        before, after = model(*given.inputs), changed(*given.inputs)
+    assert found.together is not None
+    for tried in (found.alone[0], found.together):
+        assert tried.output_change == pytest.approx(float((after - before).abs().max() / before.abs().max()))

@@ -6,6 +6,8 @@ import json
 import shutil
 import tomllib
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,14 @@ from torch import Tensor, nn
 
 import nndiag
 from nndiag.errors import InputError, UsageError
-from nndiag.pipeline import HealSettings, ScanSettings, heal
+from nndiag.pipeline import HealSettings, ScanSettings, curing_for_training, heal
 from nndiag.records.healing import Healing
 from nndiag.records.level import Level
+from nndiag.remedies.plan import Treatment
 from nndiag.surgery.training import treating
+from nndiag.surgery.training.record import Left, Treated
+from nndiag.surgery.training.trial import Limit
+from nndiag.surgery.training.ward import Ward
 
 SAMPLES = Path(__file__).parents[2] / "sample_checkpoints"
 DYING = SAMPLES / "dying_mlp" / "epoch_12.safetensors"
@@ -239,6 +245,23 @@ def test_what_was_left_is_said_also_where_a_round_came_after_it(tmp_path: Path) 
     assert [(left.layer, left.index) for left in once.left] == [("stream", 2)]
     twice = heal(tmp_path / "once.safetensors", tmp_path / "twice.safetensors", HealSettings("train", scan))
     assert (twice.actions, twice.left) == ((), once.left)
+
+
+def test_what_only_a_deeper_look_shows_is_still_left_and_what_a_later_one_lacks_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    treat = curing_for_training.treat
+
+    def leaving(ward: Ward, wanted: Sequence[Treatment], limit: Limit) -> Treated:
+        found = treat(ward, wanted, limit)
+        codes = ("ND204", "ND401") if ward.attempt == 0 else ()
+        more = [Left(Treatment("6", i, code, "reinitialise", "…"), "so") for i, code in enumerate(codes)]
+        return replace(found, left=(*found.left, *more))
+
+    monkeypatch.setattr(curing_for_training, "treat", leaving)
+    found = heal(DYING.with_name("epoch_04.safetensors"), None, replace(TRAIN, dry_run=True))
+    assert found.actions
+    assert [(one.layer, one.index, one.code) for one in found.left] == [("6", 1, "ND401")]
 
 
 def test_taking_out_leaves_the_outputs_and_nothing_dead(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from torch.func import functional_call
 from nndiag.measures.compared import ENTRIES, MOST_VARIANTS, Compared, Tried, at_once
 from nndiag.probe.probe import Batch, Probe
 from nndiag.replay.kinds import Layer
-from nndiag.replay.layers import find_layers, owners
+from nndiag.replay.layers import owners
+from nndiag.replay.orientation import layers_in_use
 from nndiag.replay.passes import forward, main_output
 from nndiag.replay.separation import Blind
 from nndiag.replay.state import undisturbed
@@ -60,9 +61,10 @@ def try_moves(
         return _Moving(model, probe, seed, entries).run(wanted)
 
 
-def moved_parameters(model: nn.Module, wanted: Sequence[Move]) -> dict[str, Tensor]:
-    """Return the parameters that moves change, by name, after all of them."""
-    layers = {layer.name: layer for layer in find_layers(model)}
+def moved_parameters(
+    model: nn.Module, layers: Mapping[str, Layer], wanted: Sequence[Move]
+) -> dict[str, Tensor]:
+    """Return the parameters that moves change, by name, after all of them; ``layers`` are the model's, by name."""
     named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     found: dict[str, Tensor] = {}
     for one in wanted:
@@ -79,7 +81,7 @@ class _Moving:
 
     def __init__(self, model: nn.Module, probe: Probe, seed: int, entries: int) -> None:
         self._model, self._entries = model, entries
-        found = find_layers(model)
+        found = layers_in_use(model, probe.inputs)
         self._layers = {layer.name: layer for layer in found}
         self._owners = owners(model, found)
         self._named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
@@ -92,7 +94,7 @@ class _Moving:
             found |= zip(tile, self._tried(tile), strict=True)
         together = None
         if wanted:
-            every = moved_parameters(self._model, wanted)
+            every = moved_parameters(self._model, self._layers, wanted)
             (together,) = self._compared.tried(1, lambda batch: self._with(every, batch)[None])
         return Moved(self._compared.loss, tuple(found[one] for one in wanted), together)
 

@@ -108,8 +108,12 @@ class _Training:
                 found = self.clear = self.job.examine(self.loaded, self.ward.model)
             else:
                 found = deepest.examine(self.loaded, self.ward.model)
-        still = {(t.layer, t.index) for t in self._treatable(found)}
-        self.left = {place: left for place, left in self.left.items() if place in still}
+        still, seen = {(t.layer, t.index) for t in self._treatable(found)}, int(Level.parse(found.level))
+        self.left = {
+            place: left
+            for place, left in self.left.items()
+            if place in still or int(left.treatment.code[2]) > seen  # a later look was not as deep
+        }
         return found
 
     def _treatable(self, diagnosis: Diagnosis) -> list[Treatment]:

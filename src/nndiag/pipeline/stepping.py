@@ -17,7 +17,8 @@ from nndiag.records.report import Diagnosis, Number
 from nndiag.remedies.plan import Treatment, plan
 from nndiag.remedies.rates import suggest
 from nndiag.replay.kinds import Layer
-from nndiag.replay.layers import find_layers
+from nndiag.replay.orientation import layers_in_use
+from nndiag.replay.state import undisturbed
 from nndiag.surgery.proof import replay
 
 Numbers = dict[str, Number]
@@ -56,7 +57,8 @@ def try_rates(
         return SteppedNodes(why_not="no learning rate is known: give --lr")
     if found.model.loss is None:
         return SteppedNodes(why_not="without a loss there is no step")
-    layers = {layer.name: layer for layer in find_layers(model)}
+    with undisturbed(model, seed):
+        layers = {layer.name: layer for layer in layers_in_use(model, probe.inputs)}
     rates = {
         (one.layer, one.kind): one.lr for one in suggest(found, wanted) if one.lr is not None and one.lr > 0
     }
@@ -112,7 +114,7 @@ def _gradients_after(
     moved = copy.deepcopy(model)
     named = dict(moved.named_parameters(remove_duplicate=False))
     with torch.no_grad():
-        for name, values in moved_parameters(model, moves).items():
+        for name, values in moved_parameters(model, layers, moves).items():
             named[name].copy_(values)
     gradients = replay(moved, probe, seed).gradients
     return [

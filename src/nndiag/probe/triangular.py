@@ -27,8 +27,12 @@ def triangular_columns(logits: Tensor) -> Tensor:
     p = torch.softmax(logits.double(), dim=1)
     tails = p.flip(1).cumsum(dim=1).flip(1)  # q_{j−1}, from j = 0
     before, after = tails[:, :-1], tails[:, 1:]
-    share = torch.where(after > 0, 1 / after, 0.0)
-    diagonal = (p[:, :-1] * after / before).nan_to_num_().sqrt_()  # 0/0 where all that follows is nothing
-    columns = (-(diagonal * share)[:, :, None] * p[:, None, :]).triu(1)
+    diagonal = (p[:, :-1] * _share(after, before)).sqrt_()
+    columns = _share(p[:, None, :], after[:, :, None]).mul_(-diagonal[:, :, None]).triu(1)
     columns.diagonal(dim1=1, dim2=2).copy_(diagonal)
     return columns.movedim(1, 0)
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    """Return the quotient, 0 of nothing: never the inverse by itself, which the smallest numbers do not have."""
+    return torch.where(whole > 0, part / whole, 0.0)

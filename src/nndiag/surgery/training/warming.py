@@ -50,8 +50,9 @@ def warm_nodes(ward: Ward, layer: str, nodes: list[int]) -> float | None:
     # where values repeat, as of inputs that do, all fire that are the last one's equal but for rounding
     lower = rows < last - ROUNDING * rows.abs().amax(dim=1, keepdim=True)
     place = torch.where(lower.any(dim=1), lower.int().argmax(dim=1), count)
-    middle = (last + rows.gather(1, place[:, None]))[:, 0] / 2
-    return _raise(ward, slot, chosen, reading.activation.edge - middle)
+    below = rows.gather(1, place[:, None])
+    below = torch.where(place[:, None] == count, below, (last + below) / 2)
+    return _raise(ward, slot, chosen, reading.activation.edge - below[:, 0])
 
 
 def _raise(ward: Ward, slot: Slot, nodes: Tensor, rise: Tensor) -> float:
