@@ -112,18 +112,18 @@ def test_columns_in_closed_form_make_up_the_same(shape: tuple[int, ...]) -> None
 
 
 def test_columns_in_closed_form_of_confident_outputs() -> None:
-    output = torch.tensor(
-        [[80.0, 0, 1], [0, 80, 1], [0, 1, 80], [900, 0, 1], [0, 900, 1], [0, 1, 900]]
-    ).double()
+    sure = [[80, 0, 1], [0, 80, 1], [0, 1, 80], [900, 0, 1], [0, 900, 1], [0, 1, 900]]
+    subnormal = [[720, 0, 1], [0, 720, 1], [735, 2, 0], [1, 0, 730]]
+    output = torch.tensor(sure + subnormal).double()
     found = loss_factor(named_loss("cross_entropy"), output, None, all_exact=True)
     logs = output.log_softmax(dim=1)
     rest = torch.stack([torch.cat([row[:k], row[k + 1 :]]).logsumexp(0) for row in logs for k in range(3)])
-    traces = (logs.flatten() + rest).exp().reshape(10, 3)  # p (1 − p)
+    traces = (logs.flatten() + rest).exp().reshape(len(output), 3)  # p (1 − p)
     tiny = 1e-320  # there numbers have few digits left
     torch.testing.assert_close(found.weights.sum(dim=1), traces.sum(dim=1), rtol=1e-12, atol=tiny)
-    diagonal = by_columns(found, 10).diagonal(dim1=1, dim2=2)
+    diagonal = by_columns(found, len(output)).diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(diagonal, traces, rtol=1e-12, atol=tiny)
-    assert torch.isfinite(by_columns(found, 10)).all()
+    assert torch.isfinite(by_columns(found, len(output))).all()
 
 
 def test_columns_of_a_softmax_are_its_eigenvectors() -> None:
