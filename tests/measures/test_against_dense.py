@@ -127,3 +127,15 @@ def test_a_callable_loss_is_exact_unless_it_is_not_convex(sign: float, kind: str
         build(CASES[0]).float(), Probe(given.inputs, given.targets, loss), Plan(Level.CURVATURE)
     )
     assert {layer.curvature_kind for layer in measured.layers} == {kind}
+
+
+def test_curvature_beyond_the_range_of_single_precision_is_not_a_number_and_no_error() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e11)
+    samples = Probe((torch.randn(50, 20),), torch.randn(50, 5), named_loss("mse"))
+    measured = measure(model, samples, Plan(Level.CURVATURE))
+    assert not measured.curvature.converged
+    assert any(np.isnan(layer.per_node["lambda_max"]).any() for layer in measured.layers)

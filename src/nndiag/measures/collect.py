@@ -238,7 +238,7 @@ def _with_influence(layers: Sequence[LayerMeasures]) -> tuple[LayerMeasures, ...
     """Add every node's ``influence``: its share of the tangent kernel's trace over all nodes measured."""
     kernels = [layer.per_node["tangent_kernel"] for layer in layers if "tangent_kernel" in layer.per_node]
     total = float(sum(np.nansum(kernel) for kernel in kernels))
-    if not total > 0:
+    if not 0 < total < np.inf:
         return tuple(layers)
     return tuple(
         replace(layer, per_node={**layer.per_node, "influence": layer.per_node["tangent_kernel"] / total})

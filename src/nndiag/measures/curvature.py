@@ -203,7 +203,8 @@ def _by_fold(forms: Tensor, fold_sizes: Tensor) -> Floats:
 def _standard_error(by_fold: Floats) -> Floats:
     if len(by_fold) < 2:
         return np.full(by_fold.shape[1], np.nan)
-    spread: Floats = by_fold.std(axis=0, ddof=1) / np.sqrt(len(by_fold))
+    with np.errstate(invalid="ignore"):  # curvature beyond the range of its type
+        spread: Floats = by_fold.std(axis=0, ddof=1) / np.sqrt(len(by_fold))
     return spread
 
 

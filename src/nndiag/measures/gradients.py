@@ -158,11 +158,11 @@ def gradient_measures(
     reach, squares = sums.mean("loss_reach", samples), sums.mean("loss_squares", samples)
     if reach is not None and squares is not None:
         norm = mean["gradient_norm"]
-        spread = np.sqrt(np.maximum(squares - norm**2, 0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            spread = np.sqrt(np.maximum(squares - norm**2, 0))
+            found["gradient_signal"] = norm / spread
         found["gradient_reach"] = np.sqrt(reach)
         found["gradient_spread"] = spread
-        with np.errstate(divide="ignore", invalid="ignore"):
-            found["gradient_signal"] = norm / spread
     reach, squares = sums.mean("output_reach", samples), sums.mean("output_squares", samples)
     if reach is not None and squares is not None:
         found["output_reach"] = np.sqrt(reach)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nndiag.spectrum.eigenpairs import eigenpairs
 from nndiag.spectrum.record import Blocks, Extremes
 
 TILE_BYTES = 64 * 2**20
@@ -29,10 +30,10 @@ def dense_extremes(
     parts = []
     for start in range(0, blocks.nodes, tile):
         matrices = blocks.matrices(start, min(blocks.nodes, start + tile)).double()
-        parts.append(torch.linalg.eigh((matrices + matrices.mT) / 2))
-    values = torch.cat([part.eigenvalues for part in parts])
-    vectors = torch.cat([part.eigenvectors[:, :, -1] for part in parts])
-    lowest = torch.cat([part.eigenvectors[:, :, 0] for part in parts]).to(like) if both_vectors else None
+        parts.append(eigenpairs((matrices + matrices.mT) / 2))
+    values = torch.cat([found for found, _ in parts])
+    vectors = torch.cat([found[:, :, -1] for _, found in parts])
+    lowest = torch.cat([found[:, :, 0] for _, found in parts]).to(like) if both_vectors else None
     zeros = torch.zeros_like(values[:, 0])
     return Extremes(
         largest=values[:, -1],
@@ -42,7 +43,7 @@ def dense_extremes(
         vectors=vectors.to(like),
         values=values,
         weights=torch.full_like(values, 1.0 / size),
-        converged=torch.ones_like(zeros, dtype=torch.bool),
+        converged=~values[:, 0].isnan(),
         products=size,
         smallest_vectors=lowest,
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nndiag.spectrum.asking import Asking, Request, answered
+from nndiag.spectrum.eigenpairs import eigenpairs
 from nndiag.spectrum.record import Blocks, Extremes, Stack, random_vectors
 
 CHECKS = (3, 4, 5, 6, 8, 10, 13, 18, 25, 34, 46)
@@ -75,7 +76,8 @@ def lanczos(
         both_vectors: whether to return the vectors of the smallest values too.
 
     Returns:
-        Extremes; blocks whose errors stay above the tolerance have ``converged`` False.
+        Extremes; blocks whose errors stay above the tolerance have ``converged`` False, and so have those whose numbers
+        are not finite, with NaN for their extremes.
 
     Source: Golub and Van Loan, Matrix Computations, 4th ed., section 10.1; Ubaru, Chen and Saad 2017 for the
     quadrature.
@@ -92,9 +94,9 @@ def lanczos(
         if not done and krylov.count not in CHECKS:
             continue
         ends = _ends(stack, krylov, tolerance)
-        now = ~settled if done else ends.converged & ~settled
+        now = ~settled if done else ends.settled & ~settled
         results.put(owners, ends, krylov, torch.nonzero(now).flatten())
-        settled = settled | ends.converged
+        settled = settled | ends.settled
         left = torch.nonzero(~settled).flatten()
         if done or len(left) == 0:
             return results.extremes(krylov.count)
@@ -236,10 +238,15 @@ class _Ends:
     smallest_error: Tensor
     converged: Tensor
 
+    @property
+    def settled(self) -> Tensor:
+        """Where more products would tell nothing new, as of blocks whose numbers are not finite."""
+        return self.converged | self.values[:, 0].isnan()
+
 
 def _ends(stack: Stack, krylov: _Krylov, tolerance: float) -> _Ends:
     """Solve the tridiagonal problems."""
-    values, states = torch.linalg.eigh(krylov.tridiagonal())
+    values, states = eigenpairs(krylov.tridiagonal())
     residuals = krylov.beta[:, krylov.count - 1, None] * states[:, -1, :].abs()
     scale = values.abs().amax(dim=1)
     smallest, smallest_error = _smallest(stack, values, residuals[:, 0], scale)
