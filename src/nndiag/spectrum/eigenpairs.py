@@ -9,7 +9,7 @@ from torch import Tensor
 def eigenpairs(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``(values, vectors)`` as ``torch.linalg.eigh`` does, and NaN for values of matrices that are not finite.
 
-    Such are the blocks of a network whose numbers have left the range of its type; LAPACK would give the whole stack up.
+    Such are the blocks of a network whose numbers have left the range of its type; LAPACK would give up all of them.
 
     Args:
         matrices: ``(matrices, size, size)``.
