@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.remedies import page
 from benchmarks.remedies.deploying import savings
-from benchmarks.remedies.dying import WAYS, ends
+from benchmarks.remedies.dying import SEEDS, WAYS, ends
 from benchmarks.remedies.overhead import overheads
 from benchmarks.remedies.plasticity import ARMS
 
@@ -29,7 +29,7 @@ def main() -> None:
     died = {}
     for way in WAYS:
         begun = time.perf_counter()
-        died[way] = [ends(way, seed) for seed in options.seeds]
+        died[way] = [ends(way, seed) for seed in range(SEEDS)]
         _tell(way, begun)
     courses = {}
     for name, arm in ARMS.items():
@@ -54,7 +54,9 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.remedies", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the networks")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the networks whose labels are shuffled"
+    )
     parser.add_argument("--output", type=Path, help="write the page here instead of printing it")
     return parser.parse_args()
 

@@ -30,6 +30,8 @@ from nndiag.surgery.training.ward import Ward
 
 STEPS = 300
 """Of training on."""
+SEEDS = 10
+"""As many networks die in each way: digits are easy, so that accuracies end close to each other."""
 ROUNDS = 3
 INITIALISER = "kaiming_normal"
 """What the networks started from, as it is for ReDo."""
