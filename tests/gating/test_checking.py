@@ -151,7 +151,16 @@ def test_an_earlier_report_is_a_baseline_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema_version": 1, "entries": [{"rule": 1}]}', '{"entries": []}']
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"schema_version": 1, "entries": [{"rule": 1}]}',
+        '{"schema_version": 1, "entries": [{"rule": "max_dead_fraction"}]}',
+        f'{{"schema_version": 1, "entries": [{{"rule": "x", "layer": null, "node": null, "value": 1{"0" * 400}}}]}}',
+        '{"entries": []}',
+    ],
 )
 def test_what_is_no_baseline(tmp_path: Path, text: str) -> None:
     file = tmp_path / "b.json"

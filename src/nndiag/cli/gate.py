@@ -58,9 +58,9 @@ def gate(
     """
     import nndiag
     from nndiag.cli.output import parse_targets, refuse_overwriting
-    from nndiag.gating.document import load_document
     from nndiag.gating.policies import find_policy
     from nndiag.pipeline.gating import with_course
+    from nndiag.records.document import load_document
     from nndiag.report.checks import FORMATS, render_checks
     from nndiag.report.files import write_text
 

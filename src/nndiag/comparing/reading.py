@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from nndiag.comparing.run import ABSENT, Bytes, Floats, LayerRun, Mark, Run, clock_of
 from nndiag.errors import InputError
+from nndiag.records.document import content_of, parsed
 from nndiag.records.packed import unpack
 
 Json = Mapping[str, Any]
@@ -20,7 +20,6 @@ _NODES = b'\n      "nodes": [\n'
 _NODES_END = b"\n      ]"
 _COMPACT = b'"every_node": {'
 _LETTERS = {"healthy": "h", "collapsed": "c", "plateau": "p", "source": "s", "saddle": "n", "unknown": "u"}
-_DO = "make it with `nndiag scan PATH --output json=FILE`"
 
 
 def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
@@ -29,29 +28,11 @@ def read_reports(paths: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         InputError: a file is missing, unreadable, or no report of a scan.
     """
-    return [diagnosis for path in paths for diagnosis in _read(path)]
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(path, f"cannot be read ({error.strerror})", "check the path") from error
-    try:
-        document = json.loads(_without_nodes(content))
-    except (ValueError, RecursionError) as error:
-        raise InputError(path, f"is not JSON ({str(error)[:80]})", _DO) from error
-    if not isinstance(document, dict) or "schema_version" not in document:
-        raise InputError(path, "is no report of nndiag", _DO)
-    if document["schema_version"] != 1:
-        why = f"has schema version {str(document['schema_version'])[:20]}, and this program reads version 1"
-        raise InputError(path, why, "scan again, or use the version that wrote it")
-    found = document.get("checkpoints")
-    if not isinstance(found, list) or not all(_is_diagnosis(one) for one in found):
-        raise InputError(path, "is no report of `nndiag scan`", _DO)
-    if not found:
-        raise InputError(path, "holds no checkpoint", _DO)
-    return found
+    return [
+        diagnosis
+        for path in paths
+        for diagnosis in parsed(_without_nodes(content_of(path)), path)["checkpoints"]
+    ]
 
 
 def _without_nodes(content: bytes) -> bytes:
@@ -69,23 +50,6 @@ def _without_nodes(content: bytes) -> bytes:
         parts += [content[place:start], b'\n      "nodes": [']
         place = end
     return b"".join([*parts, content[place:]])
-
-
-def _is_diagnosis(found: object) -> bool:
-    return (
-        isinstance(found, dict)
-        and all(isinstance(found.get(key), dict) for key in ("checkpoint", "model"))
-        and all(isinstance(found.get(key), list) for key in ("layers", "nodes"))
-        and all(
-            isinstance(layer, dict)
-            and isinstance(layer.get("name"), str)
-            and isinstance(layer.get("nodes"), int)
-            and layer["nodes"] > 0
-            and isinstance(layer.get("verdicts"), dict)
-            for layer in found["layers"]
-        )
-        and all(isinstance(node, dict) and isinstance(node.get("layer"), str) for node in found["nodes"])
-    )
 
 
 def run_of(diagnoses: Sequence[Json]) -> Run:

@@ -10,8 +10,9 @@ from typing import Any
 
 from nndiag.config.policy import Policy
 from nndiag.errors import UsageError
-from nndiag.gating.document import checked
 from nndiag.gating.facts import Facts, Place, facts_of
+from nndiag.records.document import checked
+from nndiag.records.fitting import is_number
 from nndiag.records.gate import Check
 
 Baseline = Mapping[Place, float | None]
@@ -90,12 +91,15 @@ def _parsed(content: Any, what: str) -> Baseline:
         raise UsageError(what, "has another schema version", f"{_WRITE} anew")
     found: dict[Place, float | None] = {}
     for entry in entries:
-        fits = isinstance(entry, dict) and all(
-            isinstance(entry.get(key), kinds)
-            for key, kinds in (
-                ("rule", str), ("layer", str | None), ("node", int | None), ("value", int | float | None),
+        fits = (
+            isinstance(entry, dict)
+            and entry.keys() >= {"rule", "layer", "node", "value"}
+            and all(
+                isinstance(entry.get(key), kinds)
+                for key, kinds in (("rule", str), ("layer", str | None), ("node", int | None))
             )
-        )  # fmt: skip
+            and (entry["value"] is None or is_number(entry["value"]))
+        )
         if not fits:
             raise UsageError(what, "holds an entry without rule, layer, node and value", f"{_WRITE} anew")
         found[entry["rule"], entry["layer"], entry["node"]] = entry["value"]

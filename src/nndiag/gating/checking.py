@@ -10,8 +10,8 @@ from dataclasses import replace
 from nndiag.config.policy import ALWAYS_FORBIDDEN, Policy
 from nndiag.errors import UsageError
 from nndiag.gating.baseline import DEGENERATE, LOSS, Baseline, signed, worse
-from nndiag.gating.document import Json
 from nndiag.gating.facts import LEVELS, Facts, Place, facts_of
+from nndiag.records.document import Json
 from nndiag.records.gate import Check, Gravity, Verdict
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}

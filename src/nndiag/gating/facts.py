@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nndiag.gating.document import Json, found_in, subject_of
+from nndiag.records.document import Json, found_in, subject_of
+from nndiag.records.fitting import is_number
 from nndiag.records.gate import Gravity
 
 LEVELS = ("weights", "activations", "gradients", "curvature")
@@ -154,7 +155,7 @@ def _badness(code: str, evidence: Json) -> float | None:
         return None
     measure, more_is_worse = HOW_BAD[code]
     value = evidence.get(measure)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not is_number(value):
         return None
     return float(value) if more_is_worse else -float(value)
 

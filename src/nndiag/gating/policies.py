@@ -8,7 +8,7 @@ from typing import Any
 from nndiag.config.policy import Policy, parse_policy
 from nndiag.config.toml_file import RUN_FILE, read_toml, user_table
 from nndiag.errors import UsageError
-from nndiag.gating.document import Json, subject_of
+from nndiag.records.document import Json, subject_of
 
 
 def find_policy(document: Json, report: Path | None, file: Path | None, start: Path) -> Policy:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nndiag.gating.document import Json, found_in, subject_of
+from nndiag.records.document import Json, found_in, subject_of
 from nndiag.records.gate import Check, Verdict
 
 AT_LEAST = {"error": ("error",), "warning": ("error", "warning"), "never": ()}

@@ -173,7 +173,7 @@ def selection_of(diagnoses: Sequence[Json]) -> Selection:
     """Return what the configuration of the last run, over the user's, says of findings and thresholds."""
     from nndiag.config.load import load_run_config, load_user_config
     from nndiag.config.record import merge
-    from nndiag.gating.document import subject_of
+    from nndiag.records.document import subject_of
     from nndiag.rules.diagnose import Selection
 
     run = load_run_config(Path(subject_of(diagnoses[-1])))

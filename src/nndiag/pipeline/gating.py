@@ -41,7 +41,7 @@ def gate(
     """
     from nndiag.gating.baseline import load_baseline
     from nndiag.gating.checking import gate as decide
-    from nndiag.gating.document import checked, load_document
+    from nndiag.records.document import checked, load_document
 
     path = None
     if isinstance(report, str | os.PathLike):

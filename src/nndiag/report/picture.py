@@ -178,7 +178,7 @@ def _curve(values: Sequence[float | None], look: Look) -> list[str]:
             return " "
         if math.isnan(value):
             return "!"
-        return signs[round((len(signs) - 1) * (value - low) / (high - low))] if high > low else signs[0]
+        return signs[round((len(signs) - 1) * ((value - low) / (high - low)))] if high > low else signs[0]
 
     return [sign(value) for value in values]
 

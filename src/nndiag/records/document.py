@@ -1,4 +1,7 @@
-"""A report as plain JSON, checked as far as the gate reads it."""
+"""A report as plain JSON: read from its file, and checked as far as ``gate`` and ``compare`` read it.
+
+Neither pydantic nor numpy comes in: a build must not wait for them, nor a comparison of many reports for each node.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nndiag.errors import InputError
+from nndiag.records.fitting import misfit
 
 Json = Mapping[str, Any]
 
@@ -23,10 +27,19 @@ def load_document(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing or unreadable, or is no such document.
     """
+    return parsed(content_of(path), path)
+
+
+def content_of(path: Path) -> bytes:
+    """Return the bytes of a report.
+
+    Raises:
+        InputError: the file is missing, unreadable, or too large.
+    """
     try:
         if path.stat().st_size > LARGEST:
             raise InputError(path, f"is larger than {LARGEST >> 30} GiB", "scan without --all-nodes")
-        text = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         why = (
             "there is no such file"
@@ -34,11 +47,18 @@ def load_document(path: Path) -> dict[str, Any]:
             else f"cannot be read ({error.strerror})"
         )
         raise InputError(path, why, f"check the path, or {_SCAN}") from error
+
+
+def parsed(content: bytes, path: object) -> dict[str, Any]:
+    """Return the document in the bytes of a report.
+
+    Raises:
+        InputError: they are no such document.
+    """
     try:
-        document = json.loads(text)
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        why = f"is not JSON ({str(error)[:80]})"
-        raise InputError(path, why, _SCAN) from error
+        raise InputError(path, f"is not JSON ({str(error)[:80]})", _SCAN) from error
     return checked(document, path)
 
 
@@ -46,7 +66,7 @@ def checked(document: object, path: object) -> dict[str, Any]:
     """Return a document that is a report of this version, or say what it is not.
 
     Raises:
-        InputError: it is none.
+        InputError: it is none, or has been damaged; the message says where.
     """
     if not isinstance(document, dict) or "schema_version" not in document:
         raise InputError(path, "is no report of nndiag", _SCAN)
@@ -56,9 +76,10 @@ def checked(document: object, path: object) -> dict[str, Any]:
     checkpoints = document.get("checkpoints")
     if not isinstance(checkpoints, list) or not checkpoints:
         raise InputError(path, "holds no checkpoint", _SCAN)
-    for found in checkpoints:
-        if not _is_diagnosis(found):
-            raise InputError(path, "is no report of `nndiag scan`", _SCAN)
+    if not all(_is_diagnosis(one) for one in checkpoints):
+        raise InputError(path, "is no report of `nndiag scan`", _SCAN)
+    if (wrong := misfit(document)) is not None:
+        raise InputError(path, f"is damaged: {wrong}", "scan again")
     return document
 
 
@@ -66,16 +87,7 @@ def _is_diagnosis(found: object) -> bool:
     return (
         isinstance(found, dict)
         and all(isinstance(found.get(key), dict) for key in ("checkpoint", "model"))
-        and isinstance(found.get("level"), str)
-        and all(_are_places(found.get(key), word) for key, word in (("layers", "name"), ("nodes", "layer")))
-        and all(isinstance(layer.get("verdicts"), dict) for layer in found["layers"])
-        and all(isinstance(layer.get("nodes"), int) for layer in found["layers"])
-    )
-
-
-def _are_places(rows: object, word: str) -> bool:
-    return isinstance(rows, list) and all(
-        isinstance(row, dict) and isinstance(row.get(word), str) for row in rows
+        and all(isinstance(found.get(key), list) for key in ("layers", "nodes"))
     )
 
 
@@ -88,7 +100,7 @@ def found_in(diagnosis: Json) -> Iterator[tuple[Json, str | None, int | None]]:
             yield finding, layer["name"], None
     for node in diagnosis["nodes"]:
         for finding in node.get("findings", ()):
-            yield finding, node["layer"], node.get("index")
+            yield finding, node["layer"], node["index"]
 
 
 def subject_of(diagnosis: Json) -> str:
