@@ -131,26 +131,48 @@ def test_an_unknown_initialiser_is_refused_at_once() -> None:
         HealingSettings(initialiser="ones")
 
 
-def test_a_matrix_whose_columns_are_units_is_left_to_the_healing_of_a_checkpoint() -> None:
-    class Matrix(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.matrix, self.last = nn.Parameter(torch.randn(6, 12)), nn.Linear(12, 4)
+class Matrix(nn.Module):
+    """A raw matrix with a column a unit; ``hidden`` where the model multiplies otherwise when it is examined."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(torch.relu(x @ self.matrix))
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.matrix, self.last, self.hidden = nn.Parameter(torch.randn(6, 12)), nn.Linear(12, 4), hidden
 
-    torch.manual_seed(0)
-    net = Matrix()
-    with torch.no_grad():
-        net.matrix[2] = float("nan")  # of one input, and of no unit
-    settings = HealingSettings(only=("ND101",))
-    with nndiag.Monitor(net, every=1, heal=settings) as monitor:
-        for _ in range(2):
+    def forward(self, x: Tensor) -> Tensor:
+        other = self.hidden and not self.training
+        return self.last(torch.relu(nn.functional.linear(x, self.matrix.t()) if other else x @ self.matrix))
+
+
+def healed(net: Matrix, steps: int = 2) -> nndiag.Monitor:
+    with nndiag.Monitor(net, every=1, heal=HealingSettings(only=("ND101",))) as monitor:
+        for _ in range(steps):
             loss = nn.functional.cross_entropy(net(torch.randn(32, 6)), torch.randint(4, (32,)))
             net.zero_grad()
             loss.backward()
             monitor.step(loss)
-    assert net.matrix.isnan().any(dim=1).tolist() == [False, False, True, False, False, False]
+    return monitor
+
+
+def test_a_unit_that_is_a_column_of_a_matrix_is_healed() -> None:
+    net = Matrix(hidden=False)
+    with torch.no_grad():
+        net.matrix[:, 2] = float("nan")
+    before = net.matrix.detach().clone()
+    monitor = healed(net)
+    assert [(c.done, c.treatment.layer, c.treatment.index) for c in monitor.corrections] == [
+        (True, "matrix", 2)
+    ]
+    changed = (net.matrix != before).any(dim=0)
+    assert changed.tolist() == [unit == 2 for unit in range(12)]
+    assert net.matrix.isfinite().all()
+
+
+def test_a_matrix_whose_columns_are_units_is_left_where_the_model_hides_it() -> None:
+    net = Matrix(hidden=True)
+    with torch.no_grad():
+        net.matrix[:, 2] = float("nan")
+    monitor = healed(net)
+    assert net.matrix.isnan().any(dim=0).tolist() == [unit == 2 for unit in range(12)]
     assert [one.done for one in monitor.corrections] == [False]
     assert "which axis" in monitor.corrections[0].detail

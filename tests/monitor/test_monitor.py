@@ -100,6 +100,44 @@ def test_a_step_says_what_a_scan_of_its_batch_says() -> None:
             assert node.measures[name] == pytest.approx(nodes[place].measures[name], rel=1e-4, abs=1e-5)
 
 
+class Raw(nn.Module):
+    """Raw parameters whose nodes lie along other axes than the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.bias = nn.Parameter(torch.randn(6, 12)), nn.Parameter(torch.zeros(12))
+        self.second, self.last = nn.Parameter(torch.randn(12, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(x @ self.first + self.bias)
+        return self.last(torch.relu(torch.einsum("bi,io->bo", hidden, self.second)))
+
+
+def test_the_nodes_of_raw_matrices_are_those_of_a_scan_from_the_first_step_on() -> None:
+    net, (batch, *_) = Raw(), batches(1)
+    with torch.no_grad():
+        net.first[:, :2] = -net.first[:, :2].abs()
+        net.bias[:2] = -100.0
+    scanned = diagnose_model(net, batch, "cross_entropy", None).checkpoints[0]
+    stay = torch.optim.SGD(net.parameters(), lr=0.0)
+    with nndiag.Monitor(net, every=1) as monitor:
+        train(net, monitor, [batch, batch], stay)
+    assert [one.nodes for one in scanned.layers] == [12, 12, 8, 3]
+    for taken in monitor.report.checkpoints:
+        for layer, expected in zip(taken.layers, scanned.layers, strict=True):
+            assert (layer.name, layer.nodes, layer.fan_in) == (expected.name, expected.nodes, expected.fan_in)
+            assert layer.activation == expected.activation
+            assert layer.every_node is not None
+            assert expected.every_node is not None
+            norms = unpack(layer.every_node.weight_norm, layer.nodes)
+            assert norms == pytest.approx(unpack(expected.every_node.weight_norm, layer.nodes), rel=1e-6)
+        dead = {
+            (node.layer, node.index) for node in taken.nodes if "ND201" in {f.code for f in node.findings}
+        }
+        assert dead == {("first", 0), ("first", 1)}
+
+
 class Convolutions(nn.Module):
     """Units in several places, behind a norm, and one that every sample reaches only here and there."""
 

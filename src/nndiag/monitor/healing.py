@@ -18,7 +18,7 @@ from nndiag.errors import NndiagError
 from nndiag.probe.probe import Probe
 from nndiag.records.report import Diagnosis
 from nndiag.remedies.plan import ADVICE, Treatment, TreatmentKind, plan
-from nndiag.replay.layers import find_layers
+from nndiag.replay.kinds import Layer
 from nndiag.surgery.training.initial import DEFAULT, check_initialiser
 from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import MAX_LOSS_INCREASE, Limit
@@ -107,14 +107,29 @@ class Healer:
         return due
 
     def correct(
-        self, model: nn.Module, optimizer: Optimizer | None, probe: Probe, due: Sequence[Treatment], step: int
+        self,
+        model: nn.Module,
+        layers: Sequence[Layer],
+        optimizer: Optimizer | None,
+        probe: Probe,
+        due: Sequence[Treatment],
+        step: int,
     ) -> None:
-        """Treat a model in place, and let its optimiser forget what was started anew."""
+        """Treat a model in place, and let its optimiser forget what was started anew.
+
+        Args:
+            model: the model.
+            layers: as they were measured; where the probe shows other nodes of one, it is left.
+            optimizer: of its parameters.
+            probe: on which a treatment is proved.
+            due: what it is time to treat.
+            step: of the training.
+        """
         settings = self.settings
         try:
             ward = Ward(model, probe, settings.seed, settings.initialiser)
             ward.attempt = step  # other random numbers at every step
-            counted = {layer.name: layer for layer in find_layers(model)}
+            counted = {layer.name: layer for layer in layers}
             alike = [t for t in due if ward.layers.get(t.layer) == counted.get(t.layer)]
             for treatment in due:
                 if treatment not in alike:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nndiag.replay import attention, recurrent
-from nndiag.replay.kinds import Use
+from nndiag.replay.kinds import Layer, Use
+from nndiag.replay.layers import find_layers, owners_of
 from nndiag.replay.lineage import Lineage
-from nndiag.replay.watch import Call, Watch
+from nndiag.replay.orientation import Orientation
+from nndiag.replay.watch import Call, Observer, Watch
 
 
 class Look(Watch):
@@ -59,3 +61,38 @@ class Look(Watch):
         self._see_states(recurrent.states_of(whole, name, args, result))
         self._lineage.see(name, args, {}, result, None)
         return result
+
+
+class FirstLook(Look):
+    """A look at the first step, which shows which axes of raw parameters count nodes: a scan asks a pass before.
+
+    ``layers`` are those of the model, counted anew when the first product of a parameter comes, before it is made.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: tuple[Layer, ...],
+        named: Mapping[str, Tensor],
+        observer: Observer,
+        constants: Collection[Tensor],
+    ) -> None:
+        super().__init__(owners_of(named, layers), observer, constants)
+        self.layers = layers
+        self._model, self._named = model, named
+        self._orientation = Orientation(model)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Look for products first."""
+        known = len(self._orientation.axes)
+        self._orientation.see(func, args, kwargs or {})
+        if len(self._orientation.axes) > known:
+            self.layers = find_layers(self._model, unit_axes=self._orientation.named())
+            self._owners = owners_of(self._named, self.layers)
+        return super().__torch_function__(func, types, args, kwargs)

@@ -193,7 +193,7 @@ class Monitor:
         due = healer.look(found)
         probe = self._proof() if due else None
         if probe is not None:
-            healer.correct(self._raw, self._optimizer, probe, due, self.steps)
+            healer.correct(self._raw, self._watched.layers, self._optimizer, probe, due, self.steps)
 
     def _proof(self) -> Probe | None:
         """Return what a treatment is proved on: the probe, or the inputs of the step that was watched."""

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from nndiag.measures.gradients import GradientSums
 from nndiag.measures.record import completed
-from nndiag.monitor.looking import Look
+from nndiag.monitor.looking import FirstLook, Look
 from nndiag.monitor.reading import Moments, QuickObserver, QuickReading, Seen, sums_of
 from nndiag.monitor.rows import Products, products_of
 from nndiag.records.level import Level
@@ -42,11 +42,15 @@ class WatchedStep:
 
     Between :meth:`arm` and that forward pass the model has two hooks; code that ``torch.compile`` has made is not run,
     because nothing could be seen in it. After it, also after an error in it, the model is as it was.
+
+    ``layers`` are those of the model; the first step that is watched shows how it uses raw parameters, and from then on
+    their nodes are counted as a scan counts them.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = getattr(model, "_orig_mod", model)
-        self._layers = find_layers(self._model)
+        self.layers = find_layers(self._model)
+        self._oriented = False
         self._handles: list[RemovableHandle] = []
         self._stance: Any = None
         self._watch: Look | None = None
@@ -97,7 +101,7 @@ class WatchedStep:
         named, seen, samples = self._named, self._seen, self._samples
         gradients = _gradients(named, scale)
         with torch.no_grad(), torch.autocast(_device_type(named), enabled=False):
-            taken = products_of(self._layers, named, gradients)
+            taken = products_of(self.layers, named, gradients)
             graded = {name for one in taken if one.graded is not None for name in one.layer.names}
             others = _norm_of_others(named, gradients, graded)
         apart = {one.layer.name for one in taken if self._rows.get(one.layer.name) == samples}
@@ -140,7 +144,10 @@ class WatchedStep:
         self._named, buffers = _tensors(self._model)
         constants = (*self._named.values(), *buffers)
         observer = QuickObserver(FOLDS, self._samples)
-        self._watch = Look(owners_of(self._named, self._layers), observer, constants)
+        if self._oriented:
+            self._watch = Look(owners_of(self._named, self.layers), observer, constants)
+        else:
+            self._watch = FirstLook(self._model, self.layers, self._named, observer, constants)
         self._watch.__enter__()  # type: ignore[no-untyped-call]
 
     def end(self, output: Tensor | None) -> None:
@@ -152,6 +159,8 @@ class WatchedStep:
         self.disarm()
         if output is None:
             return
+        if isinstance(watch, FirstLook):
+            self.layers, self._oriented = watch.layers, True
         watch.finish(output)
         self._reached = set(watch.used_elsewhere)
         self._reached |= {call.layer.name for call in watch.calls}

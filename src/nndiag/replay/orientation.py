@@ -26,6 +26,7 @@ class Orientation(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.axes: dict[int, tuple[int, ...]] = {}
+        self._model = model
         self._parameters = frozenset(id(p) for p in model.parameters())
 
     def __torch_function__(
@@ -36,15 +37,23 @@ class Orientation(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Run the function and look at the parameters among its arguments."""
-        name, _ = plain_name(func, args, kwargs or {})
-        given = list(chain(args, (kwargs or {}).values()))
+        self.see(func, args, kwargs or {})
+        return func(*args, **dict(kwargs or {}))
+
+    def see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Look at the parameters among the arguments of a function; the first product of each counts."""
+        name, _ = plain_name(func, args, kwargs)
+        given = list(chain(args, kwargs.values()))
         if name in _PRODUCTS:
             self._product([t for t in given if isinstance(t, Tensor)])
         elif name == "addmm" and len(given) > 2 and isinstance(given[2], Tensor):
             self._note(given[2], (1,))
         elif name == "einsum" and given and isinstance(given[0], str):
             self._einsum(given[0], given[1:])
-        return func(*args, **dict(kwargs or {}))
+
+    def named(self) -> Mapping[str, tuple[int, ...]]:
+        """Return ``axes`` by the name of the parameter."""
+        return {name: self.axes[id(p)] for name, p in self._model.named_parameters() if id(p) in self.axes}
 
     def _product(self, operands: Sequence[Tensor]) -> None:
         for place, tensor in enumerate(operands[:2]):
@@ -76,7 +85,7 @@ def unit_axes(model: nn.Module, inputs: Sequence[Tensor]) -> Mapping[str, tuple[
             model(*(x[:3] for x in inputs))
     except (Exception, SystemExit):  # the user's code may raise anything
         return {}
-    return {name: seen.axes[id(p)] for name, p in model.named_parameters() if id(p) in seen.axes}
+    return seen.named()
 
 
 def layers_in_use(model: nn.Module, inputs: Sequence[Tensor]) -> tuple[Layer, ...]:
