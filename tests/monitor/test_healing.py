@@ -131,6 +131,18 @@ def test_an_unknown_initialiser_is_refused_at_once() -> None:
         HealingSettings(initialiser="ones")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("patience", 0), ("attempts", 0), ("max_loss_increase", -0.1), ("max_loss_increase", float("nan")),
+        ("max_loss_increase", float("inf")), ("seed", -1), ("seed", 2**64),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused_at_once(name: str, value: float) -> None:
+    with pytest.raises(UsageError, match=f"^{name}={value}: is .*; give "):
+        HealingSettings(**{name: value})
+
+
 class Matrix(nn.Module):
     """A raw matrix with a column a unit; ``hidden`` where the model multiplies otherwise when it is examined."""
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nndiag.errors import NndiagError
+from nndiag.errors import NndiagError, UsageError
+from nndiag.pipeline.settings import MOST_SEED
 from nndiag.probe.probe import Probe
 from nndiag.records.report import Diagnosis
 from nndiag.remedies.plan import ADVICE, Treatment, TreatmentKind, plan
@@ -47,6 +48,9 @@ class HealingSettings:
         layers: patterns of names of layers to treat; all where there are none.
         initialiser: of nodes that start anew, by the name that ``nndiag heal --init`` takes.
         seed: of the random numbers.
+
+    Raises:
+        UsageError: a number is out of range, or there is no such initialiser.
     """
 
     patience: int = 2
@@ -58,6 +62,14 @@ class HealingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("patience", "attempts"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}", "is too small", "give at least 1")
+        if not 0 <= self.max_loss_increase < float("inf"):
+            what = f"max_loss_increase={self.max_loss_increase}"
+            raise UsageError(what, "is not a usable share", "give a finite number, 0 or more")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise UsageError(f"seed={self.seed}", "is out of range", f"give one from 0 to {MOST_SEED}")
         check_initialiser(self.initialiser)
 
 

@@ -25,7 +25,7 @@ _LEAST = {
     "seed": 0,
     "memory_budget": 1,
 }
-_MOST_SEED = 2**62
+MOST_SEED = 2**62
 """Generators take 64 bits, and some count on from the seed."""
 _CHOICES = {
     "curvature": ("auto", "ggn", "hessian"),
@@ -93,8 +93,8 @@ class ScanSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{_option(name)} {value}", "is too small", f"give at least {least}")
-        if self.seed > _MOST_SEED:
-            raise UsageError(f"--seed {self.seed}", "is too large", f"give at most {_MOST_SEED}")
+        if self.seed > MOST_SEED:
+            raise UsageError(f"--seed {self.seed}", "is too large", f"give at most {MOST_SEED}")
         for name in ("lr", "momentum", "weight_decay", "horizon"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
