@@ -271,6 +271,23 @@ def test_an_error_in_between_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    gone = tmp_path / "source" / "tokenizer.json"
+    with pytest.raises(InputError) as caught, staged(tmp_path / "new") as folder:
+        shutil.copyfile(gone, folder / "tokenizer.json")
+    assert (
+        str(caught.value)
+        == f"{gone}: cannot be read: no such file or directory; check the file, and heal again"
+    )
+    with (
+        pytest.raises(InputError, match="/new: cannot be written: no such file or directory; choose"),
+        staged(tmp_path / "new") as folder,
+    ):
+        (folder / "gone" / "weights").write_bytes(b"")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
 def test_leftovers_go_and_what_another_run_is_writing_stays(tmp_path: Path) -> None:
     start = f".nndiag-{hashlib.sha256(b'new').hexdigest()[:12]}-"
     left, running, other = tmp_path / f"{start}a", tmp_path / f"{start}b", tmp_path / ".nndiag-else-c"

@@ -56,6 +56,9 @@ def check_destination(source: Path, destination: Path) -> None:
         raise _unwritable(destination, error) from error
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextmanager
 def staged(destination: Path) -> Iterator[Path]:
     """Yield a hidden folder; what is in it at the end moves beside ``destination``, the entry of that name last.
@@ -66,7 +69,8 @@ def staged(destination: Path) -> Iterator[Path]:
         destination: the target, checked before.
 
     Raises:
-        InputError: the system does not let it be written; also in place of an ``OSError`` of the block.
+        InputError: the system does not let it be written; also in place of an ``OSError`` of the block, which is about
+            the file that it names.
         UsageError: the target, or what belongs beside it, has come into being meanwhile.
     """
     parent, lock = destination.absolute().parent, None
@@ -88,6 +92,8 @@ def staged(destination: Path) -> Iterator[Path]:
             raise
         _flush_entry(parent)
     except OSError as error:
+        if folder is not None and _is_of_another(folder, error):
+            raise _unreadable(error) from error
         raise _unwritable(destination, error) from error
     finally:
         if folder is not None:
@@ -185,8 +191,22 @@ def _is_same(source: Path, destination: Path) -> bool:
         return False
 
 
+def _is_of_another(folder: Path, error: OSError) -> bool:
+    """Whether an error names a file that was read: a copy to a full disk names what was copied, too."""
+    if error.errno in _FULL or not isinstance(error.filename, str):
+        return False
+    named = Path(error.filename).absolute()
+    return named != folder.parent and not named.is_relative_to(folder)
+
+
+def _unreadable(error: OSError) -> InputError:
+    return InputError(error.filename, f"cannot be read: {_why(error)}", "check the file, and heal again")
+
+
 def _unwritable(destination: Path, error: OSError) -> InputError:
-    why = (error.strerror or type(error).__name__).lower()
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    do = "free some space, or choose another place" if full else "choose another place"
-    return InputError(destination, f"cannot be written: {why}", do)
+    do = "free some space, or choose another place" if error.errno in _FULL else "choose another place"
+    return InputError(destination, f"cannot be written: {_why(error)}", do)
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()
