@@ -118,3 +118,24 @@ def test_the_same_edits_give_the_same_bytes(tmp_path: Path) -> None:
     found = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in "bc"]
     assert found[0] == found[1]
     assert set(found[0]) == {".metadata", "__0_0.distcp", "meta.json"}
+
+
+def test_parts_of_an_earlier_save_are_not_copied_over_the_new_ones(tmp_path: Path) -> None:
+    model, optimizer = trained()
+    source = saved(tmp_path / "a", model, optimizer, True)
+    clean = written(source, pruned(model), tmp_path / "clean", model)
+    assert clean.notes == ()
+    rewritten = (source / ".metadata").read_bytes().replace(b"__0_0.distcp", b"__7_0.distcp")
+    (source / "__0_0.distcp").rename(source / "__7_0.distcp")
+    (source / ".metadata").write_bytes(rewritten)
+    for stale in ("__0_0.distcp", "__3_1.distcp"):  # what a save by other ranks left there
+        (source / stale).write_bytes(b"old")
+    made = written(source, pruned(model), tmp_path / "b", model)
+    assert sorted(file.name for file in (tmp_path / "b").iterdir()) == [".metadata", "__0_0.distcp"]
+    assert (tmp_path / "b" / "__0_0.distcp").read_bytes() == (
+        tmp_path / "clean" / "__0_0.distcp"
+    ).read_bytes()
+    assert made.notes == (
+        "not copied, since it holds the old weights, is another checkpoint or leads elsewhere: "
+        "__0_0.distcp, __3_1.distcp",
+    )

@@ -14,6 +14,7 @@ from nndiag.surgery.writing.job import Job
 _STALE = re.compile(
     r"(pytorch_model|model|diffusion_pytorch_model|adapter_model|tf_model|flax_model|rust_model|consolidated).*"
     r"\.(safetensors|bin|pth|h5|msgpack|ot|onnx|gguf|index\.json)"
+    r"|__\d+_\d+\.distcp"
 )
 _NAMED = 5
 
