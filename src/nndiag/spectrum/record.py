@@ -81,10 +81,7 @@ def joined(parts: Sequence[Extremes]) -> Extremes:
 
 
 def random_vectors(nodes: int, size: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    """Return one random unit vector per block, drawn on the CPU so that every device starts alike.
-
-    Of even entries: ``E v vᵀ = I / size`` as with normal ones, which take several times as long to draw.
-    """
-    draws = torch.rand(nodes, size, generator=generator, dtype=like.dtype).sub_(0.5)
+    """Return one random unit vector per block, drawn on the CPU so that every device starts alike."""
+    draws = torch.randn(nodes, size, generator=generator, dtype=like.dtype)
     unit: Tensor = draws / draws.norm(dim=1, keepdim=True)
     return unit.to(like.device)
