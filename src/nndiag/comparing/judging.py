@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -17,6 +16,7 @@ from nndiag.comparing.run import STATES, Bytes, Floats, LayerRun, Run
 from nndiag.comparing.settling import Settling, settling
 from nndiag.config.policy import Policy
 from nndiag.records import comparison as record
+from nndiag.records.finite import finite
 from nndiag.records.report import VERDICTS, Finding, Verdict
 from nndiag.rules.base import Hit, Rule
 from nndiag.rules.diagnose import Selection
@@ -79,7 +79,7 @@ def _checkpoints(run: Run) -> tuple[record.ComparedCheckpoint, ...]:
     return tuple(
         record.ComparedCheckpoint(
             path=mark.path, step=mark.step, epoch=mark.epoch, loss=mark.loss, gradient_norm=mark.gradient_norm,
-            parameter_norm=_finite(norm), sha256=mark.sha256, level=mark.level, lr=mark.lr,
+            parameter_norm=finite(norm), sha256=mark.sha256, level=mark.level, lr=mark.lr,
         )
         for mark, norm in zip(run.marks, run.parameter_norms.tolist(), strict=True)
     )  # fmt: skip
@@ -87,8 +87,8 @@ def _checkpoints(run: Run) -> tuple[record.ComparedCheckpoint, ...]:
 
 def _fit(ends: Settling) -> record.Fit:
     return record.Fit(
-        state=ends.word, loss_change=_finite(ends.loss_change), norm_growth=_finite(ends.norm_growth),
-        growth_per_doubling=_finite(ends.growth_per_doubling), growth_error=_finite(ends.growth_error),
+        state=ends.word, loss_change=finite(ends.loss_change), norm_growth=finite(ends.norm_growth),
+        growth_per_doubling=finite(ends.growth_per_doubling), growth_error=finite(ends.growth_error),
     )  # fmt: skip
 
 
@@ -178,12 +178,8 @@ def _finding(rule: Rule, hit: Hit, present: tuple[str, ...]) -> Finding:
 
 
 def _course(values: Floats) -> record.Course:
-    return tuple(_finite(value) for value in values.tolist())
+    return tuple(finite(value) for value in values.tolist())
 
 
 def _plain(value: float | int | str | bool | None) -> float | int | str | bool | None:
-    return _finite(value) if isinstance(value, float) else value
-
-
-def _finite(value: float | None) -> float | None:
-    return float(value) if value is not None and math.isfinite(value) else None
+    return finite(value) if isinstance(value, float) else value

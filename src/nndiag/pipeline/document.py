@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from nndiag.checkpoint import Checkpoint
 from nndiag.measures.weights import WEIGHT_MEASURES
 from nndiag.probe.probe import Probe
 from nndiag.records import report
+from nndiag.records.finite import finite
 from nndiag.records.measured import LayerMeasures, Measured, OptimizerFacts
 from nndiag.records.packed import pack
 from nndiag.records.report import DEGENERATE, VERDICTS
@@ -109,7 +109,7 @@ def _model(measured: Measured, findings: tuple[report.Finding, ...]) -> report.M
     certificate = None
     if found is not None:
         fields = {
-            name: _finite(value) if isinstance(value, float) else value
+            name: finite(value) if isinstance(value, float) else value
             for name, value in asdict(found).items()
         }
         certificate = report.Certificate.model_validate(fields)
@@ -133,7 +133,7 @@ def _layer(judged: JudgedLayer) -> report.LayerDiagnosis:
         unobserved=_unobserved(judged),
         curvature_kind=layer.curvature_kind,  # type: ignore[arg-type]
         measures={
-            name: _finite(value)
+            name: finite(value)
             for name, value in (*layer.per_layer.items(), *_sharpest(layer))
             if _means_something(layer, name)
         },
@@ -190,7 +190,7 @@ def _nodes(judged: JudgedLayer, goal: Goal, all_nodes: bool, few: int | None) ->
             steady=judged.steady[i],
             curvature_kind=layer.kind_of(i) if used else None,  # type: ignore[arg-type]
             measures={
-                name: _finite(values[i])
+                name: finite(values[i])
                 for name, values in columns.items()
                 if used or name in _OF_THE_UNOBSERVED
             },
@@ -210,7 +210,3 @@ def _sharpest(layer: LayerMeasures) -> Iterator[tuple[str, float]]:
 
 def _means_something(layer: LayerMeasures, measure: str) -> bool:
     return not (single(layer) and measure in _OF_DIRECTIONS)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

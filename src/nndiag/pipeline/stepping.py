@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from nndiag.measures import Update
 from nndiag.measures.moving import Move, Moved, moved_parameters, try_moves
 from nndiag.probe.probe import Probe
+from nndiag.records.finite import finite
 from nndiag.records.report import Diagnosis, Number
 from nndiag.remedies.plan import Treatment, plan
 from nndiag.remedies.rates import suggest
@@ -84,11 +84,11 @@ def try_rates(
     reaching = _gradients_after(model, probe, moves(advised), named, layers, seed)
     nodes: dict[tuple[str, int], Numbers] = {
         (t.layer, t.index): {
-            "loss_before": _finite(after.loss),
-            "loss_after": _finite(one.loss),
-            "loss_after_at_present_lr": _finite(now.loss),
+            "loss_before": finite(after.loss),
+            "loss_after": finite(one.loss),
+            "loss_after_at_present_lr": finite(now.loss),
             "lr": rate,
-            "output_change": _finite(one.output_change),
+            "output_change": finite(one.output_change),
             "gradient_after": gradient,
         }
         for t, one, now, rate, gradient in zip(
@@ -118,7 +118,7 @@ def _gradients_after(
             named[name].copy_(values)
     gradients = replay(moved, probe, seed).gradients
     return [
-        _finite(float(layers[t.layer].rows(gradients)[t.index].double().norm()))
+        finite(float(layers[t.layer].rows(gradients)[t.index].double().norm()))
         if t.index is not None and set(layers[t.layer].names) <= gradients.keys()
         else None
         for t in nodes
@@ -130,12 +130,8 @@ def _together(present: Moved, advised: Moved, count: int) -> Numbers | None:
         return None
     return {
         "actions": count,
-        "loss_before": _finite(advised.loss),
-        "loss_after": _finite(advised.together.loss),
-        "loss_after_at_present_lr": _finite(present.together.loss),
-        "output_change": _finite(advised.together.output_change),
+        "loss_before": finite(advised.loss),
+        "loss_after": finite(advised.together.loss),
+        "loss_after_at_present_lr": finite(present.together.loss),
+        "output_change": finite(advised.together.output_change),
     }
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from nndiag.errors import NndiagError
 from nndiag.measures.moving import Move
 from nndiag.probe.probe import Probe
+from nndiag.records.finite import finite
 from nndiag.records.report import Diagnosis, Number
 from nndiag.remedies.plan import ADVICE, plan
 from nndiag.surgery.proof import output_change
@@ -66,7 +66,7 @@ def try_treatments(found: Diagnosis, model: nn.Module, probe: Probe, seed: int) 
             }
     if not done:
         return TreatedTogether()
-    losses: Numbers = {"loss_before": _finite(before.loss), "loss_after": _finite(after.loss)}
+    losses: Numbers = {"loss_before": finite(before.loss), "loss_after": finite(after.loss)}
     together: Numbers = {
         "actions": len(done),
         **(losses if before.loss is not None else {}),
@@ -116,7 +116,3 @@ def _differences(
     layer, now = ward.layers[name], ward.tensors()
     change = layer.rows(now) - layer.rows(start)
     yield from ((node, change[node]) for node in nodes if bool(change[node].any()))
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from nndiag.measures.trying import try_replacements
 from nndiag.pipeline.stepping import SteppedNodes, try_rates
 from nndiag.pipeline.treating import moves_alone, try_treatments
 from nndiag.probe.probe import Probe
+from nndiag.records.finite import finite
 from nndiag.records.report import Diagnosis, NodeDiagnosis, Number
 from nndiag.remedies import Goal
 
@@ -122,12 +122,8 @@ def _gradient(node: NodeDiagnosis) -> dict[str, Number]:
 
 
 def _numbers(before: float | None, tried: Tried) -> dict[str, Number]:
-    losses = {} if before is None else {"loss_before": _finite(before), "loss_after": _finite(tried.loss)}
-    return {**losses, "output_change": _finite(tried.output_change)}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    losses = {} if before is None else {"loss_before": finite(before), "loss_after": finite(tried.loss)}
+    return {**losses, "output_change": finite(tried.output_change)}
 
 
 def _with(node: NodeDiagnosis, *parts: Mapping[str, Number]) -> NodeDiagnosis:

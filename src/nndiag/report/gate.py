@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 
 from nndiag.errors import printable
+from nndiag.records.finite import finite
 from nndiag.records.gate import Check, Verdict
 
 _MOST = 20
@@ -36,7 +36,7 @@ def render_gate_json(verdict: Verdict) -> str:
     """Return the verdict as ``{"passed", "rules": [{"rule", "layer", "value", "limit", "passed", "message"}]}``."""
     rows = [
         {
-            "rule": check.rule, "layer": check.layer, "value": _finite(check.value), "limit": _finite(check.limit),
+            "rule": check.rule, "layer": check.layer, "value": finite(check.value), "limit": finite(check.limit),
             "passed": check.passed, "message": check.message,
         }
         for check in verdict.checks
@@ -85,7 +85,3 @@ def _ranges(nodes: tuple[int, ...]) -> str:
 
 def _counted(count: int) -> str:
     return f"{count:,} check{'' if count == 1 else 's'}"
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
