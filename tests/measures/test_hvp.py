@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 from tests.cases import Case, build, probe
@@ -74,19 +76,24 @@ def test_folds_add_up_and_submatrices_are_parts(apart: bool) -> None:
     assert found[1, 2] == 0
 
 
+def flattened(names: Sequence[str], tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([tensors[name].reshape(-1) for name in names])
+
+
 def test_vectors_and_tensors_by_name_are_one_thing() -> None:
     case = SMOOTH[0]
     model, samples = build(case), probe(case, "cross_entropy")
     products = HessianProducts(model, samples)
     parameters = dict(model.named_parameters())
-    flat = products.flattened(parameters)
+    flat = flattened(products.names, parameters)
     for name, tensor in products.named(flat).items():
         assert torch.equal(tensor, parameters[name])
     stack = torch.randn(2, products.size, dtype=torch.float64)
-    assert torch.equal(products.flattened(products.named(stack)), stack)
+    for row, tensors in enumerate(zip(*products.named(stack).values(), strict=True)):
+        assert torch.equal(torch.cat([tensor.reshape(-1) for tensor in tensors]), stack[row])
     output = model(*samples.inputs)
     torch.nn.functional.cross_entropy(output, samples.targets).backward()
-    truth = products.flattened({name: p.grad for name, p in parameters.items()})
+    truth = flattened(products.names, {name: p.grad for name, p in parameters.items()})
     torch.testing.assert_close(products.gradient(), truth)
 
 

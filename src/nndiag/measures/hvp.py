@@ -8,7 +8,7 @@ linear the Hessian depends on them.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -34,7 +34,7 @@ class HessianProducts:
     """``H V`` with ``H = ∂²L/∂θ²``, ``L = (1/N) Σ_n ℓ_n`` the mean loss over the probe, θ the parameters named.
 
     A vector over θ is flat: the parameters one after the other in the order of ``names``, each flattened
-    (``flattened`` and ``named`` change between the two forms). Products are exact up to rounding; a user's own
+    (``named`` takes it apart). Products are exact up to rounding; a user's own
     autograd function is taken at its word. Usable where the parameters require gradients, the model is in the mode in
     which it is to be examined (inside ``replay.state.undisturbed`` both hold), the probe has a loss and targets,
     and every operation has a second derivative: the first product tells.
@@ -136,12 +136,6 @@ class HessianProducts:
         for gradient in self._graphs():
             found += gradient.detach()
         return found
-
-    def flattened(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Return tensors by parameter name as one vector, ``(P,)``, or ``(k, P)`` where they have one axis more."""
-        extra = tensors[self.names[0]].dim() - self._parameters[0].dim()
-        ahead = tensors[self.names[0]].shape[:extra]
-        return torch.cat([tensors[name].reshape((*ahead, -1)) for name in self.names], dim=extra)
 
     def named(self, vectors: Tensor) -> dict[str, Tensor]:
         """Return vectors ``(..., P)`` as tensors by parameter name, each ``(..., *shape)``."""
