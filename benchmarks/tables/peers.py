@@ -14,7 +14,7 @@ from benchmarks.setting import Setting, clock, timed
 from nndiag.measures import Plan
 from nndiag.records.level import Level
 from nndiag.records.measured import LayerMeasures, Measured
-from nndiag.spectrum import lanczos_extremes
+from nndiag.spectrum import extremes_by, lanczos
 
 TOLERANCE = 1e-2
 """Residual relative to λ_max at which every loop and nndiag stop."""
@@ -106,7 +106,7 @@ def loop_cost(loop: Loop, case: Case, run: Measured, sample: int, trace_products
         block = NodeBlock(open_layer.product(node), size)
         start = torch.Generator().manual_seed(0)
         like = next(case.model.parameters()).detach()
-        found = lanczos_extremes(block, like, generator=start, tolerance=TOLERANCE)
+        found = extremes_by(lanczos, block, like, generator=start, tolerance=TOLERANCE)
         taken = clock(device) - ready
         extremes.append(taken + (ready - begun) / layer.nodes)
         traces.append(taken / found.products * min(trace_products, size))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from itertools import pairwise
 
@@ -16,17 +15,16 @@ from nndiag.spectrum import (
     Asking,
     Extremes,
     answered,
+    extremes_by,
     joined,
     lanczos,
-    lanczos_extremes,
     placed,
     power,
-    power_extremes,
     random_vectors,
     scaled,
 )
 
-SOLVERS = {"lanczos": (lanczos, lanczos_extremes), "power": (power, power_extremes)}
+SOLVERS = {"lanczos": lanczos, "power": power}
 
 
 def equal(one: Extremes, two: Extremes, tolerance: float = 1e-9) -> None:
@@ -71,8 +69,8 @@ def in_step(solvers: list[tuple[Asking, slice]], stack: Tensor) -> list[Extremes
 @pytest.mark.parametrize("cuts", [(0, 12), (0, 5, 12), tuple(range(13))])
 def test_parts_solved_in_step_are_the_whole(name: str, cuts: tuple[int, ...]) -> None:
     stack = uneven()
-    solver, driver = SOLVERS[name]
-    whole = driver(Stack(stack), stack, generator=generator(), tolerance=1e-3)
+    solver = SOLVERS[name]
+    whole = extremes_by(solver, Stack(stack), stack, generator=generator(), tolerance=1e-3)
     starts = random_vectors(12, 80, stack, generator())
     parts = [slice(a, b) for a, b in pairwise(cuts)]
     asking = [(solver(Stack(stack[part]), starts[part], tolerance=1e-3), part) for part in parts]
@@ -82,10 +80,9 @@ def test_parts_solved_in_step_are_the_whole(name: str, cuts: tuple[int, ...]) ->
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_stack_that_cannot_be_restricted_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stack = uneven()
-    driver: Callable[..., Extremes] = SOLVERS[name][1]
-    whole = driver(Stack(stack), stack, generator=generator())
+    whole = extremes_by(SOLVERS[name], Stack(stack), stack, generator=generator())
     monkeypatch.setattr(Stack, "restricted", lambda *_: None)
-    equal(whole, driver(Stack(stack), stack, generator=generator()))
+    equal(whole, extremes_by(SOLVERS[name], Stack(stack), stack, generator=generator()))
 
 
 def test_some_of_a_stack() -> None:
@@ -111,7 +108,7 @@ def test_a_scaled_stack_by_products_of_the_plain_one(shift: float) -> None:
 
 def test_an_early_block_is_left_as_it_was_when_it_settled() -> None:
     stack = uneven()
-    found = lanczos_extremes(Stack(stack), stack, generator=generator(), tolerance=1e-3)
+    found = extremes_by(lanczos, Stack(stack), stack, generator=generator(), tolerance=1e-3)
     starts = random_vectors(12, 80, stack, generator())
     alone = answered(lanczos(Stack(stack[1:2]), starts[1:2], tolerance=1e-3), Stack(stack[1:2]))
     assert alone.products < found.products

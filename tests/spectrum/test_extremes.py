@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nndiag.spectrum import dense_extremes, lanczos_extremes, power_extremes
+from nndiag.spectrum import dense_extremes, extremes_by, lanczos, power
 
 
 class Stack:
@@ -40,8 +40,9 @@ def symmetric(nodes: int, size: int, rank: int | None = None) -> Tensor:
 def solve(name: str, blocks: Stack):
     if name == "dense":
         return dense_extremes(blocks, blocks.stack)
-    solver = {"lanczos": lanczos_extremes, "power": power_extremes}[name]
-    return solver(blocks, blocks.stack, generator=generator())
+    return extremes_by(
+        {"lanczos": lanczos, "power": power}[name], blocks, blocks.stack, generator=generator()
+    )
 
 
 @pytest.mark.parametrize("name", ["lanczos", "power", "dense"])
@@ -65,7 +66,9 @@ def test_the_reported_error_covers_the_true_one(name: str) -> None:
 def test_lanczos_converges_on_both_ends() -> None:
     blocks = Stack(symmetric(16, 200))
     truth = torch.linalg.eigvalsh(blocks.stack)
-    found = lanczos_extremes(blocks, blocks.stack, generator=generator(), tolerance=1e-6, max_products=200)
+    found = extremes_by(
+        lanczos, blocks, blocks.stack, generator=generator(), tolerance=1e-6, max_products=200
+    )
     assert found.converged.all()
     torch.testing.assert_close(found.largest, truth[:, -1], rtol=1e-6, atol=0)
     torch.testing.assert_close(found.smallest, truth[:, 0], rtol=1e-6, atol=0)
@@ -75,7 +78,7 @@ def test_zero_rank_one_and_full_blocks_in_one_stack() -> None:
     stack = torch.zeros(3, 30, 30, dtype=torch.float64)
     stack[1, 4, 4] = 5.0
     stack[2] = symmetric(1, 30)[0]
-    found = lanczos_extremes(Stack(stack), stack, generator=generator(), tolerance=1e-9)
+    found = extremes_by(lanczos, Stack(stack), stack, generator=generator(), tolerance=1e-9)
     truth = torch.linalg.eigvalsh(stack)
     assert found.largest[0] == 0
     assert found.smallest[0] == 0
@@ -89,27 +92,27 @@ def test_a_stack_of_multiples_of_the_identity_is_not_given_a_spurious_zero() -> 
         torch.eye(12, dtype=torch.float64)[None]
         * torch.tensor([3.0, -2.0], dtype=torch.float64)[:, None, None]
     )
-    found = lanczos_extremes(Stack(stack), stack, generator=generator())
+    found = extremes_by(lanczos, Stack(stack), stack, generator=generator())
     assert found.largest.tolist() == pytest.approx([3.0, -2.0])
     assert found.smallest.tolist() == pytest.approx([3.0, -2.0])
 
 
 def test_a_known_rank_deficit_makes_the_smallest_eigenvalue_zero() -> None:
     stack = symmetric(4, 300, rank=150)
-    found = lanczos_extremes(Stack(stack, rank_bound=150), stack, generator=generator(), max_products=12)
+    found = extremes_by(lanczos, Stack(stack, rank_bound=150), stack, generator=generator(), max_products=12)
     assert found.smallest.tolist() == [0.0] * 4
 
 
 def test_not_converged_is_said() -> None:
     stack = torch.diag_embed(torch.linspace(1, 2, 400, dtype=torch.float64))[None]
-    found = lanczos_extremes(Stack(stack), stack, generator=generator(), tolerance=1e-8, max_products=6)
+    found = extremes_by(lanczos, Stack(stack), stack, generator=generator(), tolerance=1e-8, max_products=6)
     assert not found.converged.any()
     assert found.products == 6
 
 
 def test_quadrature_weights_sum_to_one() -> None:
-    found = lanczos_extremes(
-        Stack(symmetric(5, 60)), torch.zeros(1, dtype=torch.float64), generator=generator()
+    found = extremes_by(
+        lanczos, Stack(symmetric(5, 60)), torch.zeros(1, dtype=torch.float64), generator=generator()
     )
     torch.testing.assert_close(found.weights.sum(dim=1), torch.ones(5, dtype=torch.float64))
 
@@ -117,8 +120,14 @@ def test_quadrature_weights_sum_to_one() -> None:
 def test_vectors_of_both_ends_where_asked() -> None:
     blocks = Stack(symmetric(5, 40))
     truth = torch.linalg.eigh(blocks.stack).eigenvectors
-    found = lanczos_extremes(
-        blocks, blocks.stack, generator=generator(), tolerance=1e-8, max_products=40, both_vectors=True
+    found = extremes_by(
+        lanczos,
+        blocks,
+        blocks.stack,
+        generator=generator(),
+        tolerance=1e-8,
+        max_products=40,
+        both_vectors=True,
     )
     assert found.smallest_vectors is not None
     assert (found.vectors * truth[:, :, -1]).sum(1).abs().tolist() == pytest.approx([1.0] * 5)

@@ -5,10 +5,10 @@ returns
 ``Extremes``. What a block is the curvature of must not come in.
 """
 
-from nndiag.spectrum.asking import Among, Asking, Request, answered, placed, scaled
+from nndiag.spectrum.asking import Among, Asking, Request, answered, extremes_by, placed, scaled
 from nndiag.spectrum.dense import dense_extremes
-from nndiag.spectrum.lanczos import lanczos, lanczos_extremes
-from nndiag.spectrum.power import power, power_extremes
+from nndiag.spectrum.lanczos import lanczos
+from nndiag.spectrum.power import power
 from nndiag.spectrum.record import Blocks, Extremes, Stack, joined, random_vectors
 
 __all__ = [
@@ -20,12 +20,11 @@ __all__ = [
     "Stack",
     "answered",
     "dense_extremes",
+    "extremes_by",
     "joined",
     "lanczos",
-    "lanczos_extremes",
     "placed",
     "power",
-    "power_extremes",
     "random_vectors",
     "scaled",
 ]

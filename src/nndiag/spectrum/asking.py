@@ -5,13 +5,13 @@ One pass over a probe can so answer the solvers of many stacks at once. ``answer
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from nndiag.spectrum.record import Blocks, Extremes
+from nndiag.spectrum.record import Blocks, Extremes, random_vectors
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,27 @@ def answered(solver: Asking, blocks: Blocks) -> Extremes:
         except StopIteration as ended:
             found: Extremes = ended.value
             return found
+
+
+def extremes_by(
+    solve: Callable[..., Asking],
+    blocks: Blocks,
+    like: Tensor,
+    *,
+    generator: torch.Generator,
+    **options: float,
+) -> Extremes:
+    """Return what a solver finds of every block from one random start vector per block.
+
+    Args:
+        solve: ``lanczos`` or ``power``.
+        blocks: the stack of symmetric matrices.
+        like: gives dtype and device of the vectors.
+        generator: source of the start vectors.
+        options: of the solver.
+    """
+    start = random_vectors(blocks.nodes, blocks.size, like, generator)
+    return answered(solve(blocks, start, **options), blocks)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from nndiag.spectrum.asking import Asking, Request, answered
+from nndiag.spectrum.asking import Asking, Request
 from nndiag.spectrum.eigenpairs import eigenpairs
-from nndiag.spectrum.record import Blocks, Extremes, Stack, random_vectors
+from nndiag.spectrum.record import Extremes, Stack
 
 CHECKS = (3, 4, 5, 6, 8, 10, 13, 18, 25, 34, 46)
 """After how many products the errors are looked at; blocks that have converged then leave the stack."""
@@ -20,33 +20,6 @@ ROOM = 6
 WORTH_LEAVING = 0.8
 """The stack is rebuilt only where at most this share of it is still at work."""
 TINY = torch.finfo(torch.float64).tiny
-
-
-def lanczos_extremes(
-    blocks: Blocks,
-    like: Tensor,
-    *,
-    generator: torch.Generator,
-    tolerance: float = 1e-3,
-    max_products: int = 64,
-    both_vectors: bool = False,
-) -> Extremes:
-    """Return the extremes of every block by Lanczos from one random start vector per block.
-
-    Args:
-        blocks: the stack of symmetric matrices.
-        like: gives dtype and device of the vectors.
-        generator: source of the start vectors.
-        tolerance: largest error accepted, relative to the largest magnitude seen in the block.
-        max_products: when to stop all the same.
-        both_vectors: whether to return the vectors of the smallest values too.
-
-    Returns:
-        What ``lanczos`` returns.
-    """
-    start = random_vectors(blocks.nodes, blocks.size, like, generator)
-    solver = lanczos(blocks, start, tolerance=tolerance, max_products=max_products, both_vectors=both_vectors)
-    return answered(solver, blocks)
 
 
 def lanczos(

@@ -7,39 +7,12 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from nndiag.spectrum.asking import Asking, Request, answered
-from nndiag.spectrum.record import Blocks, Extremes, Stack, random_vectors
+from nndiag.spectrum.asking import Asking, Request
+from nndiag.spectrum.record import Extremes, Stack
 
 SHIFT_MARGIN = 1.05
 MISS_PROBABILITY = 1e-3
 """How often an error may exceed the one reported for an iteration that has not settled."""
-
-
-def power_extremes(
-    blocks: Blocks,
-    like: Tensor,
-    *,
-    generator: torch.Generator,
-    tolerance: float = 1e-4,
-    max_products: int = 300,
-    both_vectors: bool = False,
-) -> Extremes:
-    """Return the signed extremes of every block by power iteration from one random start vector per block.
-
-    Args:
-        blocks: the stack of symmetric matrices.
-        like: gives dtype and device of the vectors.
-        generator: source of the start vectors.
-        tolerance: residual, relative to the norm of the block, at which a run stops.
-        max_products: the most products of each of the three runs.
-        both_vectors: whether to return the vectors of the smallest values too.
-
-    Returns:
-        What ``power`` returns.
-    """
-    start = random_vectors(blocks.nodes, blocks.size, like, generator)
-    solver = power(blocks, start, tolerance=tolerance, max_products=max_products, both_vectors=both_vectors)
-    return answered(solver, blocks)
 
 
 def power(

@@ -11,7 +11,7 @@ from torch import Tensor
 from nndiag.errors import ModelError
 from nndiag.measures.certificate.point import Ends
 from nndiag.measures.hvp import HessianProducts, NoSecondDerivativeError
-from nndiag.spectrum import Blocks, lanczos_extremes
+from nndiag.spectrum import Blocks, extremes_by, lanczos
 
 TOLERANCE = 2e-4
 """Residual at which an end counts as found, relative to the largest magnitude."""
@@ -42,7 +42,8 @@ def hessian_ends(
     most = products_allowed(hessian.size, hessian.like.element_size())
     whole = _Whole(hessian, lambda done: progress(done, most))
     try:
-        found = lanczos_extremes(
+        found = extremes_by(
+            lanczos,
             whole,
             hessian.like,
             generator=generator,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nndiag.measures.exact.record import LayerBound
 from nndiag.measures.hvp import HessianProducts
-from nndiag.spectrum import lanczos_extremes
+from nndiag.spectrum import extremes_by, lanczos
 
 BOUND_PRODUCTS = 34
 """Products of the Lanczos run of one layer."""
@@ -72,7 +72,8 @@ def layer_bound(products: HessianProducts, generator: torch.Generator) -> tuple[
 
     Source: Kuczyński and Woźniakowski 1992, theorem 4.2, for the matrix ``λ_max I − H``.
     """
-    found = lanczos_extremes(
+    found = extremes_by(
+        lanczos,
         _Whole(products),
         products.like.detach(),
         generator=generator,
