@@ -159,6 +159,7 @@ def test_the_snippet_is_python_that_gives_each_layer_its_rate_and_changes_nothin
     seen = diagnosis(layers, several, **facts)
     text = snippet(suggest(seen, plan(seen, "train")), facts)
     assert text is not None
+    assert max(map(len, text.splitlines())) <= 74  # a terminal of 80 columns breaks no line of it
     model = Scaled()
     known: dict[str, Any] = {"torch": torch, "model": model}
     exec(text, known)

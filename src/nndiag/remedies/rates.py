@@ -77,7 +77,10 @@ def _rate_to_relax(
 
 
 def snippet(suggestions: Sequence[Suggestion], optimizer: Mapping[str, object] | None) -> str | None:
-    """Return Python for the user's training code that follows suggestions; ``None`` where no code would."""
+    """Return Python for the user's training code that follows suggestions; ``None`` where no code would.
+
+    Its lines are short, so that none is broken where a terminal is 80 columns wide.
+    """
     lines = [*_groups(suggestions, optimizer or {}), *_slopes(suggestions)]
     return "\n".join(lines) + "\n" if lines else None
 
@@ -88,18 +91,24 @@ def _groups(suggestions: Sequence[Suggestion], optimizer: Mapping[str, object]) 
     }
     if not rates:
         return
-    yield "rates = {" + ", ".join(f"{layer!r}: {rate:.3g}" for layer, rate in rates.items()) + "}"
+    yield "rates = {"
+    yield from (f"    {layer!r}: {rate:.3g}," for layer, rate in rates.items())
+    yield "}"
     yield 'groups = {layer: {"params": [], "lr": lr} for layer, lr in rates.items()}'
     yield 'rest = {"params": []}'
     yield "for name, parameter in model.named_parameters():"
-    yield '    group = groups.get(name) or groups.get(name.rpartition(".")[0]) or rest'
+    yield '    layer = name.rpartition(".")[0]'
+    yield "    group = groups.get(name) or groups.get(layer) or rest"
     yield '    group["params"].append(parameter)'
     name = _CLASSES.get(str(optimizer.get("name")))
     if name is None:
-        yield "# give [*groups.values(), rest] to your optimiser in place of model.parameters()"
+        yield "# give [*groups.values(), rest] to your optimiser"
+        yield "# in place of model.parameters()"
     else:
-        options = "".join(f", {key}={value}" for key, value in _options(name, optimizer))
-        yield f"optimizer = torch.optim.{name}([*groups.values(), rest]{options})"
+        yield f"optimizer = torch.optim.{name}("
+        yield "    [*groups.values(), rest],"
+        yield from (f"    {key}={value}," for key, value in _options(name, optimizer))
+        yield ")"
 
 
 def _options(name: str, optimizer: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -114,5 +123,6 @@ def _slopes(suggestions: Sequence[Suggestion]) -> Iterator[str]:
     layers = [s.layer for s in suggestions if s.kind == "leaky_slope"]
     if not layers:
         return
-    yield f"# for some hundred steps, behind {', '.join(map(repr, layers))}: a slope where the activation has none"
-    yield "leaky = torch.nn.LeakyReLU(0.01)   # in place of the ReLU; put the ReLU back afterwards"
+    yield "# for some hundred steps a slope where the activation has none, behind"
+    yield from (f"#   {layer!r}" for layer in layers)
+    yield "leaky = torch.nn.LeakyReLU(0.01)  # put the ReLU back afterwards"
