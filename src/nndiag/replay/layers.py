@@ -40,7 +40,7 @@ def find_layers(
         }  # a parameter may have two names in a module
         fresh = {name: p for name, p in own.items() if id(p) not in owner_of and first[id(p)] == name}
         for layer in _layers_of(_Module(path, module, fresh, heads.get(path), unit_axes or {})):
-            if layer.nodes and layer.size:
+            if layer.nodes and all(slot.width for slot in layer.slots):
                 found[layer.name] = layer
         owner_of |= {id(p): path for p in fresh.values()}
         _adopt_biases(found, path, own, fresh, owner_of)
@@ -252,13 +252,12 @@ def _as_many(bias: Tensor | None, shape: tuple[int, ...]) -> bool:
 def unmeasured(model: nn.Module, layers: Collection[Layer]) -> tuple[tuple[str, str], ...]:
     """Return every parameter that belongs to no layer, with the reason."""
     known = owners(model, layers)
-    return tuple(
-        (
-            name,
-            f"its numbers are {str(p.dtype).removeprefix('torch.')}, not real"
-            if p.numel()
-            else "it is empty",
-        )
-        for name, p in model.named_parameters()
-        if id(p) not in known
-    )
+    return tuple((name, _why_not(p)) for name, p in model.named_parameters() if id(p) not in known)
+
+
+def _why_not(parameter: Tensor) -> str:
+    if not parameter.numel():
+        return "it is empty"
+    if parameter.is_floating_point():
+        return "its layer has no weights"
+    return f"its numbers are {str(parameter.dtype).removeprefix('torch.')}, not real"

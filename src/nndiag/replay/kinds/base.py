@@ -57,7 +57,7 @@ class Slot:
             return cls(parameter, shape, tuple(view or shape), units)
         first = shape[0] if shape else 1
         nodes = first // outer if nodes is None else nodes
-        inner = first // (outer * nodes)
+        inner = first // max(1, outer * nodes)  # no nodes at all, where a layer has been pruned away
         return cls(parameter, shape, (outer, nodes, inner, *shape[1:]), (1,), outer, inner)
 
     @property
