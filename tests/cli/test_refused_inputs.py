@@ -33,6 +33,22 @@ def test_empty_directory(cli: Cli, work: Path) -> None:
     assert "holds no checkpoint file" in cli("scan", "empty", *FULL).failed(3)
 
 
+@pytest.mark.parametrize("script", [False, True])
+def test_deepspeed_zero_is_no_healthy_network(cli: Cli, work: Path, script: bool) -> None:
+    step = work / "zero" / "global_step10"
+    step.mkdir(parents=True)
+    (work / "zero" / "latest").write_text("global_step10")
+    if script:
+        (work / "zero" / "zero_to_fp32.py").write_text("")
+    torch.save({"module": network().state_dict()}, step / "mp_rank_00_model_states.pt")
+    flat = {"optimizer_state_dict": {"fp32_flat_groups": [torch.randn(8, 4)]}, "w": torch.randn(8, 4)}
+    torch.save(flat, step / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    for path in ("zero", "zero/global_step10"):
+        line = cli("scan", path).failed(3)
+        assert "DeepSpeed ZeRO" in line
+        assert "run `python zero_to_fp32.py . OUT`" in line
+
+
 @pytest.mark.parametrize("name", ["net.safetensors", "net.pt"])
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.98])
 def test_truncated_checkpoint(cli: Cli, work: Path, name: str, kept: float) -> None:

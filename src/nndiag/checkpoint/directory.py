@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from nndiag.checkpoint.contents import Contents
@@ -24,14 +25,19 @@ _FOREIGN = (
         "save the weights as safetensors",
     ),
     ("*_optim_states.pt", "a DeepSpeed ZeRO checkpoint, whose weights are cut up by rank", "zero"),
-    ("mp_rank_*_model_states.pt", "a DeepSpeed checkpoint, which is cut up by rank", "zero"),
-    ("zero_to_fp32.py", "a DeepSpeed ZeRO checkpoint, whose weights are cut up by rank", "zero"),
+    ("*mp_rank_*_model_states.pt", "a DeepSpeed ZeRO checkpoint, whose weights are cut up by rank", "zero"),
+    (
+        "zero_to_fp32.py",
+        "a DeepSpeed ZeRO checkpoint, whose weights are cut up by rank",
+        "run `python zero_to_fp32.py . OUT` in it and give OUT",
+    ),
     (
         "model.onnx",
         "an ONNX directory, which is not supported",
         "give the checkpoint that it was exported from",
     ),
 )
+_ZERO_SHARD = re.compile(r"(\w*zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
 _ZERO = "run `python zero_to_fp32.py . OUT` in the directory above and give OUT"
 
 
@@ -63,3 +69,14 @@ def foreign(folder: Path) -> InputError | None:
         if next(folder.glob(pattern), None) is not None:
             return InputError(folder, f"is {what}", _ZERO if do == "zero" else do)
     return None
+
+
+def is_zero_shard(file: Path) -> bool:
+    """Return whether DeepSpeed gives this name to what one rank holds: readable alone, and no network."""
+    return _ZERO_SHARD.fullmatch(file.name) is not None
+
+
+def zero_refusal(folder: Path) -> InputError:
+    """Return the refusal of a directory that holds shards of DeepSpeed ZeRO."""
+    what = "is a DeepSpeed ZeRO checkpoint, whose weights are cut up by rank"
+    return InputError(folder, what, _ZERO)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from nndiag.checkpoint.confine import is_inside
-from nndiag.checkpoint.directory import foreign, is_checkpoint_directory
+from nndiag.checkpoint.directory import foreign, is_checkpoint_directory, is_zero_shard, zero_refusal
 from nndiag.checkpoint.identify import is_agent
 from nndiag.checkpoint.opening import glance
 from nndiag.checkpoint.optimizers import sibling_of
@@ -46,8 +46,8 @@ def find_checkpoints(
         note: told in one sentence what was left out that looked like a checkpoint.
 
     Raises:
-        InputError: the path is missing or unreadable, the directory holds no checkpoint, or a file in it is
-            a link that leaves it.
+        InputError: the path is missing or unreadable, the directory holds no checkpoint or the shards of
+            DeepSpeed ZeRO, none of which is a network, or a file in it is a link that leaves it.
         UsageError: the pattern is not one, or leaves the directory.
     """
     if path.is_file():
@@ -56,12 +56,14 @@ def find_checkpoints(
     own = include is None and is_checkpoint_directory(path)
     entries = [entry for entry in _entries(path, include) if entry.resolve() not in left_out]
     candidates = [entry for entry in entries if _is_candidate(path, entry, include is not None, own)]
+    if any(is_zero_shard(entry) for entry in candidates):
+        raise zero_refusal(path)
     candidates = _without_links(candidates) + ([path] if own else [])
     siblings = {sibling_of(file) for file in candidates}
     known = [(file, _progress(file)) for file in candidates if file not in siblings]
     found = [(file, progress) for file, progress in known if progress is not None]
     if not found:
-        raise foreign(path) or _nothing(path, include)
+        raise foreign(path) or _foreign_within(entries) or _nothing(path, include)
     odd = [file for file, progress in known if progress is None]
     odd += (
         [] if include else [entry for entry in entries if entry not in candidates and _looks_like_one(entry)]
@@ -70,6 +72,12 @@ def find_checkpoints(
         names = ", ".join(file.name for file in sorted(odd)[:_NAMED]) + (", …" if len(odd) > _NAMED else "")
         note(f"{path}: left out, since no weights are in them or they are of another kind: {names}")
     return _in_order(found)
+
+
+def _foreign_within(entries: list[Path]) -> InputError | None:
+    """Return the refusal of the first folder that another framework wrote, as DeepSpeed's `global_step10`."""
+    folders = (entry for entry in sorted(entries) if entry.is_dir() and not entry.is_symlink())
+    return next(filter(None, map(foreign, folders)), None)
 
 
 def _nothing(path: Path, include: str | None) -> InputError:
