@@ -6,7 +6,9 @@ import argparse
 import os
 import pickle
 import re
+import warnings
 from pathlib import Path
+from timeit import Timer as Clock  # noqa: F401  what runs code, under a name of ours
 
 import numpy as np
 import pytest
@@ -97,6 +99,83 @@ def test_a_harmless_global_is_let_in_by_name_alone(cli: Cli, work: Path) -> None
     assert cli("scan", "run.pt", "--allow-global", "argparse.Namespace", "--format", "json").code == 0
     assert "is not the dotted name" in cli("scan", "run.pt", "--allow-global", "Namespace").failed(2)
     assert "no such name" in cli("scan", "run.pt", "--allow-global", "argparse.Nothing").failed(2)
+
+
+class Net(torch.nn.Module):
+    """A module of a user's own class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+
+class Settings:
+    """Data of a user's own class."""
+
+    def __init__(self) -> None:
+        self.width = 3
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_pickled_module_of_ones_own_class_is_called_one(
+    cli: Cli, work: Path, legacy: bool, wrapped: bool
+) -> None:
+    content = {"args": argparse.Namespace(lr=0.1), "model": Net()} if wrapped else Net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the old form keeps the source of modules, and may not find it
+        torch.save(content, work / "module.pt", _use_new_zipfile_serialization=not legacy)
+    line = cli("scan", "module.pt").failed(3)
+    assert "holds a pickled module" in line
+    assert "save model.state_dict()" in line
+    assert "or give --trust" in line
+    assert "--allow-global" not in line
+    assert cli("scan", "module.pt", "--trust", "--format", "json").code == 0
+
+
+def test_a_name_out_of_the_file_is_not_offered_as_harmless(cli: Cli, work: Path) -> None:
+    content = {"args": argparse.Namespace(lr=0.1), "more": Settings(), "model": network().state_dict()}
+    torch.save(content, work / "run.pt")
+    line = cli("scan", "run.pt").failed(3)
+    assert f"names {Settings.__module__}.Settings," in line
+    assert "safetensors" in line
+    assert "--allow-global" not in line
+    assert "--trust" not in line
+    name = f"{Settings.__module__}.Settings"
+    flags = ("--allow-global", name, "--allow-global", "argparse.Namespace")
+    assert cli("scan", "run.pt", *flags, "--format", "json").code == 0
+
+
+def test_code_behind_harmless_names_is_what_is_named(cli: Cli, work: Path) -> None:
+    torch.save({"args": argparse.Namespace(), "model": Net(), "config": Touch()}, work / "evil.pt")
+    line = cli("scan", "evil.pt").failed(3)
+    assert "names posix.system," in line
+    assert "--allow-global" not in line
+    assert "--trust" not in line
+
+
+def test_all_harmless_names_are_offered_at_once(cli: Cli, work: Path) -> None:
+    content = {"model": network().state_dict(), "args": argparse.Namespace(), "best": np.float64(3)}
+    torch.save(content, work / "run.pt")
+    flags = re.findall(r"--allow-global \S+", cli("scan", "run.pt").failed(3))
+    assert len(flags) > 2
+    assert cli("scan", "run.pt", *" ".join(flags).split(), "--format", "json").code == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "functools.partial", "operator.attrgetter", "runpy.run_path", "pydoc.pipepager", "asyncio.Runner", "sys.exit",
+        "multiprocessing.Process", "ctypes.CDLL", "shutil.rmtree", "tempfile.NamedTemporaryFile", "pty.spawn",
+        "code.InteractiveInterpreter", "timeit.Timer", "importlib.import_module", "webbrowser.open", "socket.socket",
+        "logging.FileHandler", "zipfile.ZipFile", "sqlite3.Connection", "argparse.FileType", "typing.get_type_hints",
+        "collections.namedtuple", "numpy.load", "numpy.fromfile", "numpy.memmap", "numpy.save", "torch.hub.load",
+        "torch.nn.Linear", "builtins.open", "builtins.getattr", "safetensors.safe_open", "tests.cli.support.network",
+        f"{__name__}.Clock",
+    ],
+)  # fmt: skip
+def test_no_code_is_let_in_by_name(cli: Cli, name: str) -> None:
+    assert "is not data" in cli("scan", "net.pt", "--allow-global", name).failed(2)
 
 
 class Touch:

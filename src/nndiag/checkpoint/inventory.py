@@ -22,17 +22,14 @@ from nndiag.checkpoint.allowed import (
     TYPED_REBUILD,
     UNSUPPORTED,
 )
-from nndiag.checkpoint.permission import NOTHING, Permission, is_dangerous
+from nndiag.checkpoint.permission import NOTHING, Permission
+from nndiag.checkpoint.refusing import NotAllowedError, full_name
 from nndiag.checkpoint.source import damaged
 from nndiag.errors import InputError
 
 MAX_TENSORS = 1_000_000
 MAX_REUSE = 8  # tensors may share storages (tied weights, views), but not without end
 FREE_BYTES = 64 << 20
-
-
-class CodeError(InputError):
-    """A file that cannot be read without running code that it names."""
 
 
 class Thing(Enum):
@@ -75,13 +72,14 @@ class Inventory:
         """Return the global of this name.
 
         Raises:
-            InputError: it is not allowed.
+            NotAllowedError: it is not allowed.
+            InputError: it stands for a tensor that is not examined.
         """
-        full = f"{'builtins' if module == '__builtin__' else module}.{name}"
+        full = full_name(module, name)
         if full in UNSUPPORTED:
             raise unsupported(self.path, UNSUPPORTED[full])
         if full not in ALLOWED and full not in self.permission.names:
-            raise self._runs_code(full)
+            raise NotAllowedError(full)
         return Global(full)
 
     def storage(self, claim: object) -> Storage:
@@ -111,7 +109,8 @@ class Inventory:
         """Return what calling ``func`` would give, without calling it.
 
         Raises:
-            InputError: it may not be called, or claims what cannot be.
+            NotAllowedError: it may not be called.
+            InputError: it claims what cannot be.
         """
         if not isinstance(func, Global) or not isinstance(args, tuple):
             raise damaged(self.path, "a call of what is no function")
@@ -119,7 +118,7 @@ class Inventory:
         if name in self.permission.names:
             return Thing.OBJECT
         if name not in CALLS:
-            raise self._runs_code(name)
+            raise NotAllowedError(name)
         if name.startswith(REBUILD):
             return self._rebuild(name.removeprefix(REBUILD), args)
         if name == TYPED_REBUILD:
@@ -186,16 +185,6 @@ class Inventory:
 
     def _impossible(self) -> InputError:
         return damaged(self.path, "a call with impossible arguments")
-
-    def _runs_code(self, name: str) -> CodeError:
-        do = "load it where you trust it and save model.state_dict() instead"
-        if name.startswith("torch.nn."):
-            do += ", or give --trust"
-        elif not is_dangerous(name):
-            do += f"; if it is harmless data and no module, --allow-global {name} admits it"
-        return CodeError(
-            self.path, f"is refused: its pickle names {name}, which would have to run as code", do
-        )
 
 
 def unsupported(path: Path, what: str) -> InputError:

@@ -10,7 +10,8 @@ import pickletools
 from collections.abc import Callable
 from typing import BinaryIO
 
-from nndiag.checkpoint.inventory import CodeError, Inventory, Thing
+from nndiag.checkpoint.inventory import Inventory, Thing
+from nndiag.checkpoint.refusing import CodeError, NotAllowedError, refusal
 from nndiag.checkpoint.source import damaged, summary
 from nndiag.errors import InputError
 
@@ -38,8 +39,9 @@ def walk_pickle(file: BinaryIO, inventory: Inventory) -> object:
     bounded = _Bounded(file)
     start = file.tell()
     walk = _Walk(inventory, SPARE_OBJECTS + (bounded.end - start) // BYTES_AN_OBJECT)
+    opcodes = pickletools.genops(bounded)  # type: ignore[arg-type]
     try:
-        for opcode, argument, position in pickletools.genops(bounded):  # type: ignore[arg-type]
+        for opcode, argument, position in opcodes:
             if (position or 0) - start > MAX_PICKLE:
                 raise InputError(
                     inventory.path, f"has a pickle of more than {MAX_PICKLE} bytes", "save the weights alone"
@@ -48,6 +50,8 @@ def walk_pickle(file: BinaryIO, inventory: Inventory) -> object:
         return walk.stack.pop()
     except InputError:
         raise
+    except NotAllowedError as error:
+        raise refusal(inventory.path, error.name, opcodes, inventory.permission) from None
     # Damaged bytes end in any exception: an empty stack, a missing memo, a bad length, a bad character.
     except Exception as error:
         raise damaged(inventory.path, f"its pickle breaks off: {summary(error)}") from error

@@ -11,10 +11,10 @@ from torch import nn
 
 from nndiag.checkpoint.contents import Contents, contents_of_tree
 from nndiag.checkpoint.identify import Format, identify
-from nndiag.checkpoint.inventory import CodeError
 from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.plain import entries
 from nndiag.checkpoint.record import Place
+from nndiag.checkpoint.refusing import CodeError
 from nndiag.checkpoint.source import Watched, opened, size_of
 from nndiag.checkpoint.stored import StoredState, late, load_stored
 from nndiag.checkpoint.torch_legacy import load_legacy

@@ -82,7 +82,7 @@ Trust = Annotated[
 ]
 AllowGlobal = Annotated[
     Many | None,
-    _option(_INPUTS, "--allow-global", "NAME", "A class or function that a pickle may name. Repeatable."),
+    _option(_INPUTS, "--allow-global", "NAME", "A class of plain data that a pickle may name. Repeatable."),
 ]
 
 OptimizerName = Annotated[
