@@ -152,9 +152,11 @@ def _formats(fail_on: FailWord) -> dict[str, Callable[[Report], str]]:
 
 
 def _parquet(report: Report) -> bytes:
+    from nndiag.records.document import NOISE
     from nndiag.records.table import parquet_bytes, report_columns
 
-    return parquet_bytes(report_columns(report))
+    noisy = any(one.probe is not None and one.probe.random for one in report.checkpoints)
+    return parquet_bytes(report_columns(report), NOISE if noisy else "")
 
 
 def _by_severity(report: Report, fail_on: FailWord) -> Verdict:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nndiag.comparing.run import ABSENT, Bytes, Floats, LayerRun, Mark, Run, clock_of
 from nndiag.errors import InputError
-from nndiag.records.document import content_of, parsed
+from nndiag.records.document import content_of, is_on_noise, parsed
 from nndiag.records.packed import unpack
 
 Json = Mapping[str, Any]
@@ -84,6 +84,7 @@ def _mark(diagnosis: Json) -> Mark:
         sha256=str(facts.get("sha256", "")),
         level=str(diagnosis.get("level", "")),
         lr=optimizer.get("lr"),
+        random_probe=is_on_noise(diagnosis),
     )
 
 

@@ -40,6 +40,7 @@ class Mark:
     sha256: str
     level: str
     lr: float | None = None
+    random_probe: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from nndiag.config.policy import ALWAYS_FORBIDDEN, Policy
 from nndiag.errors import UsageError
 from nndiag.gating.baseline import DEGENERATE, LOSS, Baseline, signed, worse
 from nndiag.gating.facts import LEVELS, Facts, Place, facts_of
-from nndiag.records.document import Json
+from nndiag.records.document import Json, caution_of
 from nndiag.records.gate import Check, Gravity, Verdict
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}
@@ -44,7 +44,7 @@ def gate(document: Json, policy: Policy, baseline: Baseline | None = None) -> Ve
         checks = [_tolerated(check, baseline) for check in checks]
     notes = tuple(f'policy: no layer matches "{pattern}"' for pattern in policy.unmatched(facts.layers))
     ordered = sorted(checks, key=lambda check: (check.passed, _ORDER[check.gravity]))
-    return Verdict(tuple(ordered), facts.subject, policy.source, notes)
+    return Verdict(tuple(ordered), facts.subject, policy.source, notes, caution_of(document["checkpoints"]))
 
 
 def limits_of(facts: Facts, policy: Policy) -> Iterator[Check]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nndiag.records.document import Json, found_in, subject_of
+from nndiag.records.document import Json, caution_of, found_in, subject_of
 from nndiag.records.gate import Check, Verdict
 
 AT_LEAST = {"error": ("error",), "warning": ("error", "warning"), "never": ()}
@@ -33,7 +33,10 @@ def by_severity(document: Json, fail_on: Literal["error", "warning", "never"]) -
         Check("findings", name, 0, 0, True, "no finding", "info") for name in layers if name not in troubled
     ]
     checks.sort(key=lambda check: (check.passed, _ORDER[check.gravity]))
-    return Verdict(tuple(checks), subject_of(document["checkpoints"][-1]), f"--fail-on {fail_on}")
+    return Verdict(
+        tuple(checks), subject_of(document["checkpoints"][-1]), f"--fail-on {fail_on}",
+        caution=caution_of(document["checkpoints"]),
+    )  # fmt: skip
 
 
 def _of_one(diagnosis: Json, failing: tuple[str, ...]) -> dict[tuple[str, str | None], Check]:

@@ -17,7 +17,7 @@ Trend = Literal["better", "worse", "same"]
 
 class ComparedCheckpoint(Record):
     """One checkpoint of the run. ``parameter_norm`` is over all nodes; ``lr`` is the learning rate, where it is
-    known.
+    known; ``random_probe`` says that its numbers rest on noise and no data.
     """
 
     path: str
@@ -29,6 +29,7 @@ class ComparedCheckpoint(Record):
     sha256: str
     level: str
     lr: float | None = None
+    random_probe: bool = False
 
 
 class Fit(Record):

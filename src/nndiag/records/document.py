@@ -6,7 +6,7 @@ Neither pydantic nor numpy comes in: a build must not wait for them, nor a compa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,21 @@ def found_in(diagnosis: Json) -> Iterator[tuple[Json, str | None, int | None]]:
     for node in diagnosis["nodes"]:
         for finding in node.get("findings", ()):
             yield finding, node["layer"], node["index"]
+
+
+NOISE = "the probe was random numbers and no data: what rests on it says little of the network on data"
+"""What every report says whose numbers rest on such a probe."""
+
+
+def caution_of(diagnoses: Iterable[Json]) -> str:
+    """Return the sentence on random probes where any checkpoint was measured with one; else an empty one."""
+    return NOISE if any(is_on_noise(one) for one in diagnoses) else ""
+
+
+def is_on_noise(diagnosis: Json) -> bool:
+    """Return whether the probe of a checkpoint was random numbers and no data."""
+    probe = diagnosis.get("probe")
+    return isinstance(probe, dict) and probe.get("random") is True
 
 
 def subject_of(diagnosis: Json) -> str:

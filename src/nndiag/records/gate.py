@@ -31,12 +31,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of one report, failed ones first; ``subject`` is the checkpoint file that they are about."""
+    """All checks of one report, failed ones first; ``subject`` is the checkpoint file that they are about.
+
+    ``notes`` are about the policy. ``caution`` is a sentence that every format says, passed or not: what the checks
+    rest on that is no data.
+    """
 
     checks: tuple[Check, ...]
     subject: str
     policy: str = ""
     notes: tuple[str, ...] = ()
+    caution: str = ""
 
     @property
     def passed(self) -> bool:

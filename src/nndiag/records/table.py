@@ -21,14 +21,16 @@ _INSTALL = "install it with `pip install nndiag[parquet]`"
 def report_columns(report: Report) -> Columns:
     """Return the nodes of all checkpoints by column; a measure that was not taken is ``None``.
 
-    ``findings`` are the codes, joined by commas. All nodes are there where the scan listed all.
+    ``findings`` are the codes, joined by commas; ``random_probe`` says that the numbers rest on noise and no data. All
+    nodes are there where the scan listed all.
     """
     rows = []
     for found in report.checkpoints:
         facts = found.checkpoint
         for node in found.nodes:
             fixed = {
-                "checkpoint": facts.path, "step": facts.step, "epoch": facts.epoch, "layer": node.layer,
+                "checkpoint": facts.path, "step": facts.step, "epoch": facts.epoch,
+                "random_probe": found.probe is not None and found.probe.random, "layer": node.layer,
                 "index": node.index, "verdict": node.verdict, "steady": node.steady,
                 "curvature_kind": node.curvature_kind, "findings": ",".join(one.code for one in node.findings),
                 "action": node.action.kind,
@@ -43,7 +45,8 @@ def comparison_columns(comparison: Comparison) -> Columns:
     for node in comparison.nodes:
         for place, mark in enumerate(comparison.checkpoints):
             fixed = {
-                "checkpoint": mark.path, "step": mark.step, "epoch": mark.epoch, "layer": node.layer,
+                "checkpoint": mark.path, "step": mark.step, "epoch": mark.epoch,
+                "random_probe": mark.random_probe, "layer": node.layer,
                 "index": node.index, "verdict": node.verdicts[place],
                 "findings": ",".join(one.code for one in node.findings),
             }  # fmt: skip
@@ -73,8 +76,13 @@ def dataframe(columns: Columns) -> Any:
     return pandas.DataFrame(columns)
 
 
-def parquet_bytes(columns: Columns) -> bytes:
+def parquet_bytes(columns: Columns, caution: str = "") -> bytes:
     """Return columns as a Parquet file, the same bytes for the same table.
+
+    Args:
+        columns: the table.
+        caution: a sentence on what the numbers rest on, for the metadata of its schema; it stands there too where the
+            table has no row.
 
     Raises:
         UsageError: pyarrow is not installed.
@@ -85,6 +93,8 @@ def parquet_bytes(columns: Columns) -> bytes:
     except ImportError as error:
         raise UsageError("--output parquet", "pyarrow is not installed", _INSTALL) from error
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table(columns), sink, compression="zstd")
+    metadata = {"nndiag.caution": caution} if caution else None
+    table = pyarrow.table(columns, metadata=metadata)
+    pyarrow.parquet.write_table(table, sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()
     return content

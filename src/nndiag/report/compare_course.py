@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 
 from nndiag.records.comparison import Comparison, LayerComparison
+from nndiag.records.document import NOISE
 from nndiag.report.course import Course, LayerCourse, base_name
 from nndiag.report.strip import MEANINGS
 
@@ -78,6 +79,14 @@ def shown_name(comparison: Comparison, place: int) -> str:
     paths = [mark.path for mark in comparison.checkpoints]
     name = base_name(paths[place])
     return name if sum(base_name(path) == name for path in paths) == 1 else base_name_of_two(paths[place])
+
+
+def compared_caution(comparison: Comparison) -> str:
+    """Return the sentence on random probes, and of how many checkpoints where not all; empty where there is none."""
+    count, all_ = sum(mark.random_probe for mark in comparison.checkpoints), len(comparison.checkpoints)
+    if count in (0, all_):
+        return NOISE if count else ""
+    return f"at {count:,} of {all_:,} checkpoints {NOISE}"
 
 
 def base_name_of_two(path: str) -> str:

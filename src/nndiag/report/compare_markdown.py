@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nndiag.records.comparison import Comparison
-from nndiag.report.compare_course import compared_course
+from nndiag.report.compare_course import compared_caution, compared_course
 from nndiag.report.compare_events import compared_advice, compared_events
 from nndiag.report.inert import inert
 from nndiag.report.numbers import percent
@@ -17,6 +17,8 @@ def render_comparison_markdown(comparison: Comparison) -> str:
     events = compared_events(comparison, run)
     lines = [f"# nndiag compare: {_ICONS[events[0].kind]} {inert(events[0].sentence)}", ""]
     lines += [f"- {_ICONS[one.kind]} {inert(one.sentence)}" for one in events[1:]]
+    caution = compared_caution(comparison)
+    lines += ["", inert(caution)] if caution else []
     lines += ["", f"Share of degenerate nodes per {run.word}:", ""]
     lines += [
         "| layer | " + " | ".join(inert(label) for label in run.labels) + " |",

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from nndiag.records.comparison import Change, Comparison, LayerComparison
 from nndiag.report.compare_clock import Clock, clock_of
-from nndiag.report.compare_course import compared_course, shown_name
+from nndiag.report.compare_course import compared_caution, compared_course, shown_name
 from nndiag.report.compare_events import compared_advice, compared_events
 from nndiag.report.course import Course
 from nndiag.report.events import Event
@@ -62,6 +62,8 @@ def _parts(comparison: Comparison, look: Look, verbose: bool) -> Iterator[Render
     events = compared_events(comparison, run)
     yield _headline(events[0], look)
     yield _basis(comparison, run, look)
+    if caution := compared_caution(comparison):
+        yield Padding(look.text((caution, "warning")), (0, 0, 0, 2))
     yield Text()
     yield Padding(picture(run, look, verbose=verbose), (0, 0, 0, 2))
     yield Padding(_legend(run, look), (0, 0, 0, 2))

@@ -22,7 +22,9 @@ def render_gate(verdict: Verdict) -> str:
         lines = [f"✓ The gate passed: {_counted(count)}."]
     lines.append(f"  {printable(verdict.subject)}")
     said = verdict.policy or "none given: no finding may be an error"
-    lines += [f"  policy: {printable(said)}", ""]
+    lines.append(f"  policy: {printable(said)}")
+    lines += [f"  {verdict.caution}"] if verdict.caution else []
+    lines.append("")
     for check in verdict.failed[:_MOST]:
         lines += _told(check)
     if len(failed) > _MOST:
@@ -33,7 +35,10 @@ def render_gate(verdict: Verdict) -> str:
 
 
 def render_gate_json(verdict: Verdict) -> str:
-    """Return the verdict as ``{"passed", "rules": [{"rule", "layer", "value", "limit", "passed", "message"}]}``."""
+    """Return the verdict as ``{"passed", "rules": [{"rule", "layer", "value", "limit", "passed", "message"}]}``.
+
+    ``"caution"`` is there where there is one.
+    """
     rows = [
         {
             "rule": check.rule, "layer": check.layer, "value": finite(check.value), "limit": finite(check.limit),
@@ -41,7 +46,8 @@ def render_gate_json(verdict: Verdict) -> str:
         }
         for check in verdict.checks
     ]  # fmt: skip
-    return json.dumps({"passed": verdict.passed, "rules": rows}, indent=2) + "\n"
+    caution = {"caution": verdict.caution} if verdict.caution else {}
+    return json.dumps({"passed": verdict.passed, **caution, "rules": rows}, indent=2) + "\n"
 
 
 def render_gate_markdown(verdict: Verdict) -> str:
@@ -55,6 +61,7 @@ def render_gate_markdown(verdict: Verdict) -> str:
         f"{inert(verdict.subject)}, policy: {inert(verdict.policy or 'no finding may be an error')}",
         "",
     ]
+    lines += [inert(verdict.caution), ""] if verdict.caution else []
     if verdict.checks:
         lines += ["| | rule | layer | what | look closer |", "|---|---|---|---|---|"]
     for check in verdict.checks:

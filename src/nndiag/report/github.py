@@ -23,7 +23,9 @@ def render_github(verdict: Verdict) -> str:
     for kind in ("error", "warning"):
         failed = [check for check in verdict.failed if _WORDS[check.gravity] == kind]
         lines += _annotations(kind, failed, verdict.subject)
-    if not lines:
+    if verdict.caution:
+        lines.append(f"::notice title=nndiag::{_data(verdict.caution)}")
+    if not verdict.failed:
         lines.append(f"::notice title=nndiag::{_data(f'all {len(verdict.checks)} checks passed')}")
     return "\n".join(lines) + "\n"
 

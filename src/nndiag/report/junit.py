@@ -15,6 +15,9 @@ def render_junit(verdict: Verdict) -> str:
     suite = Tree.SubElement(
         root, "testsuite", {"name": _safe(verdict.subject or "nndiag"), **counts, "time": "0"}
     )
+    if verdict.caution:
+        properties = Tree.SubElement(suite, "properties")
+        Tree.SubElement(properties, "property", {"name": "caution", "value": _safe(verdict.caution)})
     for check in verdict.checks:
         suite.append(_case(check, verdict.subject))
     Tree.indent(root)

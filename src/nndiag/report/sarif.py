@@ -1,6 +1,6 @@
 """Checks as SARIF 2.1.0: one result a rule and layer that failed, for code scanning.
 
-Source: OASIS, "Static Analysis Results Interchange Format (SARIF) Version 2.1.0", sections 3.13 to 3.27 and 3.49.
+Source: OASIS, "Static Analysis Results Interchange Format (SARIF) Version 2.1.0", sections 3.13 to 3.27, 3.49 and 3.58.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ def render_sarif(verdict: Verdict, version: str) -> str:
         "rules": [_rule(rule, verdict.checks) for rule in rules],
     }
     results = [_result(check, rules.index(check.rule), verdict.subject) for check in verdict.failed]
-    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    run: dict[str, Any] = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "results": results,
+    }
+    if verdict.caution:
+        said = {"level": "note", "message": {"text": printable(verdict.caution)}}
+        run["invocations"] = [{"executionSuccessful": True, "toolExecutionNotifications": [said]}]
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2) + "\n"
 
 
