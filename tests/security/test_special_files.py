@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nndiag.pipeline import scanning
+from nndiag.pipeline.settings import ScanSettings
 from tests.checkpoint.files import save, trained
 from tests.cli.support import run_process
 from tests.security.conftest import Program
@@ -90,6 +93,37 @@ def test_link_to_a_checkpoint_outside(run: Path, tmp_path: Path, refused: Refuse
     assert "is a link or pattern that leaves the run directory" in refused(".")
 
 
+def test_link_outside_does_not_hide_the_others(run: Path, tmp_path: Path, scan: Program) -> None:
+    save(WEIGHTS, run / "epoch_0.pt")
+    secret = save(WEIGHTS, tmp_path / "secret.pt")
+    (run / "epoch_1.pt").symlink_to(secret)
+    (run / "epoch_2.pt").symlink_to(secret)
+    ended = scan(".", "--format", "json", "--quiet")
+    assert ended.code == 3
+    paths = [one["checkpoint"]["path"] for one in json.loads(ended.out)["checkpoints"]]
+    assert paths == ["epoch_0.pt"]
+    lines = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert [line.partition(":")[2].split(":")[0].strip() for line in lines] == ["epoch_1.pt", "epoch_2.pt"]
+    assert all("is a link or pattern that leaves the run directory" in line for line in lines)
+    assert "secret" not in ended.out + ended.err
+
+
+def test_link_outside_is_never_opened(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(WEIGHTS, run / "epoch_0.pt")
+    secret = save(WEIGHTS, tmp_path / "secret.pt")
+    (run / "epoch_1.pt").symlink_to(secret)
+    opened: list[Path] = []
+    real = os.open
+    monkeypatch.setattr(
+        os, "open", lambda path, *more, **named: opened.append(path) or real(path, *more, **named)
+    )
+    outcome = scanning.scan(run, ScanSettings(cache=None))
+    assert len(outcome.report.checkpoints) == len(outcome.refused) == 1
+    read = {Path(path).resolve() for path in opened if isinstance(path, str | Path)}
+    assert (run / "epoch_0.pt").resolve() in read
+    assert secret.resolve() not in read
+
+
 def test_pattern_that_leaves_the_directory(run: Path, tmp_path: Path, refused: Refused) -> None:
     save(WEIGHTS, tmp_path / "secret.pt")
     for pattern, code in (("../*.pt", 3), (f"{tmp_path}/*.pt", 2)):
@@ -104,7 +138,11 @@ def test_link_to_the_optimizer_of_another_run(run: Path, tmp_path: Path, scan: P
     ended = scan("policy.pth")
     assert ended.code == 0
     assert "policy.optimizer.pth was not used: it is a link that leaves its directory" in ended.err
-    assert "leaves the run directory" in scan(".").failed(3)
+    whole = scan(".", "--quiet")
+    assert whole.code == 3
+    assert "policy.pth" in whole.out  # the link beside it hides nothing
+    (line,) = whole.err.splitlines()
+    assert "policy.optimizer.pth: is a link or pattern that leaves the run directory" in line
 
 
 @pytest.mark.parametrize("name", ["probe.npz", "probe.safetensors", "probe.pt"])

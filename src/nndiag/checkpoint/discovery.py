@@ -22,6 +22,11 @@ _LEFTOVERS = re.compile(r"(training_args\.bin|(optimizer|scheduler|scaler)\.(pt|
 _NAMED = 5
 
 Note = Callable[[str], None]
+Refuse = Callable[[InputError], None]
+
+
+def _raised(error: InputError) -> None:
+    raise error
 
 
 def find_checkpoints(
@@ -29,6 +34,7 @@ def find_checkpoints(
     include: str | None = None,
     exclude: Collection[Path] = (),
     note: Note = lambda sentence: None,
+    refuse: Refuse = _raised,
 ) -> tuple[Path, ...]:
     """Return the checkpoints under a path, files and directories, in training order.
 
@@ -44,10 +50,15 @@ def find_checkpoints(
             usual suffixes.
         exclude: files that are no checkpoints although they look like one, such as a probe.
         note: told in one sentence what was left out that looked like a checkpoint.
+        refuse: told of each link that leaves the directory, which is not read; by default that is raised.
 
     Raises:
-        InputError: the path is missing or unreadable, the directory holds no checkpoint or the shards of
-            DeepSpeed ZeRO, none of which is a network, or a file in it is a link that leaves it.
+    candidates = [entry for entry in entries if _is_candidate(entry, include is not None, own)]
+    outside = [entry for entry in candidates if not is_inside(path, entry)]
+    candidates = [entry for entry in candidates if entry not in outside]
+    if any(is_zero_shard(entry) for entry in candidates):
+        raise zero_refusal(path)
+    candidates = _without_links(candidates) + ([path] if own else [])
         UsageError: the pattern is not one, or leaves the directory.
     """
     if path.is_file():
@@ -55,13 +66,19 @@ def find_checkpoints(
     left_out = {other.resolve() for other in exclude}
     own = include is None and is_checkpoint_directory(path)
     entries = [entry for entry in _entries(path, include) if entry.resolve() not in left_out]
-    candidates = [entry for entry in entries if _is_candidate(path, entry, include is not None, own)]
+    candidates = [entry for entry in entries if _is_candidate(entry, include is not None, own)]
+    outside = [entry for entry in candidates if not is_inside(path, entry)]
+    candidates = [entry for entry in candidates if entry not in outside]
     if any(is_zero_shard(entry) for entry in candidates):
         raise zero_refusal(path)
     candidates = _without_links(candidates) + ([path] if own else [])
     siblings = {sibling_of(file) for file in candidates}
     known = [(file, _progress(file)) for file in candidates if file not in siblings]
     found = [(file, progress) for file, progress in known if progress is not None]
+    if outside and not found:
+        raise _escape(min(outside))
+    for entry in sorted(outside):
+        refuse(_escape(entry))
     if not found:
         raise foreign(path) or _foreign_within(entries) or _nothing(path, include)
     odd = [file for file, progress in known if progress is None]
@@ -98,11 +115,10 @@ def _entries(directory: Path, include: str | None) -> list[Path]:
         ) from error
 
 
-def _is_candidate(directory: Path, entry: Path, named: bool, own: bool) -> bool:
+def _is_candidate(entry: Path, named: bool, own: bool) -> bool:
     """Return whether an entry of a directory may be a checkpoint.
 
     Args:
-        directory: the run directory.
         entry: a file or directory in it.
         named: whether the user's pattern fits it, so that its suffix does not matter.
         own: whether the directory is one checkpoint itself, so that files in it are its parts.
@@ -110,12 +126,8 @@ def _is_candidate(directory: Path, entry: Path, named: bool, own: bool) -> bool:
     if entry.name.startswith(".") or _LEFTOVERS.fullmatch(entry.name):
         return False
     if entry.is_dir():
-        fits = is_checkpoint_directory(entry)
-    else:
-        fits = entry.is_file() and not own and (named or _has_weights_name(entry))
-    if fits:
-        _refuse_escape(directory, entry)
-    return fits
+        return is_checkpoint_directory(entry)
+    return entry.is_file() and not own and (named or _has_weights_name(entry))
 
 
 def _has_weights_name(file: Path) -> bool:
@@ -136,11 +148,10 @@ def _without_links(files: list[Path]) -> list[Path]:
     return [file for file in files if not file.is_symlink() or file.resolve() not in real]
 
 
-def _refuse_escape(directory: Path, file: Path) -> None:
-    if not is_inside(directory, file):
-        raise InputError(
-            file, "is a link or pattern that leaves the run directory", "give the file itself as PATH"
-        )
+def _escape(file: Path) -> InputError:
+    return InputError(
+        file, "is a link or pattern that leaves the run directory", "give the file itself as PATH"
+    )
 
 
 def _progress(file: Path) -> Progress | None:

@@ -119,6 +119,8 @@ def _document(target: Path) -> Path:
 
 def _require(job: Job, reach: Reach, source: Path) -> None:
     """Make sure that there is one checkpoint, and a model and a probe to prove treatments on."""
+    if job.inputs.refused:
+        raise job.inputs.refused[0]
     if len(job.inputs.files) > 1:
         last = job.inputs.files[-1]
         raise UsageError(

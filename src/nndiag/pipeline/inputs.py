@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from nndiag.checkpoint import find_checkpoints
+from nndiag.checkpoint.discovery import Refuse
 from nndiag.config.callables import load_callable, names_code
 from nndiag.config.load import load_run_config, load_user_config
 from nndiag.config.record import RunConfig, merge
@@ -39,13 +40,15 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 class Inputs:
     """Everything but the weights.
 
-    ``model`` and ``probe`` are ``None`` where they were not given.
+    ``model`` and ``probe`` are ``None`` where they were not given. ``refused`` are the links in a run directory that
+    leave it, which are not read.
     """
 
     config: RunConfig
     files: tuple[Path, ...]
     model: nn.Module | None
     probe: Probe | None
+    refused: tuple[InputError, ...] = ()
 
 
 def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
@@ -60,7 +63,13 @@ def gather(paths: Sequence[Path], settings: ScanSettings, note: Note) -> Inputs:
     settings = located(settings, config)
     _note_unread(paths, note)
     _check_device(settings.device)
-    files = _files(paths, config, settings, note)
+    refused: list[InputError] = []
+    files = _files(paths, config, settings, note, refused.append)
+    return replace(_built(config, files, settings, note), refused=tuple(refused))
+
+
+def _built(config: RunConfig, files: tuple[Path, ...], settings: ScanSettings, note: Note) -> Inputs:
+    """Build the model and the probe beside the checkpoints."""
     has_data = settings.data is not None or config.probe.data is not None
     found = network(config, settings, files, has_data and settings.level != Level.WEIGHTS, note)
     if found is None and settings.level == Level.WEIGHTS:  # data that only a model could read are no error
@@ -128,7 +137,9 @@ def _note_unread(paths: Sequence[Path], note: Note) -> None:
             note(f"{other} is not read: the configuration beside the first PATH counts")
 
 
-def _files(paths: Sequence[Path], config: RunConfig, settings: ScanSettings, note: Note) -> tuple[Path, ...]:
+def _files(
+    paths: Sequence[Path], config: RunConfig, settings: ScanSettings, note: Note, refuse: Refuse
+) -> tuple[Path, ...]:
     exclude = [] if config.probe.data is None else [config.origin("probe.data").folder / config.probe.data]
     if settings.data is not None:
         exclude.append(Path(settings.data))
@@ -136,7 +147,7 @@ def _files(paths: Sequence[Path], config: RunConfig, settings: ScanSettings, not
     found: dict[Path, Path] = {}
     for path in paths:
         probes = called_probe(path) if include is None else []
-        for file in find_checkpoints(path, include, [*exclude, *probes], note):
+        for file in find_checkpoints(path, include, [*exclude, *probes], note, refuse):
             if file.resolve() in found:
                 note(f"{file} is given more than once; it is scanned once")
             found.setdefault(file.resolve(), file)

@@ -79,7 +79,7 @@ def scan(
 def _diagnosed(job: Job) -> tuple[tuple[Diagnosis, ...], tuple[NndiagError, ...]]:
     """Diagnose every checkpoint that can be: one damaged file must not hide the rest of a run."""
     diagnoses: list[Diagnosis] = []
-    refused: list[NndiagError] = []
+    refused: list[NndiagError] = [*job.inputs.refused]
     for index in range(len(job.inputs.files)):
         try:
             diagnoses.append(job.diagnose(index))
