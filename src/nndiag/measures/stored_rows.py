@@ -67,7 +67,7 @@ Table = Tensor | StoredRows
 
 def table_of(slot: Slot, tensors: Mapping[str, Tensor]) -> Table:
     """Return the rows that a slot names, from tensors by parameter name."""
-    rows_lie_in_order = slot.along_first and slot.outer == 1 and slot.inner == 1 and slot.rest is None
+    rows_lie_in_order = slot.in_order and slot.inner == 1
     if isinstance(tensors, LazyTensors) and tensors.fill_part is not None and rows_lie_in_order:
         return StoredRows(tensors, slot.parameter, (slot.nodes, slot.width))
     return slot.rows(tensors[slot.parameter].detach())
