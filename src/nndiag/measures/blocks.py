@@ -18,7 +18,8 @@ from torch import Tensor
 
 from nndiag.replay.jacobian import beside, jacobian, squared_norms
 from nndiag.replay.kinds import Layer, Share
-from nndiag.spectrum import Blocks
+from nndiag.spectrum import Blocks, Lead, shared_lead
+from nndiag.spectrum.lead import DIRECTIONS, WORTH
 
 
 class LayerBlocks(Blocks, Protocol):
@@ -93,6 +94,12 @@ class OuterBlocks:
             weighted = weights[:, start:stop].T.double()[:, :, None] * inputs[None]
             found.baddbmm_(weighted.mT, inputs.expand(stop - start, -1, -1))
         return found.div_(self.samples)
+
+    def lead(self, traces: Tensor) -> Lead | None:
+        """Return what the shared inputs tell beforehand; nothing where that is not worth its price."""
+        if not self.semidefinite or self.nodes < WORTH or min(self.inputs.shape) < 2 * DIRECTIONS:
+            return None
+        return shared_lead(self.inputs, self.weights, self.samples, traces)
 
     def traces(self) -> Tensor:
         """``tr G_i = (1/N) Σ_n h_{n,i} ‖ã_n‖²``, ``(nodes,)`` float64."""

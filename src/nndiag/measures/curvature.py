@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nndiag.measures.blocks import LayerBlocks, ScaledBlocks
+from nndiag.measures.blocks import LayerBlocks, OuterBlocks, ScaledBlocks
 from nndiag.measures.schedule import SOLVER_VECTORS
 from nndiag.measures.update_map import update_map
 from nndiag.measures.weights import numbers
@@ -25,6 +25,7 @@ from nndiag.spectrum import (
     Asking,
     Blocks,
     Extremes,
+    Lead,
     Stack,
     answered,
     dense_extremes,
@@ -86,7 +87,9 @@ def layer_curvature(
     """
     generator = torch.Generator().manual_seed(settings.seed)
     solve = partial(_solve, settings=settings, generator=generator, workspace=workspace, among=among)
-    found = solve(blocks, blocks.like)
+    traces = blocks.traces()
+    lead = blocks.lead(traces) if isinstance(blocks, OuterBlocks) and settings.solver == "lanczos" else None
+    found = solve(blocks, blocks.like, lead=lead)
     seen = None
     if preconditioner is not None:
         assert optimizer is not None
@@ -95,7 +98,7 @@ def layer_curvature(
     forms = [blocks.forms_by_fold(found.vectors, len(fold_sizes))]
     if found.smallest_vectors is not None:
         forms.append(blocks.forms_by_fold(found.smallest_vectors, len(fold_sizes)))
-    return curvature_of(found, seen, blocks.traces(), forms, fold_sizes, optimizer)
+    return curvature_of(found, seen, traces, forms, fold_sizes, optimizer)
 
 
 def curvature_of(
@@ -165,10 +168,13 @@ def solved_densely(size: int, solver: str) -> bool:
     return solver == "dense" or (solver == "lanczos" and size <= DENSE_SIZE)
 
 
-def solving(stack: Stack, start: Tensor, settings: CurvatureSettings, both_vectors: bool) -> Asking:
+def solving(
+    stack: Stack, start: Tensor, settings: CurvatureSettings, both_vectors: bool, lead: Lead | None = None
+) -> Asking:
     """Return the solver that asks for products."""
-    solver = power if settings.solver == "power" else lanczos
-    return solver(stack, start, tolerance=settings.tolerance, both_vectors=both_vectors)
+    if settings.solver == "power":
+        return power(stack, start, tolerance=settings.tolerance, both_vectors=both_vectors)
+    return lanczos(stack, start, tolerance=settings.tolerance, both_vectors=both_vectors, lead=lead)
 
 
 def _solve(
@@ -178,6 +184,7 @@ def _solve(
     generator: torch.Generator,
     workspace: int | None,
     among: tuple[int, int] | None,
+    lead: Lead | None = None,
 ) -> Extremes:
     both = not blocks.semidefinite
     if solved_densely(blocks.size, settings.solver):
@@ -191,7 +198,8 @@ def _solve(
     for begin in range(0, blocks.nodes, step):
         index = torch.arange(begin, min(blocks.nodes, begin + step), device=starts.device)
         some = blocks if step == blocks.nodes else blocks.restricted(index) or Among(blocks, index)
-        parts.append(answered(solving(some, starts[begin : begin + step], settings, both), some))
+        known = lead if lead is None or step == blocks.nodes else lead.restricted(index)
+        parts.append(answered(solving(some, starts[begin : begin + step], settings, both, known), some))
     return extremes_joined(parts)
 
 
@@ -227,6 +235,7 @@ def _flat_fraction(found: Extremes, traces: Tensor, optimizer: OptimizerFacts | 
     edge, largest = edge[:, 0], found.largest
     known = torch.where(found.weights > 0, found.values, -torch.inf)
     second = known.topk(2, dim=1).values[:, 1]
+    second = second if found.second is None else torch.fmax(second, found.second)
     tail = (traces.to(largest) - largest).clamp_min(0) / second * torch.log(second / edge)
     above = (largest > edge).double() + torch.where(second > edge, tail, 0)
     return numbers(torch.where(found.smallest < -edge, quadrature, 1 - (above / size).clamp(0, 1)))

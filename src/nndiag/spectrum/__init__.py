@@ -8,6 +8,7 @@ returns
 from nndiag.spectrum.asking import Among, Asking, Request, answered, extremes_by, placed, scaled
 from nndiag.spectrum.dense import dense_extremes
 from nndiag.spectrum.lanczos import lanczos
+from nndiag.spectrum.lead import Lead, shared_lead
 from nndiag.spectrum.power import power
 from nndiag.spectrum.record import Blocks, Extremes, Stack, joined, random_vectors
 
@@ -16,6 +17,7 @@ __all__ = [
     "Asking",
     "Blocks",
     "Extremes",
+    "Lead",
     "Request",
     "Stack",
     "answered",
@@ -27,4 +29,5 @@ __all__ = [
     "power",
     "random_vectors",
     "scaled",
+    "shared_lead",
 ]

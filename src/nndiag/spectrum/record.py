@@ -51,7 +51,8 @@ class Extremes:
     are the unit vectors of ``largest``, ``smallest_vectors``, where asked for, those of the smallest values found.
     ``values`` and ``weights`` are nodes and weights of a quadrature of the spectral density (weights sum to one for
     every block).
-    ``converged`` says, block by block, whether both errors are below the tolerance asked for.
+    ``converged`` says, block by block, whether both errors are below the tolerance asked for. ``second`` is what the
+    second largest eigenvalue is known to reach, where more is known of it than ``values`` tell.
     """
 
     largest: Tensor  # (nodes,) float64
@@ -64,6 +65,7 @@ class Extremes:
     converged: Tensor  # (nodes,) bool
     products: int
     smallest_vectors: Tensor | None = None  # (nodes, size)
+    second: Tensor | None = None  # (nodes,) float64
 
 
 def joined(parts: Sequence[Extremes]) -> Extremes:

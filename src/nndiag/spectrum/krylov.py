@@ -1,0 +1,151 @@
+"""Krylov spaces of many symmetric matrices at once, kept orthogonal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nndiag.spectrum.lead import Lead
+
+REPEATED = 0.5
+"""All vectors are made orthogonal a second time where more than this share of them must be."""
+ROOM = 6
+"""Vectors of a basis that room is made for at first."""
+TINY = torch.finfo(torch.float64).tiny
+
+
+class Krylov:
+    """The bases and tridiagonal matrices as they grow; a finished block has exhausted its Krylov space.
+
+    Args:
+        start: random unit vectors, ``(nodes, size)``.
+        limit: the most products there will be.
+        lead: says what the first vectors lean towards, where that is known.
+    """
+
+    def __init__(self, start: Tensor, limit: int, lead: Lead | None) -> None:
+        nodes = len(start)
+        self._random = start
+        self.basis = start.new_empty(min(limit, ROOM) + 1, nodes, start.shape[1])
+        self.basis[0] = _unit(_leaning(start, lead))
+        self.overlap = torch.zeros(nodes, limit, dtype=torch.float64, device=start.device)
+        self.alpha = torch.zeros(nodes, limit, dtype=torch.float64, device=start.device)
+        self.beta = torch.zeros_like(self.alpha)
+        self.finished = torch.zeros(nodes, dtype=torch.bool, device=start.device)
+        self.count = 0
+        self._told = torch.ones_like(self.finished)
+        self._scale = torch.zeros(nodes, dtype=torch.float64, device=start.device)
+        self._astray = torch.zeros_like(self._scale)
+
+    @property
+    def current(self) -> Tensor:
+        """The vectors to be multiplied next, ``(nodes, size)``."""
+        return self.basis[self.count]
+
+    def extend(self, image: Tensor) -> None:
+        """Add one vector, made of the images of ``current``, to every Krylov space that is not exhausted."""
+        step = self.count
+        overlap = torch.linalg.vecdot(self.basis[step], self._random).double()
+        self.overlap[:, step] = torch.where(self._told, overlap, 0.0)
+        self._reserve(step + 2)
+        known = self.basis[: step + 1].movedim(0, 1)
+        overlap = known @ image[:, :, None]
+        alpha = overlap[:, step, 0].double()
+        image = _without(image, known, overlap)
+        beta = image.norm(dim=1).double()
+        before = (overlap.double().square().sum(dim=(1, 2)) + beta.square()).sqrt()
+        image, beta = self._orthogonal(image, known, before, beta)
+        self._scale = torch.maximum(self._scale, torch.maximum(alpha.abs(), before))
+        exhausted = beta <= 100 * torch.finfo(image.dtype).eps * self._scale
+        # the padding of finished blocks repeats the first entry, which lies inside their spectrum
+        self.alpha[:, step] = torch.where(self.finished, self.alpha[:, 0], alpha)
+        self.finished = self.finished | exhausted
+        self.beta[:, step] = torch.where(self.finished, 0.0, beta)
+        # what follows so small a remainder is mostly rounding, and its overlap with anything would be chance
+        self._told = self._told & (beta > torch.finfo(image.dtype).eps ** 0.5 * self._scale)
+        inverse = torch.where(self.finished, 0.0, 1 / beta.clamp_min(TINY))
+        torch.mul(image, inverse.to(image)[:, None], out=self.basis[step + 1])
+        self.count = step + 1
+
+    def _orthogonal(
+        self, image: Tensor, known: Tensor, before: Tensor, beta: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Make vectors orthogonal to the basis a second time, once they would not be so to half precision.
+
+        What is left of their length says how many digits were cancelled so far. Half of all digits are enough for Ritz
+        values that are exact to rounding (Simon 1984, "The Lanczos algorithm with partial reorthogonalization",
+        section 3), and the second time is enough (Parlett).
+        """
+        eps = torch.finfo(image.dtype).eps
+        self._astray = (self._astray + eps) * before / beta.clamp_min(TINY)
+        again = torch.nonzero(~self.finished & (self._astray > eps**0.5)).flatten() if self.count else ()
+        if len(again) > REPEATED * len(image):
+            image = _without(image, known, known @ image[:, :, None])
+            beta = image.norm(dim=1).double()
+        elif len(again):
+            own = known[again]
+            some = _without(image[again], own, own @ image[again][:, :, None])
+            image[again], beta[again] = some, some.norm(dim=1).double()
+        return image, beta
+
+    def _reserve(self, vectors: int) -> None:
+        """Make room for so many vectors, and for more at once."""
+        if vectors <= len(self.basis):
+            return
+        grown = self.basis.new_empty(min(2 * vectors, self.alpha.shape[1] + 1), *self.basis.shape[1:])
+        grown[: self.count + 1] = self.basis[: self.count + 1]
+        self.basis = grown
+
+    def restrict(self, index: Tensor) -> None:
+        """Keep these blocks alone."""
+        basis = self.basis.new_empty(len(self.basis), len(index), self.basis.shape[2])
+        for place in range(self.count + 1):
+            torch.index_select(self.basis[place], 0, index, out=basis[place])
+        self.basis, self.alpha, self.beta = basis, self.alpha[index], self.beta[index]
+        self.finished, self._scale = self.finished[index], self._scale[index]
+        self.overlap, self._random = self.overlap[index], self._random[index]
+        self._told, self._astray = self._told[index], self._astray[index]
+
+    def combined(self, states: Tensor, which: Tensor) -> Tensor:
+        """Return unit vectors given by their components in the bases of some blocks, ``(which, size)``."""
+        vectors = states.to(self.basis)[:, 0, None] * self.basis[0, which]
+        for place in range(1, self.count):
+            vectors.addcmul_(states[:, place, None].to(self.basis), self.basis[place, which])
+        return _unit(vectors)
+
+    def densities(self, values: Tensor, states: Tensor, which: Tensor) -> Tensor:
+        """Return the squared overlaps of Ritz vectors of some blocks with the random vectors, ``(which, count)``.
+
+        What these have outside the Krylov space, where the directions are that it has not met, counts for the value
+        nearest to zero: a start that leans towards the large ones leaves few of them out.
+        """
+        squares = torch.einsum("nk,nkm->nm", self.overlap[which, : self.count], states).square_()
+        outside = (1 - squares.sum(dim=1, keepdim=True)).clamp_min_(0)
+        squares.scatter_add_(1, values.abs().argmin(dim=1, keepdim=True), outside)
+        return squares / squares.sum(dim=1, keepdim=True)
+
+    def tridiagonal(self) -> Tensor:
+        """Return the tridiagonal matrices, ``(nodes, count, count)`` float64."""
+        alpha, off = self.alpha[:, : self.count], self.beta[:, : self.count - 1]
+        return torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+
+
+def _leaning(start: Tensor, lead: Lead | None) -> Tensor:
+    """Return the sums of random unit vectors with what they are to lean towards, ``(nodes, size)``."""
+    towards = torch.full_like(start, start.shape[1] ** -0.5)
+    if lead is not None:
+        towards = torch.where(lead.near[:, None], lead.vectors, towards)
+    opposite = torch.linalg.vecdot(start, towards) < 0
+    return torch.where(opposite[:, None], -towards, towards).add_(
+        start
+    )  # on one side, or the sum might vanish
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+    return unit
+
+
+def _without(vectors: Tensor, basis: Tensor, overlap: Tensor) -> Tensor:
+    """Return ``v − Σ_j o_j q_j`` as a product of rows, which is many times faster than one of columns."""
+    return torch.baddbmm(vectors[:, None], overlap.mT, basis, alpha=-1).squeeze(1)
