@@ -18,8 +18,7 @@ from torch import Tensor
 
 from nndiag.replay.jacobian import beside, jacobian, squared_norms
 from nndiag.replay.kinds import Layer, Share
-from nndiag.spectrum import Blocks, Lead, shared_lead
-from nndiag.spectrum.lead import DIRECTIONS, WORTH
+from nndiag.spectrum import Blocks, Lead, shared_lead, worth_leading
 
 
 class LayerBlocks(Blocks, Protocol):
@@ -97,7 +96,7 @@ class OuterBlocks:
 
     def lead(self, traces: Tensor) -> Lead | None:
         """Return what the shared inputs tell beforehand; nothing where that is not worth its price."""
-        if not self.semidefinite or self.nodes < WORTH or min(self.inputs.shape) < 2 * DIRECTIONS:
+        if not (self.semidefinite and worth_leading(self.nodes, self.size, self.samples)):
             return None
         return shared_lead(self.inputs, self.weights, self.samples, traces)
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 from nndiag.config.sizes import bytes_in_words
 from nndiag.errors import UsageError
+from nndiag.spectrum import worth_leading
 
 Form = Literal["outer", "implicit", "rows", "whole", "streamed"]
 
@@ -164,6 +165,12 @@ def make_schedule(needs: Sequence[Need], setting: Setting, budget: int, asked: b
     return Schedule(budget, batch, rounds, _workspace(budget), first.bytes, least)
 
 
+def led(need: Need, setting: Setting) -> bool:
+    """Whether a solver is to start from what the inputs of a layer have in common: sums of blocks do not tell it."""
+    single = need.form == "outer" and not need.dense and setting.solver == "lanczos"
+    return single and worth_leading(need.nodes, need.size, setting.samples)
+
+
 def rounds_of(needs: Sequence[Need], setting: Setting, budget: int, passing: int) -> tuple[Round, ...]:
     """Divide layers into rounds: kept ones, and the largest of them streamed where that saves replays."""
     if not needs:
@@ -209,7 +216,7 @@ class _Division:
         setting = self._setting
         ways = [_native(need, setting)]
         summed = need.form == "whole" or need.dense
-        summed = summed or need.summing <= STREAM_REPLAYS * setting.replaying
+        summed = summed or (need.summing <= STREAM_REPLAYS * setting.replaying and not led(need, setting))
         if summed and need.form != "whole":
             ways.append(_summed(need, setting, 0, need.nodes))
         fitting = [part for part in ways if self._fits(part)]

@@ -20,7 +20,7 @@ from nndiag.measures.look import Look
 from nndiag.measures.plan import Update
 from nndiag.measures.receivers import Keeping, Receiver
 from nndiag.measures.replaying import Replay
-from nndiag.measures.schedule import STREAM_REPLAYS, Need, Part, Round, Schedule, rounds_of
+from nndiag.measures.schedule import STREAM_REPLAYS, Need, Part, Round, Schedule, led, rounds_of
 from nndiag.measures.stages import Stages
 from nndiag.measures.streaming import StreamedLayer, Streaming
 from nndiag.records.measured import OptimizerFacts
@@ -151,7 +151,10 @@ class Solving:
         for name, own in ranges.items():
             facts, scale = self._rule(self._layers[name])
             sizes, settings = replay.probe.fold_sizes, self.settings
-            layers[name] = StreamedLayer(self._layers[name], own, like, sizes, settings, facts, scale)
+            layers[name] = StreamedLayer(
+                self._layers[name], own, like, sizes, settings, facts, scale,
+                led(self._needs[name], self._look.setting),
+            )  # fmt: skip
         streaming = Streaming(layers, replay.probe.fold_sizes)
         replays, captured = 0, replay.capture_seconds
         asking = True

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from nndiag.measures.batchview import LayerUse
-from nndiag.measures.blocks import NodeBlocks
+from nndiag.measures.blocks import NodeBlocks, OuterBlocks
 from nndiag.measures.capture import Capture
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature, curvature_of, solving
 from nndiag.measures.folds import FoldRows
 from nndiag.records.measured import OptimizerFacts
 from nndiag.replay.kinds import Layer
-from nndiag.spectrum import Asking, Extremes, Request, joined, placed, random_vectors, scaled
+from nndiag.spectrum import Asking, Extremes, Lead, Leading, Request, joined, placed, random_vectors, scaled
 
 
 class Streaming:
@@ -75,6 +75,7 @@ class StreamedLayer:
         settings: how to solve.
         optimizer: the update rule, where it is known.
         preconditioner: Adam's ``P`` of all nodes, ``(nodes, size)``, where it is known.
+        led: whether what the inputs have in common is looked at first, as where the rows of the layer are kept.
     """
 
     semidefinite = True
@@ -89,26 +90,36 @@ class StreamedLayer:
         settings: CurvatureSettings,
         optimizer: OptimizerFacts | None,
         preconditioner: Tensor | None,
+        led: bool = False,
     ) -> None:
         self.nodes, self.size, self.rank_bound = layer.nodes, layer.size, 0
-        self._fold_sizes, self._optimizer = fold_sizes, optimizer
-        generator = torch.Generator().manual_seed(settings.seed)
-        starts = random_vectors(layer.nodes, layer.size, like, generator)
-        self._plain = [
-            _Task(a, b, solving(_Nodes(self, b - a), starts[a:b], settings, False)) for a, b in ranges
-        ]
+        self._ranges, self._like, self._settings = list(ranges), like, settings
+        self._fold_sizes, self._optimizer, self._preconditioner = fold_sizes, optimizer, preconditioner
+        self._plain: list[_Task] = []
         self._seen: list[_Task] = []
-        if preconditioner is not None:
-            assert optimizer is not None
-            scale, decay = preconditioner.rsqrt().to(like), optimizer.coupled_decay
-            starts = random_vectors(layer.nodes, layer.size, like, generator)
-            for a, b in ranges:
-                solver = solving(_Nodes(self, b - a, full=decay > 0), starts[a:b], settings, False)
-                self._seen.append(_Task(a, b, scaled(solver, scale[a:b], decay)))
         self._traces, self._forms = torch.zeros(()), torch.zeros(())
         self._first, self._formed = True, False
         self._questions: list[_Question] = []
         self._directions: Tensor | None = None
+        self._leading = Leading(layer.nodes, layer.size, like) if led else None
+        if not led:
+            self._begin(None)
+
+    def _begin(self, lead: Lead | None) -> None:
+        """Set the solvers to work."""
+        generator = torch.Generator().manual_seed(self._settings.seed)
+        starts = random_vectors(self.nodes, self.size, self._like, generator)
+        for a, b in self._ranges:
+            own = None if lead is None else lead.restricted(torch.arange(a, b, device=starts.device))
+            solver = solving(_Nodes(self, b - a), starts[a:b], self._settings, False, own)
+            self._plain.append(_Task(a, b, solver))
+        if self._preconditioner is not None:
+            assert self._optimizer is not None
+            scale, decay = self._preconditioner.rsqrt().to(self._like), self._optimizer.coupled_decay
+            starts = random_vectors(self.nodes, self.size, self._like, generator)
+            for a, b in self._ranges:
+                solver = solving(_Nodes(self, b - a, full=decay > 0), starts[a:b], self._settings, False)
+                self._seen.append(_Task(a, b, scaled(solver, scale[a:b], decay)))
         self._ask()
 
     @property
@@ -127,15 +138,29 @@ class StreamedLayer:
             traces = blocks.traces()
             self._traces = self._traces.to(traces) + traces
             self.rank_bound = min(self.size, self.rank_bound + blocks.rank_bound)
+        if self._leading is not None:
+            assert isinstance(blocks, OuterBlocks)
+            self._leading.add(blocks.inputs, blocks.weights)
 
     def advance(self) -> None:
         """Send the solvers their images, and ask what they want next."""
         self._first = False
+        if self._leading is not None:
+            self._lead(self._leading)
+            return
         self._formed = self._formed or self._directions is not None
         for question in self._questions:
             for task in question.tasks:
                 task.answer(question.image)
         self._ask()
+
+    def _lead(self, leading: Leading) -> None:
+        """Go on with what comes before the solvers, and begin these after it."""
+        if not leading.found:
+            leading.sweep()
+            return
+        self._leading = None
+        self._begin(leading.lead(int(self._fold_sizes.sum()), self._traces))
 
     def curvature(self) -> LayerCurvature:
         """Return the results for the nodes of the ranges, once everything is known."""

@@ -8,7 +8,7 @@ returns
 from nndiag.spectrum.asking import Among, Asking, Request, answered, extremes_by, placed, scaled
 from nndiag.spectrum.dense import dense_extremes
 from nndiag.spectrum.lanczos import lanczos
-from nndiag.spectrum.lead import Lead, shared_lead
+from nndiag.spectrum.lead import Lead, Leading, shared_lead, worth_leading
 from nndiag.spectrum.power import power
 from nndiag.spectrum.record import Blocks, Extremes, Stack, joined, random_vectors
 
@@ -18,6 +18,7 @@ __all__ = [
     "Blocks",
     "Extremes",
     "Lead",
+    "Leading",
     "Request",
     "Stack",
     "answered",
@@ -30,4 +31,5 @@ __all__ = [
     "random_vectors",
     "scaled",
     "shared_lead",
+    "worth_leading",
 ]

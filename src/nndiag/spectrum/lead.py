@@ -22,6 +22,11 @@ WORTH = 64
 """Of fewer matrices the projections take longer than the products that they save."""
 
 
+def worth_leading(nodes: int, size: int, samples: int) -> bool:
+    """Whether a stack of so many matrices of a mean over samples is worth looking at beforehand."""
+    return nodes >= WORTH and min(size, samples) >= 2 * DIRECTIONS
+
+
 @dataclass(frozen=True)
 class Lead:
     """What is known of a stack of positive semidefinite matrices beforehand.
@@ -43,46 +48,93 @@ class Lead:
         return Lead(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def shared_lead(rows: Tensor, weights: Tensor, count: int, traces: Tensor) -> Lead:
-    """Project ``A_i = (1/count) Σ_n h_{n,i} x_n x_nᵀ`` on directions that hold most of ``Σ_i A_i``.
+class Leading:
+    """What makes a lead, added up from rows that are shown several times, the same ones in every sweep.
 
-    With ``B = QᵀAQ`` for an orthonormal ``Q``, the eigenvalues ``θ_j`` of ``B`` are at most those of ``A`` (Cauchy),
-    and every vector orthogonal to the first Ritz vector has a Rayleigh quotient of at most ``θ_2 + tr A − tr B``, since
+    ``A_i = (1/count) Σ_n h_{n,i} x_n x_nᵀ`` is projected on directions that hold most of ``Σ_i A_i``. With
+    ``B = QᵀAQ`` for an orthonormal ``Q``, the eigenvalues ``θ_j`` of ``B`` are at most those of ``A`` (Cauchy), and
+    every vector orthogonal to the first Ritz vector has a Rayleigh quotient of at most ``θ_2 + tr A − tr B``, since
     what is outside of ``Q`` has no larger eigenvalue than its trace; so the second eigenvalue of ``A`` is at most that
     (Courant and Fischer).
+
+    Args:
+        nodes: how many matrices.
+        size: rows of one.
+        like: gives dtype and device.
+
+    Source: Halko, Martinsson and Tropp 2011, algorithm 4.4, for the directions; Horn and Johnson, Matrix Analysis,
+    2nd ed., theorem 4.2.6 and observation 7.1.2.
+    """
+
+    def __init__(self, nodes: int, size: int, like: Tensor) -> None:
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(size, DIRECTIONS, generator=generator, dtype=like.dtype)
+        self._directions = drawn.to(like.device)
+        self._images = torch.zeros_like(self._directions)
+        self._sweeps = 0
+        first, other = torch.triu_indices(DIRECTIONS, DIRECTIONS, device=like.device)
+        self._pairs = first, other
+        self._entries = torch.zeros(nodes, len(first), dtype=torch.float64, device=like.device)
+        self._single = torch.zeros(nodes, dtype=like.dtype, device=like.device)
+        self._positive = torch.zeros(nodes, dtype=torch.long, device=like.device)
+
+    @property
+    def found(self) -> bool:
+        """Whether the directions are known, and the projections are what is added up."""
+        return self._sweeps == SWEEPS
+
+    def add(self, rows: Tensor, weights: Tensor) -> None:
+        """Add rows ``x``, ``(rows, size)``, with weights ``h ≥ 0``, ``(rows, nodes)``."""
+        projected = rows @ self._directions
+        if not self.found:
+            self._images += rows.T @ projected.mul_(weights.sum(dim=1, keepdim=True))
+            return
+        first, other = self._pairs
+        self._entries += weights.T @ (projected[:, first] * projected[:, other])
+        single = (weights * rows.square().sum(dim=1, keepdim=True)).amax(dim=0)
+        self._single = torch.maximum(self._single, single)
+        self._positive += torch.count_nonzero(weights, dim=0)
+
+    def sweep(self) -> None:
+        """Find better directions by the rows that were added."""
+        self._directions = torch.linalg.qr(self._images)[0]
+        self._images = torch.zeros_like(self._images)
+        self._sweeps += 1
+
+    def lead(self, count: int, traces: Tensor) -> Lead:
+        """Return what is known, once the projections are added up.
+
+        Args:
+            count: what the sums are divided by.
+            traces: of the matrices, ``(nodes,)`` float64.
+        """
+        first, other = self._pairs
+        matrices = self._entries.new_empty(len(traces), DIRECTIONS, DIRECTIONS)
+        matrices[:, first, other] = matrices[:, other, first] = self._entries / count
+        values, states = eigenpairs(matrices)
+        single = self._single.double() / count
+        return Lead(
+            vectors=states[:, :, -1].to(self._directions) @ self._directions.T,
+            near=values[:, -1] >= single,
+            least=torch.fmax(values[:, -1], single),
+            second=values[:, -2],
+            others=values[:, -2].clamp_min(0) + (traces - values.sum(dim=1)).clamp_min(0),
+            short=self._positive < len(self._directions),
+        )
+
+
+def shared_lead(rows: Tensor, weights: Tensor, count: int, traces: Tensor) -> Lead:
+    """Return what ``Leading`` finds of matrices whose rows are all at hand.
 
     Args:
         rows: ``x``, ``(rows, size)``.
         weights: ``h ≥ 0``, ``(rows, nodes)``.
         count: what the sums are divided by.
         traces: of the matrices, ``(nodes,)`` float64.
-
-    Source: Halko, Martinsson and Tropp 2011, algorithm 4.4, for the directions; Horn and Johnson, Matrix Analysis,
-    2nd ed., theorem 4.2.6 and observation 7.1.2.
     """
-    directions = _directions(rows, weights.sum(dim=1, keepdim=True))
-    projected = rows @ directions
-    first, other = torch.triu_indices(DIRECTIONS, DIRECTIONS, device=rows.device)
-    entries = (weights.T @ (projected[:, first] * projected[:, other])).double() / count
-    matrices = entries.new_empty(len(entries), DIRECTIONS, DIRECTIONS)
-    matrices[:, first, other] = matrices[:, other, first] = entries
-    values, states = eigenpairs(matrices)
-    outside = (traces - values.sum(dim=1)).clamp_min(0)
-    single = (weights * rows.square().sum(dim=1, keepdim=True)).amax(dim=0).double() / count
-    return Lead(
-        vectors=states[:, :, -1].to(rows) @ directions.T,
-        near=values[:, -1] >= single,
-        least=torch.fmax(values[:, -1], single),
-        second=values[:, -2],
-        others=values[:, -2].clamp_min(0) + outside,
-        short=torch.count_nonzero(weights, dim=0) < rows.shape[1],
-    )
-
-
-def _directions(rows: Tensor, weights: Tensor) -> Tensor:
-    """Return orthonormal directions that hold most of ``Σ_n w_n x_n x_nᵀ``, ``(size, DIRECTIONS)``."""
-    generator = torch.Generator().manual_seed(0)
-    found = torch.randn(rows.shape[1], DIRECTIONS, generator=generator, dtype=rows.dtype).to(rows.device)
-    for _ in range(SWEEPS):
-        found = torch.linalg.qr(rows.T @ ((rows @ found).mul_(weights)))[0]
-    return found
+    leading = Leading(weights.shape[1], rows.shape[1], rows)
+    while not leading.found:
+        leading.add(rows, weights)
+        leading.sweep()
+    leading.add(rows, weights)
+    return leading.lead(count, traces)
