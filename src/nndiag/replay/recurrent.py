@@ -149,7 +149,9 @@ def states_of(
 
 
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
+    """The parameters of one layer and direction."""
+
     input: Tensor
     hidden: Tensor
     input_bias: Tensor | None
@@ -157,17 +159,62 @@ class _Weights:
     projection: Tensor | None
 
 
-def _by_layer(flat: Sequence[Tensor], has_bias: bool, count: int) -> Iterator[_Weights]:
+@dataclass(frozen=True)
+class Stratum:
+    """One layer and direction of a recurrent call.
+
+    ``inputs`` is what it takes, ``before`` the hidden state before each step, ``states`` that after it, all
+    ``(steps, batch, width)``.
+    """
+
+    weights: Weights
+    inputs: Tensor
+    before: Tensor
+    states: Tensor
+
+
+def strata(
+    function: Callable[..., Any], name: str, args: Sequence[Any], result: Any
+) -> tuple[tuple[Stratum, ...], ...]:
+    """Return what every layer of a recurrent call that ran whole took and put out: by layer, then by direction.
+
+    Args:
+        function: the torch function.
+        name: its name, as in ``STEPS`` and ``CELLS``.
+        args: of the call, in eval mode.
+        result: of the call.
+    """
+    states = [found for _, found in states_of(function, name, args, result)]
+    if name in CELLS:
+        first = args[1][0] if isinstance(args[1], tuple | list) else args[1]
+        weights = Weights(*(*args[2:6], None, None)[:4], None)
+        return ((Stratum(weights, args[0].unsqueeze(0), first.unsqueeze(0), states[0]),),)
+    inputs, start, flat, has_bias, layers, _, _, bidirectional, batch_first = args[:9]
+    directions = 2 if bidirectional else 1
+    first = start[0] if isinstance(start, tuple | list) else start
+    sequence = inputs.transpose(0, 1) if batch_first else inputs
+    every = []
+    for place, weights in enumerate(_by_layer(flat, has_bias, layers * directions)):
+        own, begin = states[place], first[place].unsqueeze(0)
+        backwards = place % directions == 1
+        before = torch.cat([own[1:], begin] if backwards else [begin, own[:-1]])
+        every.append(Stratum(weights, sequence, before, own))
+        if place % directions == directions - 1:
+            sequence = torch.cat(states[place + 1 - directions : place + 1], dim=2)
+    return tuple(tuple(every[at : at + directions]) for at in range(0, len(every), directions))
+
+
+def _by_layer(flat: Sequence[Tensor], has_bias: bool, count: int) -> Iterator[Weights]:
     each = len(flat) // count
     for place in range(count):
         own = list(flat[place * each : (place + 1) * each])
         biases = own[2:4] if has_bias else [None, None]
         rest = own[4:] if has_bias else own[2:]
-        yield _Weights(own[0], own[1], biases[0], biases[1], rest[0] if rest else None)
+        yield Weights(own[0], own[1], biases[0], biases[1], rest[0] if rest else None)
 
 
 def _scan(
-    step: Step, sequence: Tensor, state: State, weights: _Weights, backwards: bool
+    step: Step, sequence: Tensor, state: State, weights: Weights, backwards: bool
 ) -> tuple[Tensor, State]:
     """Run through a sequence; the output is in the order of the input whichever way it was run."""
     inputs = F.linear(sequence, weights.input, weights.input_bias)

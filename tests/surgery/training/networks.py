@@ -79,6 +79,50 @@ class Residual(nn.Module):
         return self.head(x + self.second(F.relu(self.first(x))))
 
 
+class Recurrent(nn.Module):
+    """Recurrent layers one above the other, of whose last states some are taken."""
+
+    def __init__(self, kind: str, layers: int, both_ways: bool, **options: object) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layer = getattr(nn, kind)(4, 6, layers, batch_first=True, bidirectional=both_ways, **options)
+        width = self.layer.proj_size or 6
+        self.head = nn.Linear(width * (2 if both_ways else 1), CLASSES)
+        self.last = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs, ends = self.layer(x)
+        last = ends[0] if self.kind == "LSTM" else ends
+        return self.head(outputs.mean(dim=1)) + self.last(torch.tanh(last[-1]))
+
+
+class Cells(nn.Module):
+    """A cell that is stepped by hand, behind a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.cell, self.head = nn.Linear(4, 7), nn.LSTMCell(7, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = (x.new_zeros(len(x), 6), x.new_zeros(len(x), 6))
+        for t in range(x.shape[1]):
+            state = self.cell(F.relu(self.before(x[:, t])), state)
+        return self.head(state[0])
+
+
+class Attention(nn.Module):
+    """An attention whose inputs are heard by nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.attention = nn.Linear(4, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.before(x))
+        return self.head(F.gelu(self.attention(x, x, x, need_weights=False)[0]).mean(dim=1))
+
+
 NETWORKS: dict[str, tuple[Build, tuple[int, ...]]] = {
     "mlp": (mlp, (6,)),
     "smooth": (smooth, (6,)),
@@ -86,6 +130,12 @@ NETWORKS: dict[str, tuple[Build, tuple[int, ...]]] = {
     "odd": (Odd, (2, 8, 8)),
     "columns": (Columns, (12,)),
     "residual": (Residual, (6,)),
+    "rnn": (lambda: Recurrent("RNN", 1, False, nonlinearity="relu"), (5, 4)),
+    "gru": (lambda: Recurrent("GRU", 2, False), (5, 4)),
+    "lstm": (lambda: Recurrent("LSTM", 2, True), (5, 4)),
+    "projected": (lambda: Recurrent("LSTM", 1, True, proj_size=3), (5, 4)),
+    "cells": (Cells, (5, 4)),
+    "attention": (Attention, (5, 4)),
 }
 
 

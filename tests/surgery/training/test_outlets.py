@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from tests.surgery.training.networks import NETWORKS, apart, network, outputs, ward
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections")
 CLOSABLE = {
     "mlp": {"0", "2"},
     "smooth": {"0", "2"},
@@ -14,6 +16,12 @@ CLOSABLE = {
     "odd": {"stem", "grouped", "up", "side"},
     "columns": {"up", "gate"},
     "residual": {"first"},
+    "rnn": {"layer"},
+    "gru": {"layer.l0", "layer.l1"},
+    "lstm": {"layer.l0", "layer.l0_reverse", "layer.l1", "layer.l1_reverse"},
+    "projected": set(),
+    "cells": {"before", "cell"},
+    "attention": {"before", "attention", "attention.out_proj"},
 }
 
 
@@ -27,7 +35,7 @@ def test_the_layers_whose_units_can_be_shut(name: str) -> None:
 def test_with_its_outlets_shut_nothing_depends_on_a_unit_and_with_them_it_does(name: str, layer: str) -> None:
     model, probe = network(name)
     place = ward(model, probe)
-    unit = 1
+    unit = next(unit for unit in range(1, place.layers[layer].nodes) if place.paths[layer].closes(unit))
     untouched = outputs(model, probe)
     with torch.no_grad():
         for slot in place.layers[layer].slots:
@@ -59,6 +67,53 @@ def test_where_units_escape_to_is_said() -> None:
     paths = ward(model, probe).paths
     assert "add" in (paths["stem"].escape or "")
     assert paths["head"].is_output
+
+
+def test_queries_and_keys_and_projected_states_are_not_shut() -> None:
+    paths = ward(*network("attention")).paths["attention"]
+    assert [unit for unit in range(24) if paths.closes(unit)] == list(range(16, 24))
+    assert "heard through each other" in paths.open_because(3)
+    projected = ward(*network("projected")).paths
+    assert "projected" in projected["layer.l0"].open_because(0)
+
+
+def test_packed_sequences_are_said_not_to_be_followed() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.gru, self.head = (
+                nn.Linear(4, 5),
+                nn.GRU(5, 6, batch_first=True),
+                nn.Linear(6, 4),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            lengths = [5] * len(x)
+            packed = nn.utils.rnn.pack_padded_sequence(self.before(x), lengths, batch_first=True)
+            return self.head(self.gru(packed)[1][0])
+
+    torch.manual_seed(0)
+    paths = ward(Packed().eval(), network("gru")[1]).paths
+    assert not paths["gru"].closable
+    assert "packed" in paths["gru"].open_because(0)
+    assert not paths["before"].closable
+
+
+def test_units_that_are_the_first_state_of_another_layer_are_not_shut() -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.GRU(4, 6, batch_first=True), nn.GRU(4, 6, batch_first=True)
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.second(x, self.first(x)[1])[0][:, -1])
+
+    torch.manual_seed(0)
+    paths = ward(Decoder().eval(), network("gru")[1]).paths
+    assert not paths["first"].closable
+    assert "the first state of second" in paths["first"].open_because(0)
+    assert paths["second"].closable
 
 
 def test_what_a_constant_adds_is_what_the_layer_does_with_it() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from nndiag.replay import attention, recurrent
 from nndiag.replay.called import plain_name
 from nndiag.replay.kinds import BY_FUNCTION, Layer, Slot
 from nndiag.replay.kinds.convolution import Convolution
@@ -26,6 +27,7 @@ from nndiag.replay.layers import Owners
 from nndiag.replay.lineage import Lineage
 from nndiag.replay.linearity import tensors_in
 from nndiag.replay.passes import main_output
+from nndiag.surgery.training.composite import Composite, through_attention, through_recurrent
 from nndiag.surgery.training.outlets import Form, Norm, Outlet, Paths
 from nndiag.surgery.training.strands import JOINS, PRODUCTS, Bundle, Strand, followed, joined
 
@@ -65,17 +67,19 @@ class Following(TorchFunctionMode):
         self._outputs: set[str] = set()
         self._heard: dict[str, tuple[Strand, ...]] = {}
         self._sources: set[str] = set()
+        self._shared: dict[str, tuple[tuple[range, str], ...]] = {}
+        self._stacked = WeakTensorKeyDictionary()
 
     def paths(self, output: Tensor) -> dict[str, Paths]:
         """Return what became of the units of every layer that was seen; ``output`` is the network's."""
-        found = self._bundles.get(output)  # type: ignore[no-untyped-call]
-        self._outputs |= {strand.layer for strand in found.strands} if found is not None else set()
+        self._outputs |= {strand.layer for bundle in self._held(output) for strand in bundle.strands}
         return {
             layer: Paths(
                 outlets=tuple(self._outlets.get(layer, ())),
                 norms=tuple(self._norms.get(layer, ())),
                 escape=self._escapes.get(layer),
                 is_output=layer in self._outputs,
+                shared=self._shared.get(layer, ()),
             )
             for layer in sorted(self._sources)
         }
@@ -92,18 +96,111 @@ class Following(TorchFunctionMode):
         if not args and isinstance(kwargs.get("input"), Tensor):
             args = (kwargs.pop("input"),)
         name, _ = plain_name(func, args, kwargs)
+        if name == "multi_head_attention_forward":
+            return self._attend(func, args, kwargs)
+        if name in recurrent.STEPS or name in recurrent.CELLS:
+            return self._recur(func, name, args)
         kind = BY_FUNCTION.get(name)
         given = {} if kind is None else dict(zip(kind.functions[name], args, strict=False)) | kwargs
         owner = self._owners.get(id(given.get("weight")))
         tagged = [t for t in tensors_in((args, kwargs)) if t in self._bundles]
-        held = [(t, self._bundles[t], t.shape) for t in tagged]
+        held = [(t, self._bundles[t]) for t in tagged]
         result = func(*args, **kwargs)
         self._lineage.see(name, args, kwargs, result, None)
         if kind is not None and owner is not None and isinstance(result, Tensor):
             self._layer(kind, name, owner, given, result)
         elif held:
-            self._pass_on(name, args, kwargs, [(t, bundle) for t, bundle, _ in held], result)
+            self._pass_on(name, args, kwargs, [(t, bundle) for t, bundle in held], result)
+        for tensor in tensors_in((args, kwargs)):
+            if tensor in self._stacked:
+                self._unstack(name, args, tensor, result)
         return result
+
+    def _held(self, tensor: Tensor) -> tuple[Bundle, ...]:
+        """Return whose units a tensor holds."""
+        if tensor in self._stacked:
+            return tuple(self._stacked[tensor])
+        return (self._bundles[tensor],) if tensor in self._bundles else ()
+
+    def _recur(self, func: Callable[..., Any], name: str, args: tuple[Any, ...]) -> Any:
+        """Follow units through a recurrent layer, or a step of a cell."""
+        result = func(*args)
+        self._lineage.see(name, args, {}, result, None)
+        weights = [t for t in tensors_in(args) if id(t) in self._owners]
+        layers = {self._owners[id(t)][0].name for t in weights}
+        known = recurrent.weights_in(name, args)
+        if not known or not all(id(weight) in self._owners for weight in known):
+            for tensor in tensors_in(args):
+                self._escape_all(tensor, "packed sequences")
+            self._sources |= layers
+            self._escapes |= dict.fromkeys(layers, "it runs over packed sequences, which are not followed")
+            return result
+        for tensor in tensors_in(args[1]):
+            if any(strand.layer not in layers for bundle in self._held(tensor) for strand in bundle.strands):
+                self._escape_all(tensor, f"the first state of {min(layers)}")
+        source = self._along_last(args[0], f"{name} of {min(layers)}")
+        self._composite(through_recurrent(func, name, args, result, self._owners, source))
+        return result
+
+    def _attend(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Follow units through an attention of torch."""
+        result = func(*args, **kwargs)
+        self._lineage.see("attention", args, kwargs, result, None)
+        given = attention.arguments(args, kwargs)
+        projections = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight")
+        weights = [given[one] for one in projections if isinstance(given[one], Tensor)]
+        taken = (given["query"], given["key"], given["value"])
+        owned = all(id(weight) in self._owners for weight in weights)
+        alone = taken[0] is taken[1] is taken[2] and not given["use_separate_proj_weight"] and owned
+        source = self._along_last(taken[0], "an attention") if alone else None
+        for tensor in () if alone else taken:
+            self._escape_all(tensor, "an attention")
+        if owned:
+            wanted = self._listener is not None
+            self._composite(through_attention(func, given, result, self._owners, source, wanted))
+        return result
+
+    def _along_last(self, tensor: Tensor, where: str) -> Bundle | None:
+        """Return the bundle of a tensor if it lies along the last axis; else its units have escaped."""
+        bundle = self._bundles.get(tensor)  # type: ignore[no-untyped-call]
+        if tensor in self._stacked or (bundle is not None and bundle.axis != tensor.dim() - 1):
+            self._escape_all(tensor, where)
+            return None
+        return bundle  # type: ignore[no-any-return]
+
+    def _escape_all(self, tensor: Tensor, where: str) -> None:
+        for bundle in self._held(tensor):
+            self._escaped(bundle, where)
+
+    def _composite(self, found: Composite) -> None:
+        """Take note of the weights inside of a call, and of whose units its results are."""
+        for part in found.parts:
+            layer, slot = self._owners[id(part.weight)]
+            if part.bundle is not None:
+                self._hear(part.bundle, layer, slot, self._owners.get(id(part.bias)), "rows", {})
+            if self._listener is not None:
+                self._listener.arrived(slot.parameter, part.entries.detach().flatten(0, -2))
+        self._sources |= set(found.sources)
+        self._escapes |= {**(found.reasons or {}), **self._escapes}
+        self._shared |= found.shared or {}
+        for tensor, bundle in found.made:
+            self._bundles[tensor] = bundle
+        for tensor, bundles in found.stacked:
+            self._stacked[tensor] = bundles
+
+    def _unstack(self, name: str, args: tuple[Any, ...], tensor: Tensor, result: object) -> None:
+        """Follow a choice of one of the states that several layers end with; after anything else all have escaped."""
+        bundles = self._stacked[tensor]
+        if name == "unbind" and isinstance(result, tuple | list) and len(result) == len(bundles):
+            for one, bundle in zip(result, bundles, strict=True):
+                self._bundles[one] = bundle
+            return
+        index = _first_index(name, args) if args and args[0] is tensor else None
+        if index is None or not isinstance(result, Tensor):
+            if tensors_in(result) and name not in _NO_VALUES:
+                self._escape_all(tensor, name.strip("_"))
+            return
+        self._bundles[result] = bundles[index]
 
     def _layer(
         self, kind: object, name: str, owner: tuple[Layer, Slot], given: Mapping[str, Any], result: Tensor
@@ -141,7 +238,7 @@ class Following(TorchFunctionMode):
         known = self._heard.setdefault(slot.parameter, plain)
         if known != plain:
             for strand in {*known, *plain}:
-                self._escapes[strand.layer] = f"{layer.name}, which hears other units too"
+                self._escapes[strand.layer] = _through(f"{layer.name}, which hears other units too")
             return
         kernel = slot.shape[2:]
         padding = given.get("padding", 0)
@@ -215,7 +312,7 @@ class Following(TorchFunctionMode):
 
     def _escaped(self, bundle: Bundle, where: str) -> None:
         for strand in bundle.strands:
-            self._escapes.setdefault(strand.layer, where)
+            self._escapes.setdefault(strand.layer, _through(where))
 
 
 def find_paths(model: nn.Module, inputs: tuple[Tensor, ...], owners: Owners) -> dict[str, Paths]:
@@ -248,6 +345,21 @@ def _fits(form: Form, bundle: Bundle, source: object) -> bool:
     if form in ("rows", "columns"):
         return bundle.axis == source.dim() - 1
     return bundle.axis == 1 and all(strand.inner == 1 for strand in bundle.strands)
+
+
+def _through(where: str) -> str:
+    return f"its output goes on through {where}, so that no outgoing weight is its own"
+
+
+def _first_index(name: str, args: tuple[Any, ...]) -> int | None:
+    """Return the number of the one row along the first axis that a function takes, if it takes one."""
+    if name == "select" and len(args) == 3 and args[1] == 0:
+        return int(args[2])
+    if name != "__getitem__":
+        return None
+    first, *rest = args[1] if isinstance(args[1], tuple) else (args[1],)
+    plain = all(isinstance(part, slice) and part == slice(None) for part in rest)
+    return int(first) if isinstance(first, int) and plain else None
 
 
 def _numbers(value: object) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ INITIALISERS: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "xavier_uniform": lambda t, g: nn.init.xavier_uniform_(t, generator=g),
     "orthogonal": lambda t, g: nn.init.orthogonal_(t, generator=g),
 }
-"""Initialisers by name; a matrix of one row for each node is drawn."""
+"""Initialisers by name; a matrix of one row for each node is drawn, for a recurrent one a row for each gate."""
 
 
 def check_initialiser(name: str, where: str = "--init") -> None:
@@ -38,7 +38,8 @@ def fresh(model: nn.Module, layer: Layer, name: str, generator: torch.Generator)
     """Return fresh values for the weights and biases of a layer, by the names of the parameters.
 
     By default they are drawn as the model itself does: by ``_init_weights`` of a Hugging Face model, by the module's
-    own ``reset_parameters`` (every module of torch has one), and where there is neither uniformly in ``±1/√fan_in``.
+    own ``reset_parameters`` (every module of torch has one, an attention one with an underscore), and where there is
+    neither uniformly in ``±1/√fan_in``.
 
     Args:
         model: the network.
@@ -51,8 +52,10 @@ def fresh(model: nn.Module, layer: Layer, name: str, generator: torch.Generator)
     found |= {slot.parameter: drawn[slot.parameter] for slot in layer.slots if slot.parameter in drawn}
     if name != DEFAULT and layer.fan_in > 1:
         for slot in layer.weights:
-            rows = torch.empty(slot.nodes, slot.width, dtype=found[slot.parameter].dtype)
-            found[slot.parameter] = slot.parameter_of(INITIALISERS[name](rows, generator))
+            rows = torch.empty(slot.nodes * slot.outer, slot.width // slot.outer)
+            values = INITIALISERS[name](rows.to(found[slot.parameter].dtype), generator)
+            each = values.unflatten(0, (slot.outer, slot.nodes)).transpose(0, 1).flatten(1)
+            found[slot.parameter] = slot.parameter_of(each)
     return found
 
 
@@ -63,7 +66,8 @@ def _by_module(model: nn.Module, layer: Layer, generator: torch.Generator) -> di
         return {}
     module = copy.deepcopy(model.get_submodule(path)).cpu().float()
     seed = int(torch.randint(2**62, (), generator=generator))
-    reset, of_model = getattr(module, "reset_parameters", None), getattr(model, "_init_weights", None)
+    own = "_reset_parameters" if isinstance(module, nn.MultiheadAttention) else "reset_parameters"
+    reset, of_model = getattr(module, own, None), getattr(model, "_init_weights", None)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
         if callable(of_model) and isinstance(of_model.__self__, nn.Module):

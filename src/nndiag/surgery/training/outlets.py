@@ -15,7 +15,8 @@ Form = Literal["rows", "columns", "kernels", "transposed"]
 class Outlet:
     """Where the units of a layer enter another one's parameter.
 
-    Of ``weight``, unit ``i`` takes ``inner`` entries from ``start + i · inner`` on along the axis of the inputs.
+    Of ``weight``, unit ``i`` takes ``inner`` entries from ``start + i · inner`` on along the axis of the inputs; a
+    negative ``start`` leaves out the first units of the layer, such as the queries and keys of an attention.
     ``form`` says where that axis lies: ``rows`` of outputs (a Linear), ``columns`` (GPT-2's), ``kernels`` of a
     convolution, or a ``transposed`` one. ``bias`` and ``layer`` are of the same layer. ``groups`` are the
     convolution's, ``padded`` says that it sees zeros beyond the border.
@@ -95,14 +96,15 @@ class Paths:
     """What becomes of the units of one layer.
 
     ``outlets`` are the weights that listen to them, ``norms`` the normalisations by stored statistics that they pass.
-    ``escape`` says where they go besides: into what no weight of their own can shut, such as a residual stream;
-    ``None``: nowhere.
+    ``escape`` is a sentence that says where they go besides: into what no weight of their own can shut, such as a
+    residual stream; ``None``: nowhere. ``shared`` says the same of some of the units, by their indices.
     """
 
     outlets: tuple[Outlet, ...] = ()
     norms: tuple[Norm, ...] = ()
     escape: str | None = None
     is_output: bool = False
+    shared: tuple[tuple[range, str], ...] = ()
 
     @property
     def norm(self) -> Norm | None:
@@ -111,5 +113,16 @@ class Paths:
 
     @property
     def closable(self) -> bool:
-        """Whether the outlets are all that hears the units."""
+        """Whether the outlets are all that hears the units, but for those that are ``shared``."""
         return bool(self.outlets) and self.escape is None and not self.is_output
+
+    def closes(self, unit: int) -> bool:
+        """Whether the outlets are all that hears one unit."""
+        return self.closable and not any(unit in units for units, _ in self.shared)
+
+    def open_because(self, unit: int) -> str:
+        """Return why the outlets are not all that hears a unit."""
+        if self.is_output:
+            return "it is an output of the network"
+        of_unit = next((reason for units, reason in self.shared if unit in units), None)
+        return of_unit or self.escape or "nothing was seen to listen to it"

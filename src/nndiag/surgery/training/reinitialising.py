@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nndiag.replay.kinds import Layer
+from nndiag.replay.kinds import Layer, Slot
 from nndiag.surgery.training.initial import fresh
 from nndiag.surgery.training.outlets import Outlet
 from nndiag.surgery.training.readings import Arrival, UnitReading, read_arrivals, read_units
@@ -88,12 +88,12 @@ def reinitialise(ward: Ward, restarts: Sequence[Restart], heard: Heard, whisper:
         chosen = [restart for restart in restarts if restart.layer == name]
         if chosen:
             by_layer[name] = chosen
-    anew = {name: frozenset(restart.node for restart in chosen) for name, chosen in by_layer.items()}
+    anew = {name: _mask(ward.layers[name], chosen) for name, chosen in by_layer.items()}
     for name, chosen in by_layer.items():
         for outlet in ward.paths[name].outlets:
             _hand_over(ward, outlet, chosen, heard, anew)
-            _hush(ward, outlet, chosen, anew.get(outlet.layer, frozenset()), whisper)
-        _refill(ward, ward.layers[name], torch.tensor(sorted(anew[name])))
+            _hush(ward, outlet, chosen, anew.get(outlet.layer), whisper)
+        _refill(ward, ward.layers[name], anew[name].nonzero().flatten())
 
 
 def folds_exactly(outlet: Outlet, constant: Tensor) -> bool:
@@ -107,25 +107,19 @@ def entries_of(outlet: Outlet, unit: int, arrival: Arrival) -> Arrival:
     return Arrival(arrival.mean[part], arrival.variance[part], arrival.least[part], arrival.largest[part])
 
 
-def hushed(ward: Ward, restart: Restart, drawn: dict[str, Tensor]) -> bool:
-    """Whether a node's outgoing weights are no louder than those of a fresh node already.
+def staying(ward: Ward, outlet: Outlet, anew: Tensor | None) -> Tensor:
+    """Return, of the rows of a weight that hear units, which are not of nodes of a mask ``anew``.
 
-    Args:
-        ward: the network.
-        restart: the node.
-        drawn: fresh weights by name, kept from call to call: a layer is drawn once for all that it listens to.
+    A node of a recurrent layer has a row in every gate.
     """
-    tensors = ward.tensors()
-    for outlet in ward.paths[restart.layer].outlets:
-        if outlet.weight not in drawn:
-            drawn[outlet.weight] = _fresh(ward, outlet.layer)[outlet.weight]
-        loudest = 10 * WHISPER * float(outlet.outgoing(drawn[outlet.weight], restart.node).norm())
-        if float(outlet.outgoing(tensors[outlet.weight], restart.node).norm()) > loudest:
-            return False
-    return True
+    layer = ward.layers[outlet.layer]
+    slot = next(slot for slot in layer.weights if slot.parameter == outlet.weight)
+    stay = torch.ones(layer.nodes, dtype=torch.bool) if anew is None else ~anew
+    return stay.repeat(slot.outer)
 
 
-def _fresh(ward: Ward, layer: str) -> dict[str, Tensor]:
+def fresh_weights(ward: Ward, layer: str) -> dict[str, Tensor]:
+    """Return weights and biases of a layer as they would be drawn in this attempt, by name."""
     return fresh(ward.model, ward.layers[layer], ward.initialiser, ward.generator(layer))
 
 
@@ -133,15 +127,20 @@ def _entries(outlet: Outlet, unit: int) -> range:
     return range(outlet.start + unit * outlet.inner, outlet.start + (unit + 1) * outlet.inner)
 
 
+def _mask(layer: Layer, restarts: Sequence[Restart]) -> Tensor:
+    return torch.zeros(layer.nodes, dtype=torch.bool).index_fill(
+        0, torch.tensor([restart.node for restart in restarts]), True
+    )
+
+
 def _hand_over(
-    ward: Ward, outlet: Outlet, restarts: Sequence[Restart], heard: Heard, anew: Mapping[str, frozenset[int]]
+    ward: Ward, outlet: Outlet, restarts: Sequence[Restart], heard: Heard, anew: Mapping[str, Tensor]
 ) -> None:
     """Give what the nodes did to their twins and to the biases after them."""
     tensors = ward.tensors()
     weight = tensors[outlet.weight]
-    layer = ward.layers[outlet.layer]
-    stay = torch.tensor([node not in anew.get(outlet.layer, ()) for node in range(layer.nodes)])
-    added = torch.zeros(layer.nodes, dtype=torch.float64)
+    stay = staying(ward, outlet, anew.get(outlet.layer))
+    added = torch.zeros(len(stay), dtype=torch.float64)
     for restart in restarts:
         own = entries_of(outlet, restart.node, heard.arrivals[outlet.weight])
         constant = own.mean.clone()
@@ -176,16 +175,16 @@ def _add_outgoing(ward: Ward, outlet: Outlet, restart: Restart, slopes: Tensor, 
 
 
 def _hush(
-    ward: Ward, outlet: Outlet, restarts: Sequence[Restart], anew: frozenset[int], whisper: float
+    ward: Ward, outlet: Outlet, restarts: Sequence[Restart], anew: Tensor | None, whisper: float
 ) -> None:
     """Let the nodes be heard as a whisper by the nodes that stay; those that start anew too will draw their own."""
-    weight, layer = ward.tensors()[outlet.weight], ward.layers[outlet.layer]
-    drawn = _fresh(ward, outlet.layer)[outlet.weight].to(weight)
-    whispers = drawn * (whisper * _no_louder(layer, weight, drawn, anew))
+    weight = ward.tensors()[outlet.weight]
+    drawn = fresh_weights(ward, outlet.layer)[outlet.weight].to(weight)
+    whispers = drawn * (whisper * _no_louder(ward, outlet, drawn, anew))
+    stays = staying(ward, outlet, anew)
     mask = torch.zeros(weight.shape, dtype=torch.bool)
     for restart in restarts:
-        heard_by = outlet.heard_by(weight, restart.node)
-        stay = torch.tensor([node not in anew for node in range(*heard_by.indices(layer.nodes))])
+        stay = stays[outlet.heard_by(weight, restart.node)]
         view = outlet.outgoing(weight, restart.node)
         fresh_view = ward.rounded(outlet.weight, outlet.outgoing(whispers, restart.node))
         view.copy_(torch.where(_per_row(stay, view), fresh_view, view))
@@ -193,12 +192,14 @@ def _hush(
     ward.forget(outlet.weight, mask)
 
 
-def _no_louder(layer: Layer, weight: Tensor, drawn: Tensor, anew: frozenset[int]) -> float:
+def _no_louder(ward: Ward, outlet: Outlet, drawn: Tensor, anew: Tensor | None) -> float:
     """Return the factor that keeps fresh weights from being larger than those of the nodes that stay."""
-    slot = next(slot for slot in layer.weights if slot.shape == tuple(weight.shape))
+    layer, weight = ward.layers[outlet.layer], ward.tensors()[outlet.weight]
+    slot = next(slot for slot in layer.weights if slot.parameter == outlet.weight)
     norms, usual = slot.rows(weight).norm(dim=1), slot.rows(drawn).norm(dim=1).median()
-    stay = torch.tensor([node not in anew for node in range(layer.nodes)], device=weight.device)
-    known = norms[stay & norms.isfinite() & (norms > 0)]
+    if anew is not None:
+        norms = norms[~anew.to(norms.device)]
+    known = norms[norms.isfinite() & (norms > 0)]
     return 1.0 if not len(known) or usual <= 0 else min(1.0, float(known.median() / usual))
 
 
@@ -207,10 +208,13 @@ def _per_row(stay: Tensor, view: Tensor) -> Tensor:
 
 
 def _refill(ward: Ward, layer: Layer, nodes: Tensor) -> None:
-    """Draw incoming weights, of the size of the living nodes', and a bias at which half of the probe fires."""
+    """Draw incoming weights, of the size of the living nodes', and a bias at which half of the probe fires.
+
+    The biases of recurrent units are drawn with the weights: a gate has no edge.
+    """
     tensors = ward.tensors()
     others = torch.ones(layer.nodes, dtype=torch.bool).index_fill(0, nodes, False)
-    drawn = _fresh(ward, layer.name)
+    drawn = fresh_weights(ward, layer.name)
     for slot in layer.weights:
         rows = slot.rows(drawn[slot.parameter])[nodes]
         norms = slot.rows(tensors[slot.parameter]).norm(dim=1)[others.to(tensors[slot.parameter].device)]
@@ -218,13 +222,17 @@ def _refill(ward: Ward, layer: Layer, nodes: Tensor) -> None:
         usual = slot.rows(drawn[slot.parameter]).norm(dim=1).median()
         scale = max(1.0, float(known.median() / usual)) if len(known) and usual > 0 else 1.0
         ward.set_rows(slot, nodes, rows * scale)
+    recurs = len(layer.weights) > 1
     for slot in layer.biases:
-        ward.set_rows(slot, nodes, torch.zeros(len(nodes), slot.width))
+        rows = slot.rows(drawn[slot.parameter])[nodes] if recurs else torch.zeros(len(nodes), slot.width)
+        ward.set_rows(slot, nodes, rows)
     norm = ward.paths[layer.name].norm
     reading = _read(ward, layer.name)
     if reading is None:
         return
-    if norm is None:
+    if recurs:
+        _turn_round(ward, layer.slots, nodes[(reading.raw[nodes] == 0).all(dim=1)])
+    elif norm is None:
         reading = _match_spread(ward, layer, nodes, others, reading)
         _set_bias(ward, layer, nodes, reading)
     for passed in ward.paths[layer.name].norms:
@@ -260,10 +268,14 @@ def _set_bias(ward: Ward, layer: Layer, nodes: Tensor, reading: UnitReading) -> 
         ward.set_rows(layer.biases[0], nodes, (edge - middle)[:, None])
         return
     mute = (reading.raw[nodes] <= edge).all(dim=1)  # without a bias: turned round it fires
-    if bool(mute.any()):
-        for slot in layer.weights:
-            tensor = ward.tensors()[slot.parameter]
-            ward.set_rows(slot, nodes[mute], -slot.rows(tensor)[nodes[mute].to(tensor.device)])
+    _turn_round(ward, layer.weights, nodes[mute])
+
+
+def _turn_round(ward: Ward, slots: Sequence[Slot], nodes: Tensor) -> None:
+    """Give what nodes have in some parameters the other sign."""
+    for slot in slots if len(nodes) else ():
+        tensor = ward.tensors()[slot.parameter]
+        ward.set_rows(slot, nodes, -slot.rows(tensor)[nodes.to(tensor.device)])
 
 
 def settle_norm(ward: Ward, name: str, weight: str, channels: Tensor, anew: bool) -> None:

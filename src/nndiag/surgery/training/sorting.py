@@ -6,17 +6,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from nndiag.remedies.plan import Treatment
+from nndiag.surgery.training.hushed import hushed
 from nndiag.surgery.training.record import Left
-from nndiag.surgery.training.reinitialising import Heard, Restart, entries_of, folds_exactly, hushed
+from nndiag.surgery.training.reinitialising import Heard, Restart, entries_of, folds_exactly
 from nndiag.surgery.training.ward import Ward
 from nndiag.surgery.training.warming import bias_of
 
 CONSTANT = 1e-9
 """Range of a unit's output, relative to the largest number that arrives beside it, up to which it is a constant."""
-_WHISPERS = "it fires, and its outgoing weights are as good as zero already: training raises them"
+WHISPERS = "it fires, and its outgoing weights are as good as zero already: training raises them"
+"""Why a node is not started anew that was, or that the network hears no better than one that was."""
+WEAK = frozenset(["ND304", "ND204", "ND401"])
+"""Findings of nodes that fire, which they have as long as nobody listens."""
 _REPEATS = frozenset(["ND104", "ND206"])
 
 Case = tuple[Treatment, Restart]
@@ -42,25 +45,25 @@ def sort_restarts(ward: Ward, treatments: Iterable[Treatment], finite: bool) -> 
     """Sort the treatments that start nodes anew; which of them leave the function as it is says ``split_exact``."""
     found = Sorted()
     seen: set[tuple[str, int]] = set()
-    drawn: dict[str, Tensor] = {}
-    for treatment in treatments:
-        case = _case(ward, treatment)
+    cases = [(treatment, _case(ward, treatment)) for treatment in treatments]
+    weak = {case.layer for treatment, case in cases if treatment.code in WEAK and isinstance(case, Restart)}
+    quiet = hushed(ward, weak)
+    for treatment, case in cases:
         if isinstance(case, Left):
             found.left.append(case)
             continue
         if (case.layer, case.node) in seen:
             continue  # a unit and the channel that scales it are started together
         paths = ward.paths[case.layer]
-        if paths.closable and treatment.code == "ND304" and hushed(ward, case, drawn):
-            found.left.append(Left(treatment, _WHISPERS))
-        elif paths.closable or (not finite and treatment.code in ("ND101", "ND103")):
+        if treatment.code in WEAK and case.layer in quiet and bool(quiet[case.layer][case.node]):
+            found.left.append(Left(treatment, WHISPERS))
+        elif paths.closes(case.node) or (not finite and treatment.code in ("ND101", "ND103")):
             seen.add((case.layer, case.node))
             (found.measured if finite else found.broken).append((treatment, case))
         elif treatment.code == "ND201" and bias_of(ward, case.layer) is not None:
             found.silent.append(treatment)
         else:
-            where = "it is an output of the network" if paths.is_output else _unheard(paths.escape)
-            found.left.append(Left(treatment, where))
+            found.left.append(Left(treatment, paths.open_because(case.node)))
     chosen = {(case.layer, case.node) for _, case in (*found.measured, *found.broken)}
     for group in (found.measured, found.broken):
         group[:] = [(treatment, _without_lost_twin(case, chosen)) for treatment, case in group]
@@ -97,12 +100,6 @@ def _case(ward: Ward, treatment: Treatment) -> Restart | Left:
         ):
             return Restart(name, (treatment.index - norm.start) // norm.inner)
     return Left(treatment, f"which weights listen to a {ward.layers[treatment.layer].label} is not known")
-
-
-def _unheard(escape: str | None) -> str:
-    if escape is None:
-        return "nothing was seen to listen to it"
-    return f"its output goes on through {escape}, so that no outgoing weight is its own"
 
 
 def _without_lost_twin(case: Restart, chosen: set[tuple[str, int]]) -> Restart:
