@@ -5,6 +5,7 @@ before did.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 
 from nndiag.errors import InputError
@@ -18,8 +19,10 @@ from nndiag.remedies.rates import snippet, suggest
 from nndiag.surgery.edits import Edits
 from nndiag.surgery.proof import TOLERANCE, Replayed, output_change
 from nndiag.surgery.training.evidence import Evidence, look_closely
+from nndiag.surgery.training.hushed import hushed
 from nndiag.surgery.training.initial import DEFAULT, check_initialiser
 from nndiag.surgery.training.record import Done, Left, Promise, Treated
+from nndiag.surgery.training.sorting import WEAK, WHISPERS
 from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import Limit
 from nndiag.surgery.training.ward import Ward
@@ -158,7 +161,15 @@ class _Training:
         turned = [
             t for t in self._planned(after) if t.kind == "angular_noise" and (t.layer, t.index) in self.done
         ]
+        quiet = self._quiet([treatment for treatment in planned if treatment.code in WEAK])
+        self.left |= {(one.layer, one.index): Left(one, WHISPERS) for one in quiet}
+        planned = [treatment for treatment in planned if treatment not in quiet]
         return [*planned, *(replace(treatment, kind="leaky_slope") for treatment in (*stiff, *turned))]
+
+    def _quiet(self, weak: Sequence[Treatment]) -> list[Treatment]:
+        """Return the treatments of nodes that wait for training to make them heard: no rate mends these."""
+        masks = hushed(self.ward, {treatment.layer for treatment in weak})
+        return [one for one in weak if one.layer in masks and bool(masks[one.layer][one.index])]
 
     def _evidence(self, diagnosis: Diagnosis, replayed: Replayed) -> Evidence:
         layers = {treatment.layer for treatment in self._planned(diagnosis)} if replayed.finite else set()

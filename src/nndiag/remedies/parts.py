@@ -8,7 +8,7 @@ from nndiag.records.measured import LayerMeasures
 from nndiag.rules.nodes import multiplies, single
 
 _RECURRENT = frozenset(["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
-_ONE_OF_SEVERAL = re.compile(r"(^|\.)l\d+(_reverse)?$")
+ONE_OF_SEVERAL = re.compile(r"(^|\.)l\d+(_reverse)?$")
 """The end of the name of one layer or direction of a recurrent module that has several."""
 
 
@@ -21,7 +21,7 @@ def tied(layer: LayerMeasures) -> str | None:
     if layer.kind == "MultiheadAttention" and layer.nodes == 3 * layer.fan_in:
         return "a row of an attention goes only with its whole head"
     if layer.kind in _RECURRENT:
-        one = _ONE_OF_SEVERAL.search(layer.name)
+        one = ONE_OF_SEVERAL.search(layer.name)
         return "all layers and directions of a recurrent module have the same units" if one else None
     if _heads(layer) and layer.parameters < 3 * layer.fan_in**2:
         return "a head goes only with its queries, keys and values together"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from nndiag.records.healing import Suggestion
 from nndiag.records.report import Diagnosis, LayerDiagnosis, NodeDiagnosis
+from nndiag.remedies.parts import ONE_OF_SEVERAL
 from nndiag.remedies.plan import Treatment
 
 BELOW_STABLE = 0.5
@@ -91,6 +92,9 @@ def _groups(suggestions: Sequence[Suggestion], optimizer: Mapping[str, object]) 
     }
     if not rates:
         return
+    if any(map(ONE_OF_SEVERAL.search, rates)):
+        yield "import re"
+        yield ""
     yield "rates = {"
     yield from (f"    {layer!r}: {rate:.3g}," for layer, rate in rates.items())
     yield "}"
@@ -98,6 +102,9 @@ def _groups(suggestions: Sequence[Suggestion], optimizer: Mapping[str, object]) 
     yield 'rest = {"params": []}'
     yield "for name, parameter in model.named_parameters():"
     yield '    layer = name.rpartition(".")[0]'
+    if any(map(ONE_OF_SEVERAL.search, rates)):  # the parameters of rnn.l1 are rnn.weight_ih_l1 and so on
+        yield "    if layer not in groups:"
+        yield r'        layer = re.sub(r"\w+_(l\d+\w*)$", r"\1", name)'
     yield "    group = groups.get(name) or groups.get(layer) or rest"
     yield '    group["params"].append(parameter)'
     name = _CLASSES.get(str(optimizer.get("name")))

@@ -187,7 +187,8 @@ def strata(
     states = [found for _, found in states_of(function, name, args, result)]
     if name in CELLS:
         first = args[1][0] if isinstance(args[1], tuple | list) else args[1]
-        weights = Weights(*(*args[2:6], None, None)[:4], None)
+        w_input, w_hidden, b_input, b_hidden = (*args[2:6], None, None)[:4]
+        weights = Weights(w_input, w_hidden, b_input, b_hidden, None)
         return ((Stratum(weights, args[0].unsqueeze(0), first.unsqueeze(0), states[0]),),)
     inputs, start, flat, has_bias, layers, _, _, bidirectional, batch_first = args[:9]
     directions = 2 if bidirectional else 1

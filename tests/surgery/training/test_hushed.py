@@ -45,6 +45,14 @@ def test_nodes_of_a_whole_layer_that_is_new_hear_each_other_and_are_known_all_th
     assert quiet["2"].all()
 
 
+def test_queries_and_keys_of_a_head_whose_values_are_new_wait_with_them() -> None:
+    model, probe = network("attention")
+    place = ward(model, probe)
+    treated(place, anew("attention", range(16, 20), "ND204"), share=1e9)
+    quiet = hushed(place, ["attention"])["attention"]
+    assert quiet.nonzero().flatten().tolist() == [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19]
+
+
 def test_one_loud_weight_is_enough_to_be_heard() -> None:
     model, probe = network("mlp")
     place = ward(model, probe)

@@ -109,9 +109,30 @@ def test_a_state_that_is_constant_but_for_its_start_is_measured_before_it_goes()
     assert [done.promise for done in found.done] == ["measured"]
 
 
-def test_a_query_is_left_with_the_reason() -> None:
+def test_a_query_that_its_key_lets_a_gradient_reach_is_left_to_training() -> None:
     model, probe = network("attention")
+    with torch.no_grad():
+        model.get_parameter("attention.in_proj_weight")[[2, 9]] = 0.0
+        model.get_parameter("attention.in_proj_bias")[[2, 9]] = 0.0
     found = treated(ward(model, probe), anew("attention", [2, 9], "ND102"))
+    assert not found.done
+    assert [left.reason.partition(" that it")[0] for left in found.left] == [
+        "a gradient reaches it through the key",
+        "a gradient reaches it through the query",
+    ]
+    waiting = treated(ward(model, probe), anew("attention", [10, 1], "ND304"))
+    assert [left.reason.partition(" is as good")[0] for left in waiting.left] == [
+        "the query that it is multiplied with",
+        "the key that it is multiplied with",
+    ]
+
+
+def test_a_query_and_its_key_that_are_both_zero_are_left_with_the_reason() -> None:
+    model, probe = network("attention")
+    with torch.no_grad():
+        model.get_parameter("attention.in_proj_weight")[[2, 10]] = 0.0
+        model.get_parameter("attention.in_proj_bias")[[2, 10]] = 0.0
+    found = treated(ward(model, probe), anew("attention", [2, 10], "ND102"))
     assert not found.done
     assert all("heard through each other" in left.reason for left in found.left)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nndiag.replay import attention, recurrent
 from nndiag.replay.layers import Owners
+from nndiag.surgery.training.outlets import Shared
 from nndiag.surgery.training.strands import Bundle, Strand, joined
 
 _PROJECTED = "its states are projected before anything hears them"
@@ -43,7 +44,7 @@ class Composite:
     stacked: tuple[tuple[Tensor, tuple[Bundle, ...]], ...] = ()
     sources: tuple[str, ...] = ()
     reasons: Mapping[str, str] | None = None
-    shared: Mapping[str, tuple[tuple[range, str], ...]] | None = None
+    shared: Mapping[str, tuple[Shared, ...]] | None = None
 
 
 def through_recurrent(
@@ -135,7 +136,7 @@ def through_attention(
     width = int(given["embed_dim_to_check"])
     parts: list[Part] = []
     reasons: dict[str, str] = {}
-    shared: dict[str, tuple[tuple[range, str], ...]] = {}
+    shared: dict[str, tuple[Shared, ...]] = {}
     if given["use_separate_proj_weight"]:
         values = owners[id(given["v_proj_weight"])][0].name
         for one in ("q_proj_weight", "k_proj_weight"):
@@ -143,7 +144,7 @@ def through_attention(
         start = 0
     else:
         values, start = owners[id(given["in_proj_weight"])][0].name, -2 * width
-        shared[values] = ((range(2 * width), _SCORES),)
+        shared[values] = tuple(_queries_and_keys(width, int(given["num_heads"])))
         if given["query"] is given["key"] is given["value"]:
             parts.append(Part(given["in_proj_weight"], given["in_proj_bias"], given["query"], source))
     attended = given["query"]
@@ -155,3 +156,12 @@ def through_attention(
     back = owners[id(given["out_proj_weight"])][0].name
     after = Bundle(output.dim() - 1, width, (Strand(back, width),))
     return Composite(tuple(parts), ((output, after),), (), (*reasons, values, back), reasons, shared)
+
+
+def _queries_and_keys(width: int, heads: int) -> Iterator[Shared]:
+    """Yield the rows of the queries, and those of the keys, of every head of a packed projection."""
+    each = width // heads
+    for first in range(0, width, each):
+        values = range(2 * width + first, 2 * width + first + each)
+        yield Shared(range(first, first + each), _SCORES, values, width)
+        yield Shared(range(width + first, width + first + each), _SCORES, values, -width)

@@ -28,7 +28,7 @@ from nndiag.replay.lineage import Lineage
 from nndiag.replay.linearity import tensors_in
 from nndiag.replay.passes import main_output
 from nndiag.surgery.training.composite import Composite, through_attention, through_recurrent
-from nndiag.surgery.training.outlets import Form, Norm, Outlet, Paths
+from nndiag.surgery.training.outlets import Form, Norm, Outlet, Paths, Shared
 from nndiag.surgery.training.strands import JOINS, PRODUCTS, Bundle, Strand, followed, joined
 
 _NO_VALUES = frozenset(
@@ -67,7 +67,7 @@ class Following(TorchFunctionMode):
         self._outputs: set[str] = set()
         self._heard: dict[str, tuple[Strand, ...]] = {}
         self._sources: set[str] = set()
-        self._shared: dict[str, tuple[tuple[range, str], ...]] = {}
+        self._shared: dict[str, tuple[Shared, ...]] = {}
         self._stacked = WeakTensorKeyDictionary()
 
     def paths(self, output: Tensor) -> dict[str, Paths]:

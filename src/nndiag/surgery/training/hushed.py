@@ -19,7 +19,7 @@ def hushed(ward: Ward, layers: Iterable[str]) -> Mapping[str, Tensor]:
     """Return which nodes of some layers the network hears no louder than nodes that were just started anew.
 
     A node is one of them if no weight listens to it but those of such nodes: nodes that were started anew together hear
-    each other as any.
+    each other as any. So are the queries and keys of a head whose values are.
 
     Args:
         ward: the network.
@@ -29,10 +29,7 @@ def hushed(ward: Ward, layers: Iterable[str]) -> Mapping[str, Tensor]:
         By the name of a layer, a mask of its nodes.
     """
     loud = _loudness(ward, layers)
-    quiet = {
-        name: torch.tensor([ward.paths[name].closes(unit) for unit in range(ward.layers[name].nodes)])
-        for name in loud
-    }
+    quiet = {name: torch.ones(ward.layers[name].nodes, dtype=torch.bool) for name in loud}
     changed = True
     while changed:
         changed = False
@@ -40,6 +37,8 @@ def hushed(ward: Ward, layers: Iterable[str]) -> Mapping[str, Tensor]:
             for outlet, table in outlets.items():
                 rows = staying(ward, outlet, quiet.get(outlet.layer))
                 still = quiet[name] & ~table[rows].any(dim=0)
+                for shared in ward.paths[name].shared:
+                    still[list(shared.units)] &= still[list(shared.behind)].all()
                 changed |= not torch.equal(still, quiet[name])
                 quiet[name] = still
     return quiet

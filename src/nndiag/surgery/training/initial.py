@@ -54,7 +54,7 @@ def fresh(model: nn.Module, layer: Layer, name: str, generator: torch.Generator)
         for slot in layer.weights:
             rows = torch.empty(slot.nodes * slot.outer, slot.width // slot.outer)
             values = INITIALISERS[name](rows.to(found[slot.parameter].dtype), generator)
-            each = values.unflatten(0, (slot.outer, slot.nodes)).transpose(0, 1).flatten(1)
+            each = values.reshape(slot.outer, slot.nodes, -1).transpose(0, 1).flatten(1)
             found[slot.parameter] = slot.parameter_of(each)
     return found
 

@@ -92,19 +92,33 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """Units of a layer that no outlet shuts alone, and why.
+
+    ``behind`` are units of the same layer without which they are not heard either: the values of the head whose queries
+    and keys they are. ``partner`` is how far off the unit lies that each of them is multiplied with.
+    """
+
+    units: range
+    reason: str
+    behind: range
+    partner: int
+
+
+@dataclass(frozen=True)
 class Paths:
     """What becomes of the units of one layer.
 
     ``outlets`` are the weights that listen to them, ``norms`` the normalisations by stored statistics that they pass.
     ``escape`` is a sentence that says where they go besides: into what no weight of their own can shut, such as a
-    residual stream; ``None``: nowhere. ``shared`` says the same of some of the units, by their indices.
+    residual stream; ``None``: nowhere. ``shared`` are units of which that holds alone.
     """
 
     outlets: tuple[Outlet, ...] = ()
     norms: tuple[Norm, ...] = ()
     escape: str | None = None
     is_output: bool = False
-    shared: tuple[tuple[range, str], ...] = ()
+    shared: tuple[Shared, ...] = ()
 
     @property
     def norm(self) -> Norm | None:
@@ -118,11 +132,17 @@ class Paths:
 
     def closes(self, unit: int) -> bool:
         """Whether the outlets are all that hears one unit."""
-        return self.closable and not any(unit in units for units, _ in self.shared)
+        return self.closable and self.shared_by(unit) is None
+
+    def shared_by(self, unit: int) -> Shared | None:
+        """Return those that a unit is one of."""
+        return next((shared for shared in self.shared if unit in shared.units), None)
 
     def open_because(self, unit: int) -> str:
         """Return why the outlets are not all that hears a unit."""
         if self.is_output:
             return "it is an output of the network"
-        of_unit = next((reason for units, reason in self.shared if unit in units), None)
-        return of_unit or self.escape or "nothing was seen to listen to it"
+        shared = self.shared_by(unit)
+        return (
+            (None if shared is None else shared.reason) or self.escape or "nothing was seen to listen to it"
+        )

@@ -63,7 +63,7 @@ def sort_restarts(ward: Ward, treatments: Iterable[Treatment], finite: bool) -> 
         elif treatment.code == "ND201" and bias_of(ward, case.layer) is not None:
             found.silent.append(treatment)
         else:
-            found.left.append(Left(treatment, paths.open_because(case.node)))
+            found.left.append(Left(treatment, _why_not(ward, case)))
     chosen = {(case.layer, case.node) for _, case in (*found.measured, *found.broken)}
     for group in (found.measured, found.broken):
         group[:] = [(treatment, _without_lost_twin(case, chosen)) for treatment, case in group]
@@ -100,6 +100,27 @@ def _case(ward: Ward, treatment: Treatment) -> Restart | Left:
         ):
             return Restart(name, (treatment.index - norm.start) // norm.inner)
     return Left(treatment, f"which weights listen to a {ward.layers[treatment.layer].label} is not known")
+
+
+def _why_not(ward: Ward, case: Restart) -> str:
+    """Return why a node cannot be started anew; for a query or key whether training can raise it by itself."""
+    paths = ward.paths[case.layer]
+    shared = paths.shared_by(case.node)
+    if shared is None or paths.is_output:
+        return paths.open_because(case.node)
+    layer, gradients = ward.layers[case.layer], ward.replay(gradients=True).gradients
+    own, other = (
+        any(slot.rows(gradients[slot.parameter])[node].any() for slot in layer.slots)
+        for node in (case.node, case.node + shared.partner)
+    )
+    name = "key" if shared.partner > 0 else "query"
+    if own:
+        return f"a gradient reaches it through the {name} that it is multiplied with: training raises it"
+    if other:
+        return (
+            f"the {name} that it is multiplied with is as good as zero: a gradient reaches that and raises it"
+        )
+    return shared.reason
 
 
 def _without_lost_twin(case: Restart, chosen: set[tuple[str, int]]) -> Restart:
