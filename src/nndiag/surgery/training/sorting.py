@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
+from torch import Tensor
 
 from nndiag.remedies.plan import Treatment
 from nndiag.surgery.training.hushed import hushed
@@ -48,6 +50,7 @@ def sort_restarts(ward: Ward, treatments: Iterable[Treatment], finite: bool) -> 
     cases = [(treatment, _case(ward, treatment)) for treatment in treatments]
     weak = {case.layer for treatment, case in cases if treatment.code in WEAK and isinstance(case, Restart)}
     quiet = hushed(ward, weak)
+    gradients = cache(lambda: ward.replay(gradients=True).gradients)
     for treatment, case in cases:
         if isinstance(case, Left):
             found.left.append(case)
@@ -63,7 +66,7 @@ def sort_restarts(ward: Ward, treatments: Iterable[Treatment], finite: bool) -> 
         elif treatment.code == "ND201" and bias_of(ward, case.layer) is not None:
             found.silent.append(treatment)
         else:
-            found.left.append(Left(treatment, _why_not(ward, case)))
+            found.left.append(Left(treatment, _why_not(ward, case, gradients)))
     chosen = {(case.layer, case.node) for _, case in (*found.measured, *found.broken)}
     for group in (found.measured, found.broken):
         group[:] = [(treatment, _without_lost_twin(case, chosen)) for treatment, case in group]
@@ -102,15 +105,14 @@ def _case(ward: Ward, treatment: Treatment) -> Restart | Left:
     return Left(treatment, f"which weights listen to a {ward.layers[treatment.layer].label} is not known")
 
 
-def _why_not(ward: Ward, case: Restart) -> str:
+def _why_not(ward: Ward, case: Restart, gradients: Callable[[], Mapping[str, Tensor]]) -> str:
     """Return why a node cannot be started anew; for a query or key whether training can raise it by itself."""
     paths = ward.paths[case.layer]
     shared = paths.shared_by(case.node)
     if shared is None or paths.is_output:
         return paths.open_because(case.node)
-    layer, gradients = ward.layers[case.layer], ward.replay(gradients=True).gradients
     own, other = (
-        any(slot.rows(gradients[slot.parameter])[node].any() for slot in layer.slots)
+        any(slot.rows(gradients()[slot.parameter])[node].any() for slot in ward.layers[case.layer].slots)
         for node in (case.node, case.node + shared.partner)
     )
     name = "key" if shared.partner > 0 else "query"
