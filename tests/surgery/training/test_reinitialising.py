@@ -106,6 +106,28 @@ def test_a_node_that_something_else_holds_down_is_left() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_node_that_fires_a_little_and_would_not_at_all_started_anew_is_left() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.shift = nn.Parameter(torch.randn(6, 12)), nn.Parameter(torch.zeros(12))
+            self.last = nn.Linear(12, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.relu(x @ self.matrix + self.shift))
+
+    probe, model = network("mlp")[1], Held()
+    with torch.no_grad():
+        model.matrix[:, 1] *= 40.0
+        model.shift[1] = -100.0
+    assert 0 < int((probe.inputs[0] @ model.matrix + model.shift)[:, 1].gt(0).sum()) < 32
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = treated(ward(model, probe), anew("matrix", [1], "ND204"), share=1e9)
+    assert not found.done
+    assert "it would not fire either" in found.left[0].reason
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_units_of_a_matrix_outside_of_any_layer_are_what_its_product_has() -> None:
     class Matrix(nn.Module):
         def __init__(self) -> None:

@@ -169,7 +169,13 @@ def _measure_restarts(run: _Round, group: list[Case]) -> None:
         cases = [case for _, case in part]
         reinitialise(ward, cases, hear(ward, cases))
 
-    done, left = attempt_parts(ward, run.limit, group, change)
+    state, reset = ward.state(), dict(ward.reset)
+    change(group)
+    mute = _mute(ward, group)
+    ward.put_back(state, reset)
+    run.left += [Left(treatment, why) for treatment, why in mute.items()]
+    group = [pair for pair in group if pair[0] not in mute]
+    done, left = attempt_parts(ward, run.limit, group, change) if group else ([], [])
     how = f"{_ANEW}, its mean output added to the bias after it"
     run.done += [Done(treatment, "measured", _words(how, treatment)) for treatment, _ in done]
     run.left += [Left(t, f"to start it anew would {cost}") for (t, _), cost in left]
