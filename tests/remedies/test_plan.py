@@ -191,3 +191,43 @@ def test_without_a_rate_there_is_no_snippet() -> None:
     (one,) = suggest(seen, plan(seen, "train"))
     assert one.lr is None
     assert snippet([one], None) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "tried"), [("LSTM", True), ("MultiheadAttention", True), ("Embedding", False)]
+)
+def test_what_shapes_tie_to_others_is_tried_in_a_finished_network(kind: str, tried: bool) -> None:
+    findings = (found("ND304"),)
+    one = NodeDiagnosis(
+        layer="a", index=3, verdict="plateau", measures={}, findings=findings,
+        action=action_for(findings, "deploy", is_output=False, tied="it goes only with others"),
+    )  # fmt: skip
+    assert one.action.kind == "none"
+    layers = [layer("a").model_copy(update={"kind": kind})]
+    treatments = plan(diagnosis(layers, [one]), "deploy")
+    assert [(t.kind, t.detail) for t in treatments] == [("prune", "nothing listens to it")] * tried
+    assert not plan(diagnosis(layers, [one]), "train")
+    output = [layers[0].model_copy(update={"is_output": True})]
+    assert not plan(diagnosis(output, [one]), "deploy")
+
+
+def test_rates_of_several_recurrent_layers_reach_their_parameters() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.ModuleDict(
+        {"rnn": torch.nn.LSTM(3, 4, 2, bidirectional=True), "l1": torch.nn.Linear(8, 2)}
+    )
+    layers = [layer(name, stability_margin_max=4.0) for name in ("rnn.l0", "rnn.l1_reverse", "l1")]
+    nodes = [node(one.name, 0, "train", found("ND402"), stability_margin=4.0) for one in layers]
+    facts = diagnosis(layers, nodes, name="sgd", lr=0.1)
+    code = snippet(suggest(facts, plan(facts, "train")), facts.checkpoint.optimizer)
+    assert code is not None
+    space: dict[str, Any] = {"model": model, "torch": torch}
+    exec(code, space)
+    names = {id(p): name for name, p in model.named_parameters()}
+    *groups, rest = space["optimizer"].param_groups
+    assert [sorted(names[id(p)] for p in group["params"]) for group in groups] == [
+        ["rnn.bias_hh_l0", "rnn.bias_ih_l0", "rnn.weight_hh_l0", "rnn.weight_ih_l0"],
+        [f"rnn.{part}_l1_reverse" for part in ("bias_hh", "bias_ih", "weight_hh", "weight_ih")],
+        ["l1.bias", "l1.weight"],
+    ]
+    assert len(rest["params"]) == 8

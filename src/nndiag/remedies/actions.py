@@ -94,6 +94,15 @@ def own_findings(findings: Sequence[Finding]) -> dict[str, Finding]:
     return {code: own[code] for code in [*known, *(code for code in own if code not in known)]}
 
 
+def takes_out(finding: Finding) -> ActionKind | None:
+    """Return how a finished network is freed of a node with this finding: pruned, merged, or not at all."""
+    for code, _, deploy in _BY_FINDING:
+        if code == finding.code:
+            kind, _ = _special(finding, "deploy", False) or deploy
+            return kind if kind in _TAKES_OUT else None
+    return None
+
+
 def _mended_elsewhere(findings: Sequence[Finding], goal: Goal, stays: bool) -> Action:
     """Return what to do about a node whose trouble lies in another layer.
 

@@ -8,6 +8,8 @@ from nndiag.records.measured import LayerMeasures
 from nndiag.rules.nodes import multiplies, single
 
 _RECURRENT = frozenset(["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+TOGETHER = _RECURRENT | {"MultiheadAttention"}
+"""Kinds of layers whose nodes can be silenced where their shapes tie them to others."""
 ONE_OF_SEVERAL = re.compile(r"(^|\.)l\d+(_reverse)?$")
 """The end of the name of one layer or direction of a recurrent module that has several."""
 

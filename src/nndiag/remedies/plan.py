@@ -12,7 +12,8 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from nndiag.records.report import Diagnosis, Finding, LayerDiagnosis, NodeDiagnosis
-from nndiag.remedies.actions import Goal, own_findings
+from nndiag.remedies.actions import Goal, own_findings, takes_out
+from nndiag.remedies.parts import TOGETHER
 from nndiag.rules.base import ELSEWHERE, LAYER_TO_MEND
 
 TreatmentKind = Literal[
@@ -60,7 +61,7 @@ def plan(
     found = [
         treatment
         for layer in diagnosis.layers
-        for treatment in (*_of_layer(layer, goal), *_of_nodes(nodes.get(layer.name, ()), goal))
+        for treatment in (*_of_layer(layer, goal), *_of_nodes(layer, nodes.get(layer.name, ()), goal))
     ]
     if goal == "train":
         found = _with_followers(found, diagnosis, nodes)
@@ -108,7 +109,7 @@ def _of_layer(layer: LayerDiagnosis, goal: Goal) -> Iterator[Treatment]:
             yield Treatment(layer.name, None, "ND250", "bias_warmup", detail)
 
 
-def _of_nodes(nodes: Sequence[NodeDiagnosis], goal: Goal) -> Iterator[Treatment]:
+def _of_nodes(layer: LayerDiagnosis, nodes: Sequence[NodeDiagnosis], goal: Goal) -> Iterator[Treatment]:
     for node in nodes:
         own = own_findings(node.findings)
         if not own:
@@ -119,7 +120,7 @@ def _of_nodes(nodes: Sequence[NodeDiagnosis], goal: Goal) -> Iterator[Treatment]
                 yield Treatment(node.layer, node.index, blamed.code, "prune", node.action.reason)
             continue
         code, finding = next(iter(own.items()))
-        kind = _kind(code, node, goal)
+        kind = _kind(code, node, goal) or _silenced(layer, node, finding, goal)
         if kind is not None:
             yield Treatment(node.layer, node.index, code, kind, _detail(node, code), _twin(finding))
 
@@ -135,8 +136,22 @@ def _kind(code: str, node: NodeDiagnosis, goal: Goal) -> TreatmentKind | None:
     return None if node.action.kind == "none" else node.action.kind
 
 
+def _silenced(
+    layer: LayerDiagnosis, node: NodeDiagnosis, finding: Finding, goal: Goal
+) -> TreatmentKind | None:
+    """Return what surgery shall try of a node that a scan says goes only with others: to silence it, or say why not."""
+    if goal != "deploy" or node.action.kind != "none" or layer.is_output or layer.kind not in TOGETHER:
+        return None
+    kind = takes_out(finding)
+    return kind if kind in ("prune", "merge") else None
+
+
 def _detail(node: NodeDiagnosis, code: str) -> str:
-    return node.action.reason.replace(f" ({code})", "").partition(", like its whole layer")[0]
+    return (
+        node.action.reason.replace(f" ({code})", "")
+        .partition(", like its whole layer")[0]
+        .partition(", but ")[0]
+    )
 
 
 def _twin(finding: Finding) -> int | None:

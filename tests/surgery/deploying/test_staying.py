@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nndiag.surgery.deploying import deploy
+from nndiag.surgery.deploying import cost, deploy
+from nndiag.surgery.deploying.planning import ATTENTION
 from tests.surgery.deploying.networks import (
     EXACT,
     After,
@@ -244,3 +245,55 @@ def test_a_weight_that_two_modules_share_is_zeroed_in_both() -> None:
     assert did(found) == {("a", 2): "zeroed"}
     assert found.module.b.weight is found.module.a.weight
     assert torch.equal(found.edits.values["a.weight"], found.edits.values["b.weight"])
+
+
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, dropout=0.0)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x).mean(dim=1))
+
+
+def test_a_head_of_torchs_own_attention_that_nothing_hears_is_silenced_and_the_reason_is_named() -> None:
+    model = seeded(Attending)
+    values = model.encoder.layers[0].self_attn
+    with torch.no_grad():
+        values.out_proj.weight[:, 4:] = 0.0
+    rows = [*range(4, 8), *range(12, 16), *range(20, 24)]
+    found = all_end(
+        "zeroed", model, inputs(20, 5, 8), "encoder.layers.0.self_attn", rows, inputs(9, 5, 8, seed=2)
+    )
+    assert {done.why for done in found.done} == {ATTENTION}
+    assert not found.module.encoder.layers[0].self_attn.in_proj_weight[rows].any()
+
+
+def test_a_unit_of_one_of_several_recurrent_layers_is_silenced() -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(4, 6, 2, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0][:, -1])
+
+    model = seeded(Stacked)
+    with torch.no_grad():
+        model.head.weight[:, 3] = 0.0
+        model.rnn.weight_hh_l1[:, 3] = 0.0
+    found = all_end("zeroed", model, inputs(20, 5, 4), "rnn.l1", [3], inputs(9, 5, 4, seed=2))
+    assert "shares its place with units of rnn.l0" in found.done[0].why
+
+
+def test_operations_inside_of_fused_layers_are_counted() -> None:
+    attending = seeded(Attending)
+    found = cost(attending, (inputs(6, 5, 8),))
+    projections = 2 * 5 * (3 * 8 * 8 + 8 * 8 + 2 * 8 * 12)
+    scores = 2 * 2 * 5 * 5 * 8
+    assert found.flops == projections + scores + 2 * 8 * 3
+    recurrent = seeded(lambda: nn.LSTM(4, 6, batch_first=True))
+    assert cost(recurrent, (inputs(6, 5, 4),)).flops == 2 * 5 * 4 * 6 * (4 + 6)
+    assert torch.backends.mha.get_fastpath_enabled()

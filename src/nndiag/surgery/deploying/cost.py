@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nndiag.surgery.deploying.following import plain_functions
+
 RUNS = 3
 """Passes that are timed, after one that is not."""
 SAMPLES = 64
@@ -36,9 +38,10 @@ def cost(model: nn.Module, batch: Sequence[Tensor]) -> Cost:
         batch: positional inputs, samples first.
     """
     counter, batch = FlopCounterMode(display=False), [x[:SAMPLES] for x in batch]
+    with plain_functions(), counter:  # of a fused layer nothing would be counted
+        _run(model, batch)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        with counter:
-            _run(model, batch)
+        _run(model, batch)
         seconds = [_run(model, batch) for _ in range(RUNS)]
     flops = counter.get_total_flops() / max(len(batch[0]), 1)
     return Cost(sum(p.numel() for p in model.parameters()), flops, median(seconds))

@@ -31,6 +31,9 @@ from nndiag.surgery.deploying.tracing import Batches, compare_pairs, trace
 Did = Literal["removed", "folded", "merged", "zeroed", "left"]
 Node = tuple[str, int]
 LAST = "it is the last of its layer, which cannot be empty"
+ATTENTION = (
+    "its head goes only as a whole, and torch.nn.MultiheadAttention has as many rows for all heads as inputs"
+)
 UNTOUCHED = "nothing about it calls for taking it out"
 
 
@@ -227,6 +230,8 @@ class Plan:
         root = next((root for root in roots if root in self.blocked), None)
         if root is None:
             return LAST
+        if self.layers[node[0]].label == "MultiheadAttention":
+            return ATTENTION
         if self.traced.atoms.why_fixed(root):
             return self.blocked[root]
         others = self.writers.get(root, set()) - {node[0]}
