@@ -55,7 +55,7 @@ def _parts(found: Healing, look: Look, verbose: bool) -> Iterator[RenderableType
     if found.actions:
         planned = found.written is None
         yield from heading("What would be done" if planned else "What was done", look)
-        yield Padding(_actions(found.actions, look, most), (0, 0, 0, 2))
+        yield Padding(_actions(found, look, most), (0, 0, 0, 2))
         yield from _manners(found.actions, look)
         yield from heading("What it does on the probe" if planned else "What it did on the probe", look)
         yield Padding(_effects(found, look), (0, 0, 0, 2))
@@ -117,14 +117,15 @@ def _columns(look: Look, *names: str) -> Table:
     return table
 
 
-def _actions(actions: Sequence[HealedNode], look: Look, most: int) -> Table:
+def _actions(found: Healing, look: Look, most: int) -> Table:
     table = _columns(look, "layer", "nodes", "cause", "what", "")
-    groups = list(_grouped(actions).items())
+    groups = list(_grouped(found.actions).items())
+    promises = _PROMISES if found.loss_before is not None else {**_PROMISES, "measured": "outputs measured"}
     for (layer, kind, cause, promise), nodes in groups[:most]:
         style = "good" if promise == "unchanged" else "warning"
         table.add_row(
             look.text((look.clip(layer, 24), "name")), look.text(_who(nodes)), look.text(cause),
-            look.text((_KINDS.get(kind, kind), "strong")), look.text((_PROMISES[promise], style)),
+            look.text((_KINDS.get(kind, kind), "strong")), look.text((promises[promise], style)),
         )  # fmt: skip
     _say_more(table, len(groups) - most, look)
     return table

@@ -137,6 +137,26 @@ def test_a_query_and_its_key_that_are_both_zero_are_left_with_the_reason() -> No
     assert all("heard through each other" in left.reason for left in found.left)
 
 
+def test_a_row_of_an_attention_in_parts_is_left_with_the_reason() -> None:
+    class InParts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads = 2
+            self.query, self.key, self.value = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(4, 8)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (
+                part(x).view(len(x), -1, 2, 4).transpose(1, 2) for part in (self.query, self.key, self.value)
+            )
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.head(mixed.transpose(1, 2).flatten(2).mean(dim=1))
+
+    torch.manual_seed(0)
+    found = treated(ward(InParts().eval(), network("attention")[1]), anew("value", [2], "ND304"))
+    assert "goes on into its whole head" in found.left[0].reason
+
+
 @pytest.mark.parametrize("kind", ["kaiming_normal", "orthogonal"])
 def test_a_named_initialiser_draws_a_row_for_every_gate(kind: str) -> None:
     _, probe, _, layer, nodes = collapsed("gru")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nndiag.remedies.plan import Treatment
+from nndiag.replay.heads import heads_of
 from nndiag.surgery.training.hushed import hushed
 from nndiag.surgery.training.record import Left
 from nndiag.surgery.training.reinitialising import Heard, Restart, entries_of, folds_exactly
@@ -22,6 +23,7 @@ WHISPERS = "it fires, and its outgoing weights are as good as zero already: trai
 """Why a node is not started anew that was, or that the network hears no better than one that was."""
 WEAK = frozenset(["ND304", "ND204", "ND401"])
 """Findings of nodes that fire, which they have as long as nobody listens."""
+_OF_A_HEAD = "a query, key or value goes on into its whole head: no weight after it was seen to be its own"
 _REPEATS = frozenset(["ND104", "ND206"])
 
 Case = tuple[Treatment, Restart]
@@ -109,6 +111,8 @@ def _why_not(ward: Ward, case: Restart, gradients: Callable[[], Mapping[str, Ten
     """Return why a node cannot be started anew; for a query or key whether training can raise it by itself."""
     paths = ward.paths[case.layer]
     shared = paths.shared_by(case.node)
+    if paths.escape is not None and case.layer in heads_of(ward.model):
+        return _OF_A_HEAD
     if shared is None or paths.is_output:
         return paths.open_because(case.node)
     own, other = (
