@@ -176,6 +176,12 @@ def test_codes_and_layers_narrow_it_down(tmp_path: Path) -> None:
     }
 
 
+def test_a_pattern_that_fits_no_layer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--layers 44: no layer of the network fits it; name some, such as"):
+        heal(DYING, tmp_path / "new.safetensors", HealSettings("train", layers=("0", "44")))
+    assert not list(tmp_path.iterdir())
+
+
 def test_sources_are_given_a_rate(tmp_path: Path) -> None:
     found = heal(SAMPLES / "diverging" / "epoch_010.safetensors", None, HealSettings("train", dry_run=True))
     (one,) = [suggestion for suggestion in found.suggestions if suggestion.code == "ND402"]
@@ -353,7 +359,11 @@ def test_a_result_that_is_worse_than_promised_is_refused(
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"initialiser": "nonsense"}, "--init nonsense"), ({"max_loss_increase": -1.0}, "--max-loss-increase")],
+    [
+        ({"initialiser": "nonsense"}, "--init nonsense"),
+        ({"max_loss_increase": -1.0}, "--max-loss-increase"),
+        ({"only": ("ND201", "ND9")}, "--only ND9"),
+    ],
 )
 def test_settings_are_checked_when_they_are_made(options: dict[str, object], match: str) -> None:
     with pytest.raises(UsageError, match=match):

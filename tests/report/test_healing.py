@@ -34,6 +34,17 @@ def test_nothing_to_do_is_said_first() -> None:
     assert "b.pt is written, the same in every number as the one that came in" in text
 
 
+def test_findings_that_call_for_nothing_are_no_clean_bill() -> None:
+    text = shown(NOTHING.model_copy(update={"findings_before": {"ND301": 4}, "findings_after": {"ND301": 4}}))
+    assert text.startswith("✓ Nothing was changed: none of its findings calls for it.")
+
+
+def test_without_a_loss_it_is_the_outputs_that_were_measured() -> None:
+    measured = NODE.model_copy(update={"promise": "measured"})
+    text = shown(NOTHING.model_copy(update={"actions": (measured,), "loss_before": None, "loss_after": None}))
+    assert "outputs measured" in text
+
+
 def test_what_was_done_what_it_did_and_what_was_left() -> None:
     change = {
         "actions": (NODE, NODE.model_copy(update={"index": 7, "promise": "measured"})),

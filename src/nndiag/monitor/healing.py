@@ -20,6 +20,7 @@ from nndiag.probe.probe import Probe
 from nndiag.records.report import Diagnosis
 from nndiag.remedies.plan import ADVICE, Treatment, TreatmentKind, plan
 from nndiag.replay.kinds import Layer
+from nndiag.rules.diagnose import check_codes
 from nndiag.surgery.training.initial import DEFAULT, check_initialiser
 from nndiag.surgery.training.treating import treat
 from nndiag.surgery.training.trial import MAX_LOSS_INCREASE, Limit
@@ -50,7 +51,7 @@ class HealingSettings:
         seed: of the random numbers.
 
     Raises:
-        UsageError: a number is out of range, or there is no such initialiser.
+        UsageError: a number is out of range, or there is no such initialiser or finding.
     """
 
     patience: int = 2
@@ -62,6 +63,7 @@ class HealingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_codes("only", self.only)
         for name in ("patience", "attempts"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}", "is too small", "give at least 1")

@@ -13,6 +13,7 @@ from nndiag.records.healing import Costs, HealedNode, LeftNode, Suggestion
 from nndiag.records.report import Diagnosis
 from nndiag.remedies import Goal
 from nndiag.remedies.plan import Treatment
+from nndiag.rules.diagnose import check_codes
 from nndiag.surgery.edits import Edits
 from nndiag.surgery.training.initial import check_initialiser
 from nndiag.surgery.training.trial import MAX_LOSS_INCREASE
@@ -28,7 +29,8 @@ class HealSettings:
     own, where it is not given.
 
     Raises (when made):
-        UsageError: there is no such initialiser, the share is out of range, or a scan would not count nodes.
+        UsageError: no finding has one of the codes, there is no such initialiser, the share is out of range, or a scan
+            would not count nodes.
     """
 
     goal: Goal
@@ -40,6 +42,7 @@ class HealSettings:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
+        check_codes("--only", self.only)
         if self.initialiser is not None:
             check_initialiser(self.initialiser)
         if self.scan.granularity != "node":

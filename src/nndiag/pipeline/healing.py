@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import nndiag
+from nndiag.config.suggest import nearest
 from nndiag.errors import UsageError
 from nndiag.pipeline.cured import Cured, HealSettings
 from nndiag.pipeline.curing_for_deployment import cure_for_deployment
@@ -60,6 +62,7 @@ def heal(
     assert probe is not None
     loaded = job.load(0, model)
     before = job.examine(loaded, model)
+    _require_layers(before, settings.layers)
     cure = cure_for_training if settings.goal == "train" else cure_for_deployment
     cured = cure(job, loaded, before, settings)
     shallow = before.level if before.level in ("weights", "activations") else "gradients"
@@ -132,6 +135,16 @@ def _require(job: Job, reach: Reach, source: Path) -> None:
         raise UsageError("heal", f"without {reach.missing} nothing can be proved", f"add {reach.flag}")
     if job.level < Level.ACTIVATIONS:
         raise UsageError("heal", f"--level {job.level.label} shows too little", "leave --level out")
+
+
+def _require_layers(found: Diagnosis, patterns: Iterable[str]) -> None:
+    """Make sure that every pattern of layers to treat fits one."""
+    names = [layer.name for layer in found.layers]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            close = nearest(pattern, names, cutoff=0.0) or "*"
+            what = f"--layers {pattern}"
+            raise UsageError(what, "no layer of the network fits it", f'name some, such as "{close}"')
 
 
 def _counted(diagnosis: Diagnosis, level: str) -> dict[str, int]:

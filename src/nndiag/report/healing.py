@@ -80,7 +80,7 @@ def _parts(found: Healing, look: Look, verbose: bool) -> Iterator[RenderableType
 
 def _headline(found: Healing, look: Look) -> Text:
     if not found.actions:
-        why = "nothing could be treated" if found.left or found.suggestions else "nothing is wrong with it"
+        why = "nothing could be treated" if found.left or found.suggestions else _nothing(found)
         return look.text((look.glyphs.good, "good"), " ", (f"Nothing was changed: {why}.", "good headline"))
     nodes = counted(sum(action.index is not None for action in found.actions), "node")
     layers = counted(len({action.layer for action in found.actions}), "layer")
@@ -88,6 +88,10 @@ def _headline(found: Healing, look: Look) -> Text:
     kept = all(action.promise == "unchanged" for action in found.actions)
     rest = ", and the function stays as it is" if kept else ""
     return look.text((look.glyphs.good, "good"), " ", (f"{nodes} of {layers} {verb}{rest}.", "good headline"))
+
+
+def _nothing(found: Healing) -> str:
+    return "none of its findings calls for it" if found.findings_before else "nothing is wrong with it"
 
 
 def _basis(found: Healing) -> Iterator[str]:

@@ -24,6 +24,17 @@ from nndiag.rules.thresholds import thresholds
 from nndiag.rules.verdict import verdicts
 
 
+def check_codes(option: str, codes: Iterable[str]) -> None:
+    """Make sure that findings have these codes, or begin with them.
+
+    Raises:
+        UsageError: none does.
+    """
+    for code in codes:
+        if not is_known(code):
+            raise UsageError(f"{option} {code}", "no finding has this code or prefix", "see `nndiag rules`")
+
+
 @dataclass(frozen=True)
 class Selection:
     """Which findings to report: codes or prefixes of codes, changed thresholds, and by which profile nodes are judged:
@@ -36,12 +47,8 @@ class Selection:
     profile: Literal["default", "literal"] = "default"
 
     def __post_init__(self) -> None:
-        for option, codes in (("--select", self.select), ("--ignore", self.ignore)):
-            for code in codes:
-                if not is_known(code):
-                    raise UsageError(
-                        f"{option} {code}", "no finding has this code or prefix", "see `nndiag rules`"
-                    )
+        check_codes("--select", self.select)
+        check_codes("--ignore", self.ignore)
 
     def wants(self, code: str) -> bool:
         """Whether a finding of this code is to be reported."""
