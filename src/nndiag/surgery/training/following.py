@@ -99,7 +99,7 @@ class Following(TorchFunctionMode):
         if name == "multi_head_attention_forward":
             return self._attend(func, args, kwargs)
         if name in recurrent.STEPS or name in recurrent.CELLS:
-            return self._recur(func, name, args)
+            return self._recur(func, name, args, kwargs)
         kind = BY_FUNCTION.get(name)
         given = {} if kind is None else dict(zip(kind.functions[name], args, strict=False)) | kwargs
         owner = self._owners.get(id(given.get("weight")))
@@ -122,15 +122,17 @@ class Following(TorchFunctionMode):
             return tuple(self._stacked[tensor])
         return (self._bundles[tensor],) if tensor in self._bundles else ()
 
-    def _recur(self, func: Callable[..., Any], name: str, args: tuple[Any, ...]) -> Any:
+    def _recur(
+        self, func: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         """Follow units through a recurrent layer, or a step of a cell."""
-        result = func(*args)
-        self._lineage.see(name, args, {}, result, None)
-        weights = [t for t in tensors_in(args) if id(t) in self._owners]
+        result = func(*args, **kwargs)
+        self._lineage.see(name, args, kwargs, result, None)
+        weights = [t for t in tensors_in((args, kwargs)) if id(t) in self._owners]
         layers = {self._owners[id(t)][0].name for t in weights}
-        known = recurrent.weights_in(name, args)
+        known = [] if kwargs else recurrent.weights_in(name, args)
         if not known or not all(id(weight) in self._owners for weight in known):
-            for tensor in tensors_in(args):
+            for tensor in tensors_in((args, kwargs)):
                 self._escape_all(tensor, "packed sequences")
             self._sources |= layers
             self._escapes |= dict.fromkeys(layers, "it runs over packed sequences, which are not followed")
