@@ -135,6 +135,8 @@ def _with(node: NodeDiagnosis, *parts: Mapping[str, Number]) -> NodeDiagnosis:
 def _untried(nodes: Sequence[NodeDiagnosis], why_no_step: str) -> str:
     """Return which actions were not tried, and why no step was, empty where all were."""
     counts = Counter(node.action.kind for node in nodes)
-    said = ", ".join(f"{kind} of {count:,} node{'s' * (count != 1)}" for kind, count in sorted(counts.items()))
+    said = ", ".join(
+        f"{kind} of {count:,} node{'s' * (count != 1)}" for kind, count in sorted(counts.items())
+    )
     why = f" ({why_no_step})" if why_no_step and {"lower_lr", "raise_lr"} & counts.keys() else ""
     return f"not tried on the probe: {said}{why}" if said else ""

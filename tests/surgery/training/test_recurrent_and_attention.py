@@ -127,14 +127,46 @@ def test_a_query_that_its_key_lets_a_gradient_reach_is_left_to_training() -> Non
     ]
 
 
-def test_a_query_and_its_key_that_are_both_zero_are_left_with_the_reason() -> None:
+def both_zero() -> tuple[nn.Module, Probe]:
     model, probe = network("attention")
     with torch.no_grad():
         model.get_parameter("attention.in_proj_weight")[[2, 10]] = 0.0
         model.get_parameter("attention.in_proj_bias")[[2, 10]] = 0.0
-    found = treated(ward(model, probe), anew("attention", [2, 10], "ND102"))
+    return model, probe
+
+
+def test_a_query_and_its_key_that_are_both_zero_are_started_together() -> None:
+    model, probe = both_zero()
+    before, place = outputs(model, probe), ward(model, probe)
+    found = treated(place, anew("attention", [2, 10], "ND102"))
+    assert [(done.treatment.index, done.promise) for done in found.done] == [
+        (2, "unchanged"),
+        (10, "unchanged"),
+    ]
+    assert apart(before, outputs(model, probe)) <= 1e-6
+    evidence = look_closely(place, ["attention"], place.replay(gradients=True).gradients)
+    assert all(evidence.gradient(place.layers["attention"], node) for node in (2, 10))
+    weight = model.get_parameter("attention.in_proj_weight").detach()
+    assert 0 < float(weight[2].norm()) < 1e-6 < 0.1 < float(weight[10].norm())
+    again = treated(ward(model, probe), anew("attention", [2], "ND102"))
+    assert "a gradient reaches it through the key" in again.left[0].reason
+
+
+def test_one_of_them_alone_is_left_with_the_reason() -> None:
+    found = treated(ward(*both_zero()), anew("attention", [2], "ND102"))
     assert not found.done
-    assert all("heard through each other" in left.reason for left in found.left)
+    assert "heard through each other" in found.left[0].reason
+
+
+def test_a_query_that_is_not_finite_is_drawn_anew_and_no_value_is_touched() -> None:
+    model, probe = network("attention")
+    old = model.get_parameter("attention.out_proj.weight").detach().clone()
+    with torch.no_grad():
+        model.get_parameter("attention.in_proj_weight")[12] = float("nan")
+    place = ward(model, probe)
+    assert [done.promise for done in treated(place, anew("attention", [12], "ND101")).done] == ["finite"]
+    assert bool(outputs(model, probe).isfinite().all())
+    assert torch.equal(old, model.get_parameter("attention.out_proj.weight"))
 
 
 def test_a_row_of_an_attention_in_parts_is_left_with_the_reason() -> None:

@@ -32,7 +32,7 @@ class Evidence:
     def outgoing(self, ward: Ward, layer: str, node: int) -> float | None:
         """Return the norm of its gradient in the weights that listen to a node."""
         paths = ward.paths.get(layer)
-        outlets = () if paths is None else paths.outlets
+        outlets = () if paths is None else paths.outlets_of(node)
         return _norm(
             [o.outgoing(self.gradients[o.weight], node) for o in outlets if o.weight in self.gradients]
         )

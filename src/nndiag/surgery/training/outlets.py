@@ -134,6 +134,10 @@ class Paths:
         """Whether the outlets are all that hears one unit."""
         return self.closable and self.shared_by(unit) is None
 
+    def outlets_of(self, unit: int) -> tuple[Outlet, ...]:
+        """Return the outlets that hear a unit."""
+        return () if self.shared_by(unit) is not None else self.outlets
+
     def shared_by(self, unit: int) -> Shared | None:
         """Return those that a unit is one of."""
         return next((shared for shared in self.shared if unit in shared.units), None)

@@ -55,7 +55,7 @@ def hear(ward: Ward, restarts: Sequence[Restart]) -> Heard:
     pairs: dict[str, list[tuple[int, int]]] = {}
     wanted: set[str] = set()
     for restart in restarts:
-        for outlet in ward.paths[restart.layer].outlets:
+        for outlet in ward.paths[restart.layer].outlets_of(restart.node):
             wanted.add(outlet.weight)
             if restart.twin is not None:
                 pairs.setdefault(outlet.weight, []).extend(
@@ -91,9 +91,26 @@ def reinitialise(ward: Ward, restarts: Sequence[Restart], heard: Heard, whisper:
     anew = {name: _mask(ward.layers[name], chosen) for name, chosen in by_layer.items()}
     for name, chosen in by_layer.items():
         for outlet in ward.paths[name].outlets:
-            _hand_over(ward, outlet, chosen, heard, anew)
-            _hush(ward, outlet, chosen, anew.get(outlet.layer), whisper)
+            hears = [restart for restart in chosen if outlet in ward.paths[name].outlets_of(restart.node)]
+            _hand_over(ward, outlet, hears, heard, anew)
+            _hush(ward, outlet, hears, anew.get(outlet.layer), whisper)
         _refill(ward, ward.layers[name], anew[name].nonzero().flatten())
+
+
+def wake(ward: Ward, layer: str, queries: Tensor, keys: Tensor) -> None:
+    """Start keys anew that are multiplied with queries as good as zero, and let these be a whisper.
+
+    Args:
+        ward: the network, changed in place.
+        layer: the packed projection that both are rows of.
+        queries: their indices.
+        keys: those of their partners, in the same order.
+    """
+    drawn = fresh_weights(ward, layer)
+    for slot in ward.layers[layer].slots:
+        rows = slot.rows(drawn[slot.parameter])
+        ward.set_rows(slot, keys, rows[keys])
+        ward.set_rows(slot, queries, WHISPER * rows[queries])
 
 
 def folds_exactly(outlet: Outlet, constant: Tensor) -> bool:

@@ -34,14 +34,16 @@ class Sorted:
     """Treatments by the way in which they are carried out.
 
     ``exact`` restarts leave the function as it is, ``measured`` ones may change it, ``broken`` ones are of nodes in a
-    network whose outputs are not finite. ``silent`` are dead nodes whose outgoing weights are not theirs alone: only
-    their biases can be raised.
+    network whose outputs are not finite. ``pairs`` are queries, each with its key, of which both have collapsed: no
+    gradient reaches either. ``silent`` are dead nodes whose outgoing weights are not theirs alone: only their biases
+    can be raised.
     """
 
     exact: list[Case] = field(default_factory=list)
     measured: list[Case] = field(default_factory=list)
     broken: list[Case] = field(default_factory=list)
     silent: list[Treatment] = field(default_factory=list)
+    pairs: list[tuple[Treatment, Treatment]] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
 
 
@@ -72,7 +74,28 @@ def sort_restarts(ward: Ward, treatments: Iterable[Treatment], finite: bool) -> 
     chosen = {(case.layer, case.node) for _, case in (*found.measured, *found.broken)}
     for group in (found.measured, found.broken):
         group[:] = [(treatment, _without_lost_twin(case, chosen)) for treatment, case in group]
+    if finite:
+        _pair_up(ward, found)
     return found
+
+
+def _pair_up(ward: Ward, found: Sorted) -> None:
+    """Take queries and keys that have collapsed together out of what is left."""
+    stuck: dict[tuple[str, int], Left] = {}
+    for left in found.left:
+        layer, index = left.treatment.layer, left.treatment.index
+        shared = ward.paths[layer].shared_by(index) if layer in ward.paths and index is not None else None
+        if index is not None and shared is not None and left.reason == shared.reason:
+            stuck[layer, index] = left
+    for (layer, index), query in stuck.items():
+        shared = ward.paths[layer].shared_by(index)
+        key = (
+            stuck.get((layer, index + shared.partner)) if shared is not None and shared.partner > 0 else None
+        )
+        if key is not None and query.treatment.code == key.treatment.code == "ND102":
+            found.pairs.append((query.treatment, key.treatment))
+            found.left.remove(query)
+            found.left.remove(key)
 
 
 def split_exact(ward: Ward, cases: Iterable[Case], heard: Heard) -> tuple[list[Case], list[Case]]:

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
+import torch
+
 from nndiag.errors import InputError
 from nndiag.remedies.plan import Treatment
 from nndiag.surgery.proof import TOLERANCE, Replayed, output_change
 from nndiag.surgery.training.readings import read_units
 from nndiag.surgery.training.record import Done, Left, Treated
-from nndiag.surgery.training.reinitialising import WHISPER, hear, reinitialise
+from nndiag.surgery.training.reinitialising import WHISPER, hear, reinitialise, wake
 from nndiag.surgery.training.sorting import Case, sort_restarts, split_exact
 from nndiag.surgery.training.trial import Limit, attempt, attempt_parts
 from nndiag.surgery.training.turning import ANGLES, turn
@@ -54,6 +56,8 @@ def treat(ward: Ward, treatments: Sequence[Treatment], limit: Limit) -> Treated:
     rest = _keep_function(run, exact, rest)
     for _, cases in groupby(rest, key=lambda pair: (pair[1].layer, pair[0].code)):
         _measure_restarts(run, list(cases))
+    for name, pairs in groupby(found.pairs, key=lambda pair: pair[0].layer):
+        _wake(run, name, list(pairs))
     for name, silent in groupby(found.silent, key=lambda treatment: treatment.layer):
         _warm_nodes(run, name, list(silent))
     fresh = {done.treatment.layer for done in run.done}
@@ -179,6 +183,27 @@ def _measure_restarts(run: _Round, group: list[Case]) -> None:
     how = f"{_ANEW}, its mean output added to the bias after it"
     run.done += [Done(treatment, "measured", _words(how, treatment)) for treatment, _ in done]
     run.left += [Left(t, f"to start it anew would {cost}") for (t, _), cost in left]
+
+
+def _wake(run: _Round, layer: str, pairs: list[tuple[Treatment, Treatment]]) -> None:
+    """Start pairs of queries and keys anew where the function stays."""
+    ward, present = run.ward, run.ward.replay()
+    state, reset = ward.state(), dict(ward.reset)
+    queries, keys = (
+        torch.tensor([treatment.index for treatment in some]) for some in zip(*pairs, strict=True)
+    )
+    wake(ward, layer, queries, keys)
+    change = output_change(present, ward.replay())
+    if change is not None and change <= _allowed(run):
+        for query, key in pairs:
+            run.done.append(
+                Done(query, "unchanged", "drawn anew, as good as zero: its key lets a gradient reach it")
+            )
+            run.done.append(Done(key, "unchanged", "drawn anew: its query is as good as zero"))
+        return
+    ward.put_back(state, reset)
+    why = "to start it anew with its partner would change the function"
+    run.left += [Left(treatment, why) for pair in pairs for treatment in pair]
 
 
 def _warm_nodes(run: _Round, layer: str, treatments: list[Treatment]) -> None:
