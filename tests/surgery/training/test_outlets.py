@@ -127,3 +127,16 @@ def test_what_a_constant_adds_is_what_the_layer_does_with_it() -> None:
     found = torch.zeros(6, dtype=torch.float64)
     found[outlet.heard_by(weight, 3)] = outlet.constant(weight, 3, torch.tensor([2.5], dtype=torch.float64))
     torch.testing.assert_close(found, wanted.double())
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "columns", "attention", "gru"])
+def test_all_units_at_once_are_what_each_is_alone(name: str) -> None:
+    place = ward(*network(name))
+    for layer, paths in place.paths.items():
+        for outlet in paths.outlets if paths.closable else ():
+            weight = place.tensors()[outlet.weight]
+            entries = outlet.entries(weight)
+            for unit in filter(paths.closes, range(place.layers[layer].nodes)):
+                first = outlet.start + unit * outlet.inner
+                own = entries[:, first : first + outlet.inner].reshape(len(entries), -1)
+                assert torch.equal(own, outlet.outgoing(weight, unit).flatten(1))

@@ -66,11 +66,17 @@ def _loudness(ward: Ward, layers: Iterable[str]) -> dict[str, dict[Outlet, Tenso
 
 
 def _table(ward: Ward, name: str, outlet: Outlet, weight: Tensor) -> Tensor:
-    """Return the norm with which every row of a weight hears every unit, ``(rows, units)``."""
-    rows = len(staying(ward, outlet, None))
-    table = torch.zeros(rows, ward.layers[name].nodes, dtype=torch.float64)
-    for unit in range(table.shape[1]):
-        if ward.paths[name].closes(unit):
-            heard = outlet.outgoing(weight, unit).flatten(1).double().cpu().norm(dim=1)
-            table[outlet.heard_by(weight, unit), unit] = heard
+    """Return the norm with which every row of a weight hears every unit, ``(rows, units)``, 0 where it does not."""
+    rows, paths, weight = len(staying(ward, outlet, None)), ward.paths[name], weight.float()
+    units = [unit for unit in range(ward.layers[name].nodes) if paths.closes(unit)]
+    table = torch.zeros(rows, ward.layers[name].nodes)
+    if outlet.groups == 1:
+        first = outlet.start + units[0] * outlet.inner  # units that are shut lie side by side
+        entries = outlet.entries(weight)[:, first : first + len(units) * outlet.inner]
+        table[:, units] = entries.reshape(rows, len(units), -1).norm(dim=2).cpu()
+        return table
+    for unit in units:
+        table[outlet.heard_by(weight, unit), unit] = (
+            outlet.outgoing(weight, unit).flatten(1).norm(dim=1).cpu()
+        )
     return table

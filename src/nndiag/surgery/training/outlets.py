@@ -44,6 +44,14 @@ class Outlet:
         outputs = weight.shape[0] // self.groups
         return weight[group * outputs : (group + 1) * outputs, place]
 
+    def entries(self, weight: Tensor) -> Tensor:
+        """Return the parameter as ``(outputs, entries, rest)``, entries along the axis of the inputs; no groups."""
+        if self.form == "rows":
+            return weight.unsqueeze(2)
+        if self.form == "columns":
+            return weight.T.unsqueeze(2)
+        return (weight if self.form == "kernels" else weight.transpose(0, 1)).flatten(2)
+
     def heard_by(self, weight: Tensor, unit: int) -> slice:
         """Return which nodes of the layer listen to one unit: those that the rows of ``outgoing`` are of."""
         first = self.start + unit * self.inner
