@@ -29,8 +29,9 @@ def narrow_places(places: Sequence[PlaceLike], weights_key: str | None) -> tuple
     if weights_key is None:
         return places, ""
     exact = [place for place in places if place.key == weights_key]
-    if exact:
-        return exact, ""
+    below = [place for place in places if place.key.startswith(f"{weights_key.rstrip('.')}.")]
+    if exact or below:
+        return exact or below, ""
     for place in sorted(places, key=lambda place: -len(place.key)):
         start = f"{place.key}." if place.key else ""
         inside = weights_key.removeprefix(start).rstrip(".") + "."

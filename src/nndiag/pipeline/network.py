@@ -155,8 +155,13 @@ def _from_config_json(files: Sequence[Path], settings: ScanSettings) -> Network:
     seen = next(filter(None, map(_glanced, reversed(files))), None)
 
     def check(empty: nn.Module) -> None:
-        if seen is not None:
+        if seen is None:
+            return
+        try:
             fit(empty, seen.places, settings.weights_key, settings.strip_prefix)
+        except ModelError as error:
+            do = f"correct {file}, which describes another network, or give --model file.py:callable"
+            raise ModelError(f"{seen.path}, {error.what}", error.why, do) from error
 
     built = build_hf(file, check)
     return Network(built.module, file.parent, built.loss)
