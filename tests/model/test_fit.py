@@ -155,7 +155,7 @@ def test_shapes_are_shown_on_both_sides() -> None:
     held = state() | {"2.weight": torch.ones(5, 3), "2.bias": torch.ones(())}
     line = problem(ModelError, Place("", held))
     assert "2 of another shape (2.weight: file 5x3, model 2x3, 2.bias: file scalar, model 2)" in line
-    assert "give the model the sizes that were trained: with --model-arg" in line
+    assert "give the model the sizes that were trained: by --model-arg" in line
 
 
 def test_the_nearest_candidate_is_described() -> None:

@@ -14,6 +14,7 @@ import nndiag
 from nndiag.config.load import load_run_config
 from nndiag.errors import InputError, UsageError
 from nndiag.pipeline.initialising import draft
+from nndiag.pipeline.survey import survey
 
 
 @pytest.fixture
@@ -135,6 +136,23 @@ def test_hints_name_the_flags_for_these_files(run: Path, tmp_path: Path) -> None
         "GPT2LMHeadModel",
         "without data, --data random:tokens:16 shows what the network does with random numbers",
     )
+
+
+def test_data_are_sought_in_the_form_that_the_model_takes(run: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    save_file({"wte.weight": torch.ones(4, 2)}, hub / "model.safetensors")
+    for name in ("data.npz", "data.parquet", "data.txt", "train.parquet"):
+        (hub / name).touch()
+        (run / name).touch()
+    assert survey(run).data == run / "data.npz"
+    (hub / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+    assert survey(hub).data == hub / "data.parquet"
+    (hub / "data.parquet").unlink()
+    (hub / "data.npz").unlink()
+    assert survey(hub).data is None
+    (hub / "tokenizer.json").touch()
+    assert survey(hub).data == hub / "data.txt"
 
 
 def test_an_exported_program_is_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,9 @@ class Mismatch:
             return f"give the model that was trained, {where}"
         if self.unlike:
             return "give the checkpoint before its weights were packed, or a model that takes them"
-        return "give the model the sizes that were trained: with --model-arg num_classes=10, say, or in its list of layers"
+        return (
+            "give the model the sizes that were trained: by --model-arg num_classes=10, say, or in its layers"
+        )
 
     @property
     def count(self) -> int:

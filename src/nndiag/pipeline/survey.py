@@ -25,7 +25,7 @@ from nndiag.probe.tokens import TOKENIZER
 from nndiag.records.measured import OptimizerFacts
 
 _DATA = re.compile(r"probe|valid|val|test|dev|data|eval|held", re.IGNORECASE)
-_DATA_SUFFIXES = (".npz", ".safetensors", ".parquet", ".jsonl", ".arrow", ".txt")
+_ARRAYS, _TABLES, _TEXT = (".npz", ".safetensors"), (".parquet", ".jsonl", ".arrow"), (".txt",)
 MOST_FILES = 10_000
 
 
@@ -76,13 +76,17 @@ class Survey:
 
     @cached_property
     def data(self) -> Path | None:
-        """A file beside the checkpoints that is called as data are."""
+        """A file beside the checkpoints that is called as data are, of the kind that such a model is most often given."""
         taken = {file.resolve() for file in self.files}
+        kinds = _ARRAYS + _TABLES if self.hugging_face is None else _TABLES + _ARRAYS
+        kinds += _TEXT if self.hugging_face is not None and self.has_tokenizer else ()
         for folder in dict.fromkeys((self.folder, self.folder.absolute().parent)):
-            for file in _entries(folder):
-                named = file.suffix.lower() in _DATA_SUFFIXES and _DATA.search(file.stem)
-                if named and file.is_file() and file.resolve() not in taken:
-                    return file
+            named = [
+                file for file in _entries(folder) if _DATA.search(file.stem) and file.suffix.lower() in kinds
+            ]
+            there = [file for file in named if file.is_file() and file.resolve() not in taken]
+            if there:
+                return min(there, key=lambda file: kinds.index(file.suffix.lower()))
         return None
 
     @cached_property
