@@ -76,9 +76,9 @@ class Survey:
 
     @cached_property
     def data(self) -> Path | None:
-        """A file beside the checkpoints that is called as data are, of the kind that such a model is most often given."""
+        """A file beside the checkpoints that is called as data are, of the kind that such a model mostly takes."""
         taken = {file.resolve() for file in self.files}
-        kinds = _ARRAYS + _TABLES if self.hugging_face is None else _TABLES + _ARRAYS
+        kinds: tuple[str, ...] = _ARRAYS + _TABLES if self.hugging_face is None else _TABLES + _ARRAYS
         kinds += _TEXT if self.hugging_face is not None and self.has_tokenizer else ()
         for folder in dict.fromkeys((self.folder, self.folder.absolute().parent)):
             named = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from nndiag.model.choice import named_place, narrow_places, with_prefix
 from nndiag.records.measured import Measured
 from nndiag.replay.kinds import Layer, Slot
 
+_STATISTICS = ("running_mean", "running_var")
 _LABELS = {2: "matrix", 3: "kernel 1d", 4: "kernel 2d", 5: "kernel 3d"}
 
 
@@ -49,7 +51,40 @@ def measure_weights(tensors: Mapping[str, Tensor]) -> Measured:
         why = "there are no matrices or kernels of floating-point numbers"
         raise InputError("weights", why, "give a checkpoint of a network")
     with _one_thread():
-        return weights_only(layers, tensors)
+        broken = tuple(_broken(layers, tensors))
+        measured = weights_only(layers + broken, tensors)
+    return replace(measured, unmeasured=tuple(_odd(specs)))
+
+
+def count_parameters(specs: Mapping[str, Tensor]) -> int:
+    """Return how many numbers the parameters have, as far as names and types tell them from buffers."""
+    return sum(
+        tensor.numel()
+        for name, tensor in specs.items()
+        if (tensor.is_floating_point() or tensor.is_complex()) and name.rpartition(".")[2] not in _STATISTICS
+    )
+
+
+def _broken(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> Iterator[Layer]:
+    """Yield a layer for each vector of no matrix, such as the scale of a norm, that holds numbers that are not finite;
+    healthy ones say nothing by themselves.
+    """
+    known = {name for layer in layers for name in layer.names}
+    for name, found in specs_of(tensors).items():
+        if name not in known and found.dim() == 1 and found.is_floating_point() and found.numel():
+            values = tensors[name]
+            if not (values.float() if values.itemsize == 1 else values).isfinite().all():
+                slot = Slot.of(name, values)
+                yield Layer(name.removesuffix(".weight"), "vector", slot.nodes, slot.width, (slot,), ())
+
+
+def _odd(specs: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Yield the weights that are no floating-point numbers, and what they are."""
+    for name, found in specs.items():
+        if found.dim() > 1 and found.is_complex():
+            yield name, "complex numbers"
+        elif found.dim() > 1 and not found.is_floating_point() and "weight" in name.rpartition(".")[2]:
+            yield name, "whole numbers, as packed weights are"
 
 
 @contextmanager
