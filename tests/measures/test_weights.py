@@ -195,3 +195,18 @@ def test_what_is_no_floating_point_number_is_named_and_buffers_are_no_parameters
         ("fft", "complex numbers"), ("b.qweight", "whole numbers, as packed weights are"),
     )  # fmt: skip
     assert count_parameters(state) == 6 + 6 + 7
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("bert.embeddings.word_embeddings.weight", "Embedding"), ("wte.weight", "Embedding"),
+        ("model.embed_tokens.weight", "Embedding"), ("encoder.embedding.weight", "Embedding"),
+        ("embeddings.projection.weight", "matrix"), ("embed.0.weight", "matrix"),
+    ],
+)  # fmt: skip
+def test_tables_that_are_looked_up_are_known_by_their_names(name: str, kind: str) -> None:
+    (layer,) = measure_weights({name: torch.eye(3)}).layers
+    assert layer.kind == kind
+    with_bias = {name: torch.eye(3), name.replace("weight", "bias"): torch.ones(3)}
+    assert measure_weights(with_bias).layers[0].kind == "matrix"

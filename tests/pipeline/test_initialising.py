@@ -137,6 +137,10 @@ def test_hints_name_the_flags_for_these_files(run: Path, tmp_path: Path) -> None
         "GPT2LMHeadModel",
         "without data, --data random:tokens:16 shows what the network does with random numbers",
     )
+    (folder / "config.json").write_text(
+        '{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": 8}'
+    )
+    assert "--data random:tokens:8 " in nndiag.scan(folder).hints[-1]
 
 
 def test_data_are_sought_in_the_form_that_the_model_takes(run: Path, tmp_path: Path) -> None:

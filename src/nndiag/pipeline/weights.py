@@ -3,6 +3,7 @@ counts nodes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,11 @@ from nndiag.records.measured import Measured
 from nndiag.replay.kinds import Layer, Slot
 
 _STATISTICS = ("running_mean", "running_var")
+# What tables are called that are looked up: a row of them, such as that of the padding, may be zero.
+_TABLE = re.compile(
+    r"((word|tok(en)?|position|pos|token_type|segment|char)_?)?(emb|embed|embeddings?)|embed_(tokens|positions)|wte|wpe",
+    re.I,
+)
 _LABELS = {2: "matrix", 3: "kernel 1d", 4: "kernel 2d", 5: "kernel 3d"}
 
 
@@ -108,4 +114,12 @@ def _layer(name: str, tensor: Tensor, tensors: Mapping[str, Tensor]) -> Layer | 
     label = owner if last == "weight" and owner else name
     biases = (Slot.of(bias_name, bias),) if bias is not None and has_bias else ()
     weight = Slot.of(name, tensor)
-    return Layer(label, _LABELS[tensor.dim()], weight.nodes, weight.width, (weight,), biases)
+    is_table = tensor.dim() == 2 and not has_bias and _TABLE.fullmatch(label.rpartition(".")[2]) is not None
+    return Layer(
+        label,
+        "Embedding" if is_table else _LABELS[tensor.dim()],
+        weight.nodes,
+        weight.width,
+        (weight,),
+        biases,
+    )
