@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nndiag import ScanSettings, scan
 from nndiag.checkpoint import find_checkpoints, open_checkpoint
+from nndiag.errors import InputError
 
 from .files import Payload, refusal, same_tensors, save
 
@@ -153,3 +155,6 @@ def test_an_adapter_alone_says_what_to_do(tmp_path: Path, config: object, of: st
         f"the directory holds an adapter alone, without the weights{of} that it changes; "
         "for the whole network save model.merge_and_unload() of peft and give that",
     )
+    assert scan(tmp_path).report.checkpoints[0].level == "weights"
+    with pytest.raises(InputError, match="is an adapter alone, .*; save model.merge_and_unload"):
+        scan(tmp_path, ScanSettings(data="random:tokens:4"))

@@ -39,6 +39,11 @@ def is_huggingface(folder: Path) -> bool:
     return name is not None and (name.endswith(INDEX) or any((folder / other).is_file() for other in beside))
 
 
+def is_adapter(folder: Path) -> bool:
+    """Return whether a directory holds what was trained of a network (LoRA and the like), and not the rest of it."""
+    return is_huggingface(folder) and str(weights_in(folder)).startswith("adapter_")
+
+
 def read_huggingface(folder: Path, permission: Permission = NOTHING, lazily: bool = False) -> Contents:
     """Open the weights of a directory, with what a Trainer left beside them.
 
@@ -57,13 +62,13 @@ def read_huggingface(folder: Path, permission: Permission = NOTHING, lazily: boo
         found = Contents(
             "huggingface", (Place("", open_weights(file, permission, lazily)),), files={name: watched}
         )
-    notes = (_adapter_note(folder),) if name.startswith("adapter_") else ()
+    notes = (_adapter_note(folder),) if is_adapter(folder) else ()
     found = replace(found, format="huggingface", notes=notes)
     return _with_trainer(folder, found, permission, lazily) if (folder / trainer.STATE).is_file() else found
 
 
 def _adapter_note(folder: Path) -> str:
-    """Return what to do where a directory holds what was trained of a network (LoRA and the like), and not the rest."""
+    """Return what is missing from an adapter, and what to do."""
     base: object = None
     with contextlib.suppress(InputError):
         require_inside(folder, folder / _ADAPTER)
