@@ -156,5 +156,5 @@ def test_an_adapter_alone_says_what_to_do(tmp_path: Path, config: object, of: st
         "for the whole network save model.merge_and_unload() of peft and give that",
     )
     assert scan(tmp_path).report.checkpoints[0].level == "weights"
-    with pytest.raises(InputError, match="is an adapter alone, .*; save model.merge_and_unload"):
+    with pytest.raises(InputError, match=r"is an adapter alone, .*; save model.merge_and_unload"):
         scan(tmp_path, ScanSettings(data="random:tokens:4"))
