@@ -120,6 +120,11 @@ def test_a_key_may_stop_above_the_place() -> None:
         fit(net(), both, weights_key="ema")
 
 
+def test_an_unknown_key_where_there_is_one_place_alone() -> None:
+    with pytest.raises(UsageError, match="no such place; leave it out: there is one place alone"):
+        fit(net(), [Place("", state())], weights_key="model")
+
+
 def test_extra_state_is_no_weight() -> None:
     assert fit(net(), [Place("", state() | {"2._extra_state": torch.ones(3)})]).left_out == 1
 
