@@ -52,8 +52,9 @@ def test_order_is_by_numbers_in_names_naturally(tmp_path: Path) -> None:
 
 
 def test_files_without_step_come_last(tmp_path: Path) -> None:
-    for name in ("epoch_10.pt", "epoch_9.pt", "best.pt"):
+    for name in ("epoch_10.pt", "epoch_9.pt"):
         write(tmp_path / name)
+    save({"model": {"w": torch.zeros(2, 2)}}, tmp_path / "best.pt")
     assert names(tmp_path) == ["epoch_9.pt", "epoch_10.pt", "best.pt"]
 
 
@@ -73,7 +74,41 @@ def test_formats_may_be_mixed_and_leftovers_lie_around(tmp_path: Path) -> None:
     ):
         (tmp_path / leftover).write_bytes(b"x")
     (tmp_path / "directory.pt").mkdir()
+    (tmp_path / "wandb").mkdir()
     assert names(tmp_path) == ["epoch_1.safetensors", "epoch_2.pt", "epoch_3.pth", "epoch_4.safetensors"]
+
+
+def test_what_was_cut_short_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "epoch_1.pt")
+    for name in ("epoch_2.pt.tmp", "model.safetensors.incomplete", ".hidden.pt.part", "log.txt.tmp"):
+        (tmp_path / name).write_bytes(b"x")
+    for folder in ("checkpoint-500", "tmp-checkpoint-600", "shards", "logs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "shards" / "__0_0.distcp").write_bytes(b"x")
+    said: list[str] = []
+    assert find_checkpoints(tmp_path, note=said.append) == (tmp_path / "epoch_1.pt",)
+    assert said == [
+        f"{tmp_path}: left out, unfinished, without weights or of another kind: "
+        "checkpoint-500, epoch_2.pt.tmp, model.safetensors.incomplete, shards, tmp-checkpoint-600"
+    ]
+
+
+def test_a_copy_of_a_numbered_checkpoint_counts_once(tmp_path: Path) -> None:
+    for epoch in range(3):
+        save(
+            {"epoch": epoch, "model": {"w": torch.full((2, 2), float(epoch))}}, tmp_path / f"epoch_{epoch}.pt"
+        )
+    save({"epoch": 2, "model": {"w": torch.full((2, 2), 2.0)}, "callbacks": "other"}, tmp_path / "last.pt")
+    save({"epoch": 1, "model": {"w": torch.full((2, 2), 7.0)}}, tmp_path / "averaged.pt")
+    save({"model": {"w": torch.zeros(2, 2)}}, tmp_path / "best.pt")
+    said: list[str] = []
+    found = find_checkpoints(tmp_path, note=said.append)
+    assert [path.name for path in found] == ["epoch_0.pt", "averaged.pt", "epoch_1.pt", "epoch_2.pt"]
+    assert said == [
+        f"{tmp_path / 'best.pt'} is left out: it holds the weights of epoch_0.pt",
+        f"{tmp_path / 'last.pt'} is left out: it holds the weights of epoch_2.pt",
+    ]
+    assert "last.pt" in names(tmp_path, include="*.pt")
 
 
 def test_misnamed_files_are_ordered_by_what_they_hold(tmp_path: Path) -> None:

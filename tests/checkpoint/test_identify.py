@@ -24,6 +24,9 @@ from .files import network, refusal
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"\x93NUMPY\x01\x00" + bytes(100), "NumPy"),
         (b"these are my notes about the run\n", "neither a safetensors nor a torch.save file"),
+        (b"\n<!DOCTYPE html>\n<html><title>404</title>", "web page"),
+        (b'{"model_type": "gpt2"}', "JSON text"),
+        (b"\xef\xbb\xbf[1, 2]", "JSON text"),
         (b"if(true){ return 1 }\n", "neither a safetensors nor a torch.save file"),
         (bytes(1000), "neither a safetensors nor a torch.save file"),
     ],
@@ -42,10 +45,13 @@ def test_plain_pickle(tmp_path: Path, protocol: int) -> None:
     refusal(path, "plain pickle", "state_dict()")
 
 
-def test_tar(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"), [("sys_info", "before 2017"), ("weights.pt", "tar archive; unpack it")]
+)
+def test_tar(tmp_path: Path, name: str, words: str) -> None:
     with tarfile.open(tmp_path / "model.pth", "w") as archive:
-        archive.addfile(tarfile.TarInfo("storages"), io.BytesIO())
-    refusal(tmp_path / "model.pth", "tar archive")
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    refusal(tmp_path / "model.pth", words)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

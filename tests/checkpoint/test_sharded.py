@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from nndiag import ScanSettings, scan
 from nndiag.checkpoint import find_checkpoints, open_checkpoint
+from nndiag.errors import InputError
 
 from .files import Payload, refusal, same_tensors, save
 
@@ -141,3 +143,18 @@ def test_shards_of_transformers(tmp_path: Path) -> None:
         assert same_tensors(dict(opened.places[0].tensors), expected)
     os.remove(tmp_path / "20KB" / "model-00001-of-00002.safetensors")
     refusal(tmp_path / "20KB", "misses 1 of its 2 shards")
+
+
+@pytest.mark.parametrize(
+    ("config", "of"), [({"base_model_name_or_path": "org/base\n"}, " of org/base\n"), ({}, ""), ([], "")]
+)
+def test_an_adapter_alone_says_what_to_do(tmp_path: Path, config: object, of: str) -> None:
+    save_file({"q.lora_A.weight": torch.ones(2, 3)}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert open_checkpoint(tmp_path).notes == (
+        f"the directory holds an adapter alone, without the weights{of} that it changes; "
+        "for the whole network save model.merge_and_unload() of peft and give that",
+    )
+    assert scan(tmp_path).report.checkpoints[0].level == "weights"
+    with pytest.raises(InputError, match=r"is an adapter alone, .*; save model.merge_and_unload"):
+        scan(tmp_path, ScanSettings(data="random:tokens:4"))

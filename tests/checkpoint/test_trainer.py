@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from nndiag import ScanSettings, scan
 from nndiag.checkpoint import find_checkpoints, open_checkpoint
 from nndiag.model.fit import fit
 from nndiag.model.optimizer import match_optimizer
+from nndiag.records.level import Level
 
 from .files import Payload, same_tensors, save
 
@@ -62,6 +64,15 @@ def test_weights_step_epoch_and_log_come_back(trained: Trained) -> None:
     assert {row["learning_rate"] for row in opened.history} == {1e-3}
 
 
+def test_a_report_has_the_last_losses_of_the_log(trained: Trained) -> None:
+    log = {row["step"]: row["loss"] for row in trained.trainer.state.log_history if "loss" in row}
+    settings = ScanSettings(level=Level.WEIGHTS)
+    logged = [found.checkpoint.logged for found in scan(trained.run, settings).report.checkpoints]
+    assert [(one.training_step, one.training_loss, one.eval_loss) for one in logged if one] == [
+        (step, log[step], None) for step in (4, 8, 12)
+    ]
+
+
 def test_moments_come_back_by_name_through_two_groups(trained: Trained) -> None:
     opened = open_checkpoint(trained.run / "checkpoint-12")
     (saved,) = opened.optimizers
@@ -69,7 +80,7 @@ def test_moments_come_back_by_name_through_two_groups(trained: Trained) -> None:
     state, note = match_optimizer(trained.model, fit(trained.model, opened.places), opened.optimizers)
     assert state is not None
     assert (state.facts.name, state.facts.lr, state.step) == ("adamw", 1e-3, 12)
-    assert note == "optimiser: left out because its parameter groups differ: weight_decay"
+    assert note == "optimiser: its parameter groups differ in weight_decay, which is left out"
     for name, parameter in trained.model.named_parameters():
         assert torch.equal(state.second_moments[name], trained.optimizer.state[parameter]["exp_avg_sq"]), name
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from nndiag.cli import main
@@ -19,6 +20,7 @@ from tests import hf
 from tests.checkpoint.test_dcp import NETWORK, write_with_two_ranks
 from tests.docs.test_readme import README
 from tests.pipeline.test_deepest_levels import FACTORY, train_with
+from tests.timm_library import library
 
 TABLE = README.partition("is scanned to the deepest level by one command each:")[2].partition("\n\n**")[0]
 WORDS = "a cat sat on the mat and slept".split()
@@ -109,7 +111,11 @@ def probe(width: int) -> None:
 
 
 def timm() -> None:
-    pytest.skip("tests/model/test_timm.py does it: the library imports torchvision")
+    torch.manual_seed(0)
+    save_file(library().create_model("resnet18", num_classes=10).state_dict(), "net.safetensors")
+    numpy = pytest.importorskip("numpy")
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    numpy.savez("probe.npz", x=images.numpy(), y=numpy.arange(4))
 
 
 MADE: dict[str, Callable[[], None]] = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from nndiag.checkpoint import open_checkpoint
 from nndiag.checkpoint.lazy import LazyTensors
@@ -15,7 +16,7 @@ from nndiag.measures import bands
 from nndiag.measures.duplicates import Pairs, duplicate_rows
 from nndiag.measures.sketch import NodeRows
 from nndiag.measures.weights import weight_measures
-from nndiag.pipeline.weights import measure_weights
+from nndiag.pipeline.weights import count_parameters, measure_weights
 
 
 def rows() -> torch.Tensor:
@@ -172,3 +173,40 @@ def test_tiles_and_rows_out_of_the_ordinary_change_nothing(
         np.testing.assert_allclose(node["weight_norm"], expected, rtol=1e-7)
         assert np.flatnonzero(node["nonfinite_parameters"]).tolist() == [14]
         monkeypatch.setattr(bands, "_WIDEST", 32)  # now rows are cut as well
+
+
+def test_a_vector_speaks_where_it_is_not_finite_alone() -> None:
+    state = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.LayerNorm(3)).state_dict()
+    assert [layer.name for layer in measure_weights(state).layers] == ["0"]
+    state["1.running_var"][1], state["2.weight"][2] = torch.inf, torch.nan
+    found = {layer.name: layer for layer in measure_weights(state).layers}
+    assert list(found) == ["0", "1.running_var", "2"]
+    assert found["1.running_var"].per_node["nonfinite_parameters"].tolist() == [0, 1, 0]
+    assert found["2"].per_node["nonfinite_parameters"].tolist() == [0, 0, 1]
+
+
+def test_what_is_no_floating_point_number_is_named_and_buffers_are_no_parameters() -> None:
+    state = {
+        "a.weight": torch.ones(2, 3), "fft": torch.ones(2, 3, dtype=torch.complex64), "mask": torch.ones(2, 2) > 0,
+        "b.qweight": torch.ones(4, 4, dtype=torch.int32), "ids": torch.arange(6).view(2, 3),
+        "bn.running_mean": torch.ones(7), "bn.weight": torch.ones(7).to(torch.float8_e5m2),
+    }  # fmt: skip
+    assert measure_weights(state).unmeasured == (
+        ("fft", "complex numbers"), ("b.qweight", "whole numbers, as packed weights are"),
+    )  # fmt: skip
+    assert count_parameters(state) == 6 + 6 + 7
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("bert.embeddings.word_embeddings.weight", "Embedding"), ("wte.weight", "Embedding"),
+        ("model.embed_tokens.weight", "Embedding"), ("encoder.embedding.weight", "Embedding"),
+        ("embeddings.projection.weight", "matrix"), ("embed.0.weight", "matrix"),
+    ],
+)  # fmt: skip
+def test_tables_that_are_looked_up_are_known_by_their_names(name: str, kind: str) -> None:
+    (layer,) = measure_weights({name: torch.eye(3)}).layers
+    assert layer.kind == kind
+    with_bias = {name: torch.eye(3), name.replace("weight", "bias"): torch.ones(3)}
+    assert measure_weights(with_bias).layers[0].kind == "matrix"

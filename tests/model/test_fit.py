@@ -112,6 +112,23 @@ def test_two_places_that_fit_need_the_option() -> None:
     assert fit(net(), places, strip_prefix="").place == "model"
 
 
+def test_a_key_may_stop_above_the_place() -> None:
+    places = [Place("model", state()), Place("ema.shadow", state(seed=2))]
+    assert fit(net(), places, weights_key="ema").place == "ema.shadow"
+    both = [*places, Place("ema.slow", state())]
+    with pytest.raises(UsageError, match=r'"ema.shadow", "ema.slow"; choose with --weights-key ema.shadow'):
+        fit(net(), both, weights_key="ema")
+
+
+def test_an_unknown_key_where_there_is_one_place_alone() -> None:
+    with pytest.raises(UsageError, match="no such place; leave it out: there is one place alone"):
+        fit(net(), [Place("", state())], weights_key="model")
+
+
+def test_extra_state_is_no_weight() -> None:
+    assert fit(net(), [Place("", state() | {"2._extra_state": torch.ones(3)})]).left_out == 1
+
+
 def test_a_key_may_lead_into_a_place() -> None:
     place = Place("state_dict", state("online.") | state("target."))
     assert fit(net(), [place], weights_key="state_dict.target").prefix == "target."
@@ -143,6 +160,7 @@ def test_shapes_are_shown_on_both_sides() -> None:
     held = state() | {"2.weight": torch.ones(5, 3), "2.bias": torch.ones(())}
     line = problem(ModelError, Place("", held))
     assert "2 of another shape (2.weight: file 5x3, model 2x3, 2.bias: file scalar, model 2)" in line
+    assert "give the model the sizes that were trained: by --model-arg" in line
 
 
 def test_the_nearest_candidate_is_described() -> None:
@@ -233,7 +251,8 @@ def test_loading_casts_and_keeps_what_is_not_finite() -> None:
 
 def test_quantised_codes_are_no_weights() -> None:
     held = state() | {"0.weight": torch.ones(3, 4, dtype=torch.int8)}
-    assert "0.weight: file int8, model float32" in problem(ModelError, Place("", held))
+    line = problem(ModelError, Place("", held))
+    assert "1 of another type (0.weight: file int8, model float32); give the checkpoint before" in line
 
 
 def test_a_model_that_renames_on_loading_is_said() -> None:

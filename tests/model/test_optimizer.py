@@ -131,7 +131,7 @@ def test_groups_that_split_matrices_from_vectors_are_matched() -> None:
     for name, parameter in model.named_parameters():
         assert torch.equal(state.second_moments[name], optimizer.state[parameter]["exp_avg_sq"])
     assert (state.facts.name, state.facts.lr, state.facts.weight_decay) == ("adamw", 1e-3, None)
-    assert note == "optimiser: left out because its parameter groups differ: weight_decay"
+    assert note == "optimiser: its parameter groups differ in weight_decay, which is left out"
 
 
 def test_a_learning_rate_per_group_is_absent() -> None:
@@ -142,7 +142,7 @@ def test_a_learning_rate_per_group_is_absent() -> None:
     ]
     state, note = matched(model, stepped(torch.optim.SGD(groups), model))
     assert state.facts.lr is None
-    assert note == "optimiser: left out because its parameter groups differ: lr"
+    assert note == "optimiser: its parameter groups differ in lr, which is left out"
 
 
 def test_an_optimiser_of_two_networks_follows_the_file() -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.timm_library import library
 from torch import nn
 
 from nndiag import ScanSettings, scan
-from nndiag.errors import UsageError
+from nndiag.errors import ModelError, UsageError
 from nndiag.model.timm_model import build_timm
 from nndiag.records.level import Level
 
@@ -67,68 +67,46 @@ def test_without_the_library_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None
         build_timm("timm:resnet18", {})
 
 
-def test_the_library_itself() -> None:
-    try:
-        import timm  # noqa: F401
-    except Exception:
-        pytest.skip("timm is not installed, or its torchvision does not fit this torch")
-    model = build_timm("timm:resnet10t", {"num_classes": 3, "in_chans": 1})
-    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
-
-
-class Named(type(nn.Module)):  # type: ignore[misc]
-    """A class of which every further name is just that: members of an enumeration."""
-
-    def __getattr__(cls, name: str) -> str:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return name
-
-
-class Stub(ModuleType):
-    """A part of torchvision in which every name is a class that nothing is an instance of."""
-
-    __path__: list[str] = []  # noqa: RUF012 - what makes a module a package
-
-    def __getattr__(self, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Named(name, (nn.Module,), {})
-
-
-@pytest.fixture
-def library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real timm. It imports torchvision, whose builds do not load beside a CPU torch, and builds without it."""
-    if find_spec("timm") is None:
-        pytest.skip("timm is not installed")
-    parts = ("ops", "ops.misc", "transforms", "transforms.functional", "datasets", "utils", "models",
-             "models.feature_extraction")  # fmt: skip
-    stubs = {name: Stub(name) for name in ("torchvision", *(f"torchvision.{part}" for part in parts))}
-    for name, stub in stubs.items():
-        monkeypatch.setitem(sys.modules, name, stub)
-        owner, _, last = name.rpartition(".")
-        if owner:
-            setattr(stubs[owner], last, stub)
-
-
-@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(
-    ("name", "size"), [("resnet18", 32), ("vit_tiny_patch16_224", 224), ("mobilenetv3_small_050", 64)]
+    ("name", "arguments", "level"),
+    [
+        ("resnet10t", {"in_chans": 1}, Level.CURVATURE),
+        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 1}, Level.CURVATURE),
+        ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]}, Level.CURVATURE),
+        ("mobilenetv3_small_050", {}, Level.CURVATURE),
+        ("efficientnet_b0", {}, Level.ACTIVATIONS),
+    ],
 )
 def test_networks_of_the_library_are_scanned_with_weights_of_their_own(
-    tmp_path: Path, name: str, size: int
+    tmp_path: Path, name: str, arguments: dict[str, object], level: Level
 ) -> None:
-    model = build_timm(f"timm:{name}", {"num_classes": 3})
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.5)
+    timm = library()
+    kwargs = {"num_classes": 3, **arguments}
+    torch.manual_seed(7)
+    model = timm.create_model(name, **kwargs)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
+    x = torch.randn(3, int(str(arguments.get("in_chans", 3))), 32, 32)
+    save_file({"x": x, "y": torch.arange(3)}, tmp_path / "probe.safetensors")
     settings = ScanSettings(
-        model=f"timm:{name}", model_args={"num_classes": 3}, data=f"random:3x{size}x{size}", limit=2,
-        level=Level.ACTIVATIONS,
+        model=f"timm:{name}", model_args=kwargs, data=str(tmp_path / "probe.safetensors"), level=level,
+        loss="cross_entropy", curvature="ggn",
     )  # fmt: skip
     (found,) = scan(tmp_path / "w.safetensors", settings).report.checkpoints
-    assert found.level == "activations"
+    assert found.level == level.label
     assert found.checkpoint.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert found.unmeasured == ()
+    if level == Level.CURVATURE:
+        with torch.no_grad():
+            expected = float(nn.functional.cross_entropy(model.eval()(x), torch.arange(3)))
+        assert found.model.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_sizes_that_differ_say_how_to_give_them(tmp_path: Path) -> None:
+    timm = library()
+    save_file(timm.create_model("resnet10t", num_classes=3).state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(
+        ModelError, match=r"2 of another shape \(fc.weight: file 3x512, .*--model-arg num_classes=10"
+    ):
+        scan(tmp_path / "w.safetensors", ScanSettings(model="timm:resnet10t"))
     with pytest.raises(UsageError, match="timm knows no such model"):
         build_timm("timm:resnet81", {})

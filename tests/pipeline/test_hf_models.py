@@ -62,6 +62,32 @@ def test_a_tied_head_may_be_missing_and_a_missing_head_is_refused(tmp_path: Path
         scanned(tmp_path)
 
 
+@pytest.mark.parametrize(("kind", "base"), [("gpt2", "transformer"), ("bert_lm", "bert"), ("llama", "model")])
+def test_weights_saved_as_the_base_alone_fit_where_the_head_is_tied_or_there(
+    kind: str, base: str, tmp_path: Path
+) -> None:
+    prepared(kind, tmp_path)
+    expected = scanned(tmp_path, level=Level.GRADIENTS).model.loss
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(
+        {name.removeprefix(f"{base}."): tensor for name, tensor in weights.items()},
+        tmp_path / "model.safetensors",
+    )
+    assert scanned(tmp_path, level=Level.GRADIENTS).model.loss == expected
+
+
+def test_a_part_that_the_class_lacks_is_left_out_and_a_further_layer_is_not(tmp_path: Path) -> None:
+    prepared("bert_lm", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    second_head = {"cls.seq_relationship.weight": torch.ones(2, 16), "bert.pooler.dense.bias": torch.ones(16)}
+    save_file(weights | second_head, tmp_path / "model.safetensors")
+    assert scanned(tmp_path, level=Level.ACTIVATIONS).level == "activations"
+    for name in ("bert.encoder.layer.1.output.dense.weight", "cls.predictions.decoder.scale"):
+        save_file(weights | {name: torch.ones(2)}, tmp_path / "model.safetensors")
+        with pytest.raises(ModelError, match=rf"1 unexpected \({name}\); correct .*config.json"):
+            scanned(tmp_path)
+
+
 def test_twins_that_differ_in_the_file_are_refused(tmp_path: Path) -> None:
     prepared("gpt2", tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,6 +15,7 @@ import nndiag
 from nndiag.config.load import load_run_config
 from nndiag.errors import InputError, UsageError
 from nndiag.pipeline.initialising import draft
+from nndiag.pipeline.survey import survey
 
 
 @pytest.fixture
@@ -135,6 +137,44 @@ def test_hints_name_the_flags_for_these_files(run: Path, tmp_path: Path) -> None
         "GPT2LMHeadModel",
         "without data, --data random:tokens:16 shows what the network does with random numbers",
     )
+    (folder / "config.json").write_text(
+        '{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": 8}'
+    )
+    assert "--data random:tokens:8 " in nndiag.scan(folder).hints[-1]
+
+
+def test_data_are_sought_in_the_form_that_the_model_takes(run: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    save_file({"wte.weight": torch.ones(4, 2)}, hub / "model.safetensors")
+    for folder in (run, hub):
+        for name in ("data.parquet", "data.txt", "train.parquet"):
+            (folder / name).touch()
+        np.savez(folder / "data.npz", x=np.zeros((2, 4)))
+        np.savez(folder / "eval.npz", input_ids=np.zeros((2, 4)))
+    assert survey(run).data == run / "data.npz"
+    (hub / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+    assert survey(hub).data == hub / "data.parquet"
+    (hub / "data.parquet").unlink()
+    assert survey(hub).data == hub / "eval.npz"
+    (hub / "eval.npz").write_bytes(b"damaged")
+    assert survey(hub).data is None
+    (hub / "tokenizer.json").touch()
+    assert survey(hub).data == hub / "data.txt"
+
+
+def test_what_a_factory_must_fit_is_said_largest_first(tmp_path: Path) -> None:
+    weights = {"steps": torch.tensor(3), "a.bias": torch.ones(2), "a.weight": torch.ones(2, 5)}
+    state = {
+        "state_dict": weights,
+        "ema": dict(weights),
+        "hyper_parameters": {"width": 2, "name": "x\n[evil]"},
+    }
+    torch.save(state, tmp_path / "net.ckpt")
+    text = draft(tmp_path / "net.ckpt").text
+    assert text.index("a.weight: 2x5") < text.index("steps: one number") < text.index("a.bias: 2")
+    assert r"takes them by name: width = 2, name = 'x\n[evil]'" in text
+    assert 'weights_key under [checkpoints] names one: "state_dict", "ema"' in text
 
 
 def test_an_exported_program_is_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_types_stay_and_bytes_are_noted(tmp_path: Path, name: str, save: Save) -
 def test_arrays_without_an_x_are_listed(tmp_path: Path, name: str, save: Save) -> None:
     save(tmp_path / name, obs=X, returns=Y)
     assert problem(tmp_path, name) == (
-        f"{name}: holds obs, returns; save the inputs as x, or give file.py:callable"
+        f"{name}: holds obs, returns; give --model, whose inputs may have these names, or save the inputs as x"
     )
     save(tmp_path / name, x=X, obs=X.clone())
     assert load_data(name, tmp_path).notes == ("probe: obs not used",)

@@ -153,7 +153,7 @@ def test_history_is_cut(folder: Path) -> None:
         ("uneven", InputError, "a batch holds x, the first one x, y; give every batch the same parts"),
         ("triple", InputError, "a batch is 3 parts; give x, (x, y), ((x0, x1), y), or a dict with x and y"),
         ("strings", InputError, "a batch is an object of type str"),
-        ("bert", InputError, "holds input_ids, labels; save the inputs as x"),
+        ("bert", InputError, "holds input_ids, labels; give --model, whose inputs"),
         ("not_finite", InputError, "x holds 20 values that are not finite"),
         ("gone", UsageError, 'data.py has no "gone"'),
     ],

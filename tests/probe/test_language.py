@@ -97,7 +97,7 @@ def test_tokens_without_labels_are_what_is_to_be_predicted(folder: Path) -> None
     ("loss", "facts", "kind", "said"),
     [
         (None, {}, UsageError, "add --loss causal_lm or masked_lm"),
-        ("cross_entropy", {}, UsageError, "add --loss causal_lm or masked_lm"),
+        ("cross_entropy", {}, UsageError, "for cross_entropy give rows of text and label"),
         ("causal_lm", {"block": 99, "longest": 16}, UsageError, "the model takes 16 tokens"),
         ("causal_lm", {"tokenizer": Path("nowhere")}, InputError, "no tokenizer to read text with"),
         ("causal_lm", {"tokenizer": None}, UsageError, "text needs a model"),

@@ -73,7 +73,10 @@ def test_nested_lists_are_arrays_of_more_axes(tmp_path: Path) -> None:
         ({"x": [1.0, None]}, "x has empty entries"),
         ({"x": [{"bytes": b"png", "path": None}]}, "not numbers"),
         ({"x": ["a", "b"]}, "x is of type list"),
-        ({"z": [1.0]}, "holds z (the model takes input_ids, attention_mask, token_type_ids)"),
+        (
+            {"z": [1.0]},
+            "holds z (the model takes input_ids, attention_mask, token_type_ids); name the inputs as the model does",
+        ),
         ({"x": pa.array([], pa.float32())}, "holds no samples"),
     ],
 )

@@ -58,6 +58,7 @@ def gate(path: Path) -> None:
         (("checkpoint", "epoch"), "x", "checkpoint.epoch is neither a whole number nor null"),
         (("checkpoint", "optimizer"), [], "checkpoint.optimizer is neither an object nor null"),
         (("checkpoint", "optimizer"), {"lr": "0.1"}, "checkpoint.optimizer.lr is neither a finite number nor null"),
+        (("checkpoint", "logged"), {"eval_step": .5}, "checkpoint.logged.eval_step is neither a whole number nor null"),
         (("model", "loss"), [], "model.loss is neither a finite number nor null"),
         (("model", "loss"), 10**400, "model.loss is neither a finite number nor null"),
         (("model", "findings"), None, "model.findings is no list of objects"),

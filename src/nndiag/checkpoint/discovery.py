@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from nndiag.checkpoint.confine import is_inside
+from nndiag.checkpoint.copies import find_copies
 from nndiag.checkpoint.directory import foreign, is_checkpoint_directory, is_zero_shard, zero_refusal
 from nndiag.checkpoint.identify import is_agent
 from nndiag.checkpoint.opening import glance
@@ -19,6 +20,12 @@ _SUFFIXES = frozenset({".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".
 _FOREIGN_SUFFIXES = frozenset({".onnx", ".gguf", ".h5", ".hdf5", ".keras", ".tflite", ".msgpack"})
 # What trainers leave beside the weights; most of it is pickled code, so that its content cannot tell.
 _LEFTOVERS = re.compile(r"(training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state.*\.pth)")
+# What is left of a checkpoint of which the writing or the copying was cut short.
+_UNFINISHED = re.compile(
+    r"\.(safetensors|pt2?|pth|bin|ckpt|th)[._-](te?mp|part(ial)?|incomplete|crdownload|download)\w{0,16}$",
+    re.I,
+)
+_UNFINISHED_FOLDER = re.compile(r"(tmp-?)?(checkpoint|step)-\d+([.-]te?mp)?")
 _NAMED = 5
 
 Note = Callable[[str], None]
@@ -49,7 +56,8 @@ def find_checkpoints(
         include: a pattern that the names must match, such as ``"epoch_*.safetensors"``; it replaces the
             usual suffixes.
         exclude: files that are no checkpoints although they look like one, such as a probe.
-        note: told in one sentence what was left out that looked like a checkpoint.
+        note: told in a sentence each what was left out that looked like a checkpoint: what cannot be scanned, and a
+            copy of another one, unless the pattern names it.
         refuse: told of each link that leaves the directory, which is not read; by default that is raised.
 
     Raises:
@@ -83,8 +91,11 @@ def find_checkpoints(
     )
     if odd:
         names = ", ".join(file.name for file in sorted(odd)[:_NAMED]) + (", …" if len(odd) > _NAMED else "")
-        note(f"{path}: left out, since no weights are in them or they are of another kind: {names}")
-    return _in_order(found)
+        note(f"{path}: left out, unfinished, without weights or of another kind: {names}")
+    copies = {} if include else dict(find_copies(found))
+    for file, original in sorted(copies.items()):
+        note(f"{file} is left out: it holds the weights of {original.name}")
+    return _in_order([one for one in found if one[0] not in copies])
 
 
 def _foreign_within(entries: list[Path]) -> InputError | None:
@@ -133,9 +144,12 @@ def _has_weights_name(file: Path) -> bool:
 
 def _looks_like_one(entry: Path) -> bool:
     """Return whether a user may have meant this entry to be scanned, although it cannot be."""
+    if entry.name.startswith("."):
+        return False
     if entry.is_dir():
-        return not entry.is_symlink() and foreign(entry) is not None
-    return entry.suffix.lower() in _FOREIGN_SUFFIXES
+        unfinished = _UNFINISHED_FOLDER.fullmatch(entry.name) or next(entry.glob("*.distcp"), None)
+        return not entry.is_symlink() and (unfinished is not None or foreign(entry) is not None)
+    return entry.suffix.lower() in _FOREIGN_SUFFIXES or _UNFINISHED.search(entry.name) is not None
 
 
 def _without_links(files: list[Path]) -> list[Path]:

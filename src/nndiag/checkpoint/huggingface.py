@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 
 from nndiag.checkpoint import trainer
 from nndiag.checkpoint.confine import require_inside
 from nndiag.checkpoint.contents import Contents
+from nndiag.checkpoint.json_file import read_object
 from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.progress import Progress
 from nndiag.checkpoint.record import Place
@@ -22,6 +24,7 @@ WEIGHTS = (
 )  # fmt: skip
 """Names of the weights, the first one that is there counts, as for transformers."""
 INDEX = ".index.json"
+_ADAPTER = "adapter_config.json"
 
 
 def weights_in(folder: Path) -> str | None:
@@ -32,8 +35,13 @@ def weights_in(folder: Path) -> str | None:
 def is_huggingface(folder: Path) -> bool:
     """Return whether a directory is one checkpoint: weights of a usual name with their configuration or index."""
     name = weights_in(folder)
-    beside = ("config.json", "adapter_config.json", trainer.STATE)
+    beside = ("config.json", _ADAPTER, trainer.STATE)
     return name is not None and (name.endswith(INDEX) or any((folder / other).is_file() for other in beside))
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a directory holds what was trained of a network (LoRA and the like), and not the rest of it."""
+    return is_huggingface(folder) and str(weights_in(folder)).startswith("adapter_")
 
 
 def read_huggingface(folder: Path, permission: Permission = NOTHING, lazily: bool = False) -> Contents:
@@ -54,9 +62,22 @@ def read_huggingface(folder: Path, permission: Permission = NOTHING, lazily: boo
         found = Contents(
             "huggingface", (Place("", open_weights(file, permission, lazily)),), files={name: watched}
         )
-    notes = ("the directory holds an adapter alone, without the weights that it changes",)
-    found = replace(found, format="huggingface", notes=notes if name.startswith("adapter_") else ())
+    notes = (_adapter_note(folder),) if is_adapter(folder) else ()
+    found = replace(found, format="huggingface", notes=notes)
     return _with_trainer(folder, found, permission, lazily) if (folder / trainer.STATE).is_file() else found
+
+
+def _adapter_note(folder: Path) -> str:
+    """Return what is missing from an adapter, and what to do."""
+    base: object = None
+    with contextlib.suppress(InputError):
+        require_inside(folder, folder / _ADAPTER)
+        base = read_object(folder / _ADAPTER).get("base_model_name_or_path")
+    of = f" of {base[:80]}" if isinstance(base, str) and base else ""
+    return (
+        f"the directory holds an adapter alone, without the weights{of} that it changes; "
+        "for the whole network save model.merge_and_unload() of peft and give that"
+    )
 
 
 def _with_trainer(folder: Path, found: Contents, permission: Permission, lazily: bool) -> Contents:

@@ -20,6 +20,7 @@ SAFETENSORS_HEADER_LIMIT = 100_000_000  # the library's own
 
 _INDEX = re.compile(rb'\s*\{\s*"(weight_map|metadata)"\s*:')
 
+_OLDEST = (b"sys_info", b"pickle", b"storages", b"tensors")
 _RESAVE = "load it where it was made and save model.state_dict() with torch.save or safetensors"
 _FOREIGN = (
     (
@@ -96,8 +97,20 @@ def _refusal(path: Path, head: bytes) -> InputError:
             return InputError(path, f"is {what}", do)
     if ZIP_MAGIC.startswith(head) or LEGACY_MAGIC.startswith(head):
         return damaged(path, f"only {len(head)} bytes")
+    if head[257:262] == b"ustar" and head[:100].rstrip(b"\0") in _OLDEST:
+        why = "is an archive of torch.save from before 2017, which is not supported"
+        return InputError(path, why, "load it with torch.load where you trust it, and save it again")
     if head[257:262] == b"ustar":
         return InputError(path, "is a tar archive", "unpack it and give the checkpoint inside")
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return InputError(
+            path, "is a web page and not the file itself", "download it again, signed in if need be"
+        )
+    if text[:1] in (b"{", b"["):
+        return InputError(
+            path, "is JSON text, which holds no weights", "give the checkpoint that it belongs to"
+        )
     if _is_onnx(head):
         return InputError(
             path, "is an ONNX graph, which is not supported", "give the checkpoint it was exported from"

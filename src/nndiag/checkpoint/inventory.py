@@ -28,6 +28,12 @@ from nndiag.checkpoint.source import damaged
 from nndiag.errors import InputError
 
 MAX_TENSORS = 1_000_000
+_ADVICE = {
+    "sparse": "save dense tensors (tensor.to_dense())",
+    "quantised": "give the checkpoint before it was quantised, or save tensor.dequantize()",
+    "values": "save it from where the model has its weights in memory",
+}
+"""What to do about tensors that cannot be examined, by a word for what they are."""
 MAX_REUSE = 8  # tensors may share storages (tied weights, views), but not without end
 FREE_BYTES = 64 << 20
 
@@ -189,9 +195,8 @@ class Inventory:
 
 def unsupported(path: Path, what: str) -> InputError:
     """Return the error for a tensor that is not dense, on the CPU and made of plain numbers."""
-    return InputError(
-        path, f"holds {what}", "save dense CPU tensors (tensor.to_dense(), tensor.dequantize())"
-    )
+    advice = next((do for word, do in _ADVICE.items() if word in what), "save dense CPU tensors")
+    return InputError(path, f"holds {what}", advice)
 
 
 def _is_count(value: object) -> TypeGuard[int]:

@@ -80,7 +80,7 @@ def _checkpoints(run: Run) -> tuple[record.ComparedCheckpoint, ...]:
         record.ComparedCheckpoint(
             path=mark.path, step=mark.step, epoch=mark.epoch, loss=mark.loss, gradient_norm=mark.gradient_norm,
             parameter_norm=finite(norm), sha256=mark.sha256, level=mark.level, lr=mark.lr,
-            random_probe=mark.random_probe,
+            random_probe=mark.random_probe, logged=mark.logged,
         )
         for mark, norm in zip(run.marks, run.parameter_norms.tolist(), strict=True)
     )  # fmt: skip

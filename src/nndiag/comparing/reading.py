@@ -13,6 +13,7 @@ from nndiag.comparing.run import ABSENT, Bytes, Floats, LayerRun, Mark, Run, clo
 from nndiag.errors import InputError
 from nndiag.records.document import content_of, is_on_noise, parsed
 from nndiag.records.packed import unpack
+from nndiag.records.report import LoggedLosses
 
 Json = Mapping[str, Any]
 
@@ -85,7 +86,12 @@ def _mark(diagnosis: Json) -> Mark:
         level=str(diagnosis.get("level", "")),
         lr=optimizer.get("lr"),
         random_probe=is_on_noise(diagnosis),
+        logged=_logged(facts.get("logged")),
     )
+
+
+def _logged(said: Json | None) -> LoggedLosses | None:
+    return None if said is None else LoggedLosses(**{key: said.get(key) for key in LoggedLosses.model_fields})
 
 
 def _listed(nodes: Iterable[Json]) -> dict[str, list[Json]]:

@@ -10,6 +10,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from nndiag.records.report import LoggedLosses
+
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
@@ -41,6 +43,7 @@ class Mark:
     level: str
     lr: float | None = None
     random_probe: bool = False
+    logged: LoggedLosses | None = None
 
 
 @dataclass(frozen=True)

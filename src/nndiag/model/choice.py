@@ -29,19 +29,17 @@ def narrow_places(places: Sequence[PlaceLike], weights_key: str | None) -> tuple
     if weights_key is None:
         return places, ""
     exact = [place for place in places if place.key == weights_key]
-    if exact:
-        return exact, ""
+    below = [place for place in places if place.key.startswith(f"{weights_key.rstrip('.')}.")]
+    if exact or below:
+        return exact or below, ""
     for place in sorted(places, key=lambda place: -len(place.key)):
         start = f"{place.key}." if place.key else ""
         inside = weights_key.removeprefix(start).rstrip(".") + "."
         if weights_key.startswith(start) and any(name.startswith(inside) for name in place.tensors):
             return [place], inside
-    keys = [f'"{place.key}"' for place in places]
-    raise UsageError(
-        f"--weights-key {weights_key}",
-        "the checkpoint has no such place",
-        f"take one of {_listed(keys)}, or leave it out",
-    )
+    keys = [f'"{place.key}"' for place in places if place.key]
+    do = f"take one of {_listed(keys)}, or leave it out" if keys else "leave it out: there is one place alone"
+    raise UsageError(f"--weights-key {weights_key}", "the checkpoint has no such place", do)
 
 
 def with_prefix(

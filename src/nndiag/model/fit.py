@@ -110,7 +110,7 @@ class _Renamed:
 
 def _with_names_of_today(place: PlaceLike, wanted: Wanted) -> PlaceLike:
     """Return a place with the names that the model's own library has given up put right."""
-    today = {wanted.today(name): name for name in place.tensors}
+    today = dict(zip(wanted.today(place.tensors), place.tensors, strict=True))
     if all(new == old for new, old in today.items()) or len(today) < len(place.tensors):
         return place
     return _Renamed(place.key, renamed(place.tensors, today))
@@ -162,5 +162,5 @@ def _misfit(
     return ModelError(
         f"weights from {named_place(candidate.place.key, candidate.prefix)}",
         f"they do not fit the model: {mismatch}",
-        "give the model that was trained, or say where its weights lie with --weights-key and --strip-prefix",
+        mismatch.advice,
     )

@@ -16,18 +16,31 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Names that the model wants and the file lacks, names that the model lacks, and entries of another shape
-    or kind.
+    """Names that the model wants and the file lacks, names that the model lacks, and entries of another shape or
+    of another kind of numbers.
     """
 
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    differing: tuple[str, ...]
+    differing: tuple[str, ...] = ()
+    unlike: tuple[str, ...] = ()
+
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        if self.missing or self.unexpected:
+            where = "or say where its weights lie with --weights-key and --strip-prefix"
+            return f"give the model that was trained, {where}"
+        if self.unlike:
+            return "give the checkpoint before its weights were packed, or a model that takes them"
+        return (
+            "give the model the sizes that were trained: by --model-arg num_classes=10, say, or in its layers"
+        )
 
     @property
     def count(self) -> int:
         """How many entries do not fit."""
-        return len(self.missing) + len(self.unexpected) + len(self.differing)
+        return len(self.missing) + len(self.unexpected) + len(self.differing) + len(self.unlike)
 
     def __str__(self) -> str:
         parts = [
@@ -36,6 +49,7 @@ class Mismatch:
                 ("missing", self.missing),
                 ("unexpected", self.unexpected),
                 ("of another shape", self.differing),
+                ("of another type", self.unlike),
             )
             if entries
         ]
@@ -45,38 +59,40 @@ class Mismatch:
 def find_mismatch(wanted: Wanted, candidate: Candidate) -> Mismatch:
     """Compare the model's state with the entries under a candidate; none of them is read."""
     names = candidate.names.under(candidate.prefix)
-    held = frozenset(names)
+    there = frozenset(names)
     specs = specs_of(candidate.place.tensors)
-    differing = []
-    for name, tensor in wanted.tensors.items():
-        if name in held:
-            difference = _difference(tensor, specs[candidate.prefix + name])
-            if difference:
-                differing.append(f"{name}: {difference}")
+    pairs = [
+        (name, one, specs[candidate.prefix + name]) for name, one in wanted.tensors.items() if name in there
+    ]
     return Mismatch(
         missing=tuple(
-            name for name in wanted.tensors if name not in held and not wanted.may_miss(name, held)
+            name for name in wanted.tensors if name not in there and not wanted.may_miss(name, there)
         ),
         unexpected=tuple(
             name for name in names if name not in wanted.tensors and not wanted.passes_over(name)
         ),
-        differing=tuple(differing),
+        differing=tuple(
+            f"{name}: file {_shape(held)}, model {_shape(one)}"
+            for name, one, held in pairs
+            if one.shape != held.shape
+        ),
+        unlike=tuple(
+            f"{name}: file {_dtype(held)}, model {_dtype(one)}"
+            for name, one, held in pairs
+            if _is_unlike(one, held)
+        ),
     )
 
 
-def _difference(wanted: Tensor, held: Tensor) -> str:
-    """Return how the file's entry differs from the model's, or ``""``.
+def _is_unlike(wanted: Tensor, held: Tensor) -> bool:
+    """Return whether an entry is of another kind of numbers than the parameter that it is for.
 
     Another floating type is cast when loaded. Integers in place of a floating parameter are a quantised code,
     not weights.
     """
-    if wanted.shape != held.shape:
-        return f"file {_shape(held)}, model {_shape(wanted)}"
-    if isinstance(wanted, nn.Parameter) and (
+    return isinstance(wanted, nn.Parameter) and (
         held.is_floating_point() != wanted.is_floating_point() or held.is_complex() != wanted.is_complex()
-    ):
-        return f"file {_dtype(held)}, model {_dtype(wanted)}"
-    return ""
+    )
 
 
 def _shape(tensor: Tensor) -> str:

@@ -74,7 +74,7 @@ def match_optimizer(
         rule = "it is neither SGD nor Adam" if saved.state else "its rule is not known, give --optimizer"
         notes.append(rule)
     if differing:
-        notes.append(f"left out because its parameter groups differ: {', '.join(differing)}")
+        notes.append(f"its parameter groups differ in {', '.join(differing)}, which is left out")
     note = f"optimiser: {'; '.join(notes)}" if notes else ""
     return OptimizerState(facts, _step(saved, assignment), _second_moments(saved, assignment)), printable(
         note

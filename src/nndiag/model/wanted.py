@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Wanted:
 
     ``twins`` maps a name to the other names of the same tensor, of which a file need hold one. ``optional`` and
     ``unused`` are patterns by which the model's own library says which names may be missing, and which may lie in a
-    file although nothing takes them; ``old_names`` that it has renamed some.
+    file although nothing takes them; ``old_names`` that it has renamed some. ``base`` is the part of the model that
+    this library also saves alone, and ``modules`` are the paths of all of its parts.
     """
 
     tensors: Mapping[str, Tensor]
@@ -24,6 +26,8 @@ class Wanted:
     optional: tuple[re.Pattern[str], ...] = ()
     unused: tuple[re.Pattern[str], ...] = ()
     old_names: bool = False
+    base: str = ""
+    modules: frozenset[str] = frozenset()
 
     def may_miss(self, name: str, held: frozenset[str]) -> bool:
         """Whether a file that holds these names need not hold this one."""
@@ -33,14 +37,33 @@ class Wanted:
         return not is_weight and any(pattern.search(name) for pattern in self.optional)
 
     def passes_over(self, name: str) -> bool:
-        """Whether a name that the model does not want may lie beside those that it wants."""
-        return any(pattern.search(name) for pattern in self.unused)
+        """Whether a name that the model does not want may lie beside those that it wants: it holds no weights of a
+        part that the model has.
+        """
+        if name.rpartition(".")[2] == _EXTRA_STATE_KEY_SUFFIX:
+            return True
+        return any(pattern.search(name) for pattern in self.unused) or self._is_of_another_part(name)
 
-    def today(self, name: str) -> str:
-        """Return the name that an entry of a file has now: scale and shift were once called gamma and beta."""
-        if not self.old_names:
-            return name
-        return _LAYER_NORM.sub(lambda match: f"LayerNorm.{_TODAY[match[1]]}", name)
+    def today(self, names: Iterable[str]) -> list[str]:
+        """Return the names that entries of a file have now: scale and shift were once called gamma and beta, and what
+        was saved as the base alone (the weights of GPT-2 as published) has not the base's own name before it.
+        """
+        found = list(names)
+        if self.old_names:
+            found = [_LAYER_NORM.sub(lambda match: f"LayerNorm.{_TODAY[match[1]]}", name) for name in found]
+        if self.base and not any(name.startswith(self.base) for name in found):
+            based = [self.base + name for name in found]
+            return [new if new in self.tensors else old for new, old in zip(based, found, strict=True)]
+        return found
+
+    def _is_of_another_part(self, name: str) -> bool:
+        """Whether a name lies in a part that this class of the library lacks whole, as a second head; a further layer
+        of a stack, or a further parameter of a layer, is no such part.
+        """
+        parts = name.split(".")[:-1]
+        paths = (".".join(parts[: count + 1]) for count in range(len(parts)))
+        lacking = next((path for path in paths if path not in self.modules), None)
+        return bool(self.modules) and lacking is not None and not lacking.rpartition(".")[2].isdecimal()
 
     @cached_property
     def indispensable(self) -> int:
@@ -67,6 +90,18 @@ def wanted_of(model: nn.Module) -> Wanted:
         _patterns(getattr(model, "_keys_to_ignore_on_load_missing", None)),
         (*_patterns(model._keys_to_ignore_on_load_unexpected), *_BUFFERS_OF_OLD),
         old_names=True,
+        base=_base_of(model),
+        modules=frozenset(name for name, _ in model.named_modules()),
+    )
+
+
+def _base_of(model: nn.Module) -> str:
+    """Return the path of what the library calls the model's base, with its dot; ``""`` where it is the base itself."""
+    name = getattr(model, "base_model_prefix", "")
+    return (
+        f"{name}."
+        if isinstance(name, str) and name and isinstance(getattr(model, name, None), nn.Module)
+        else ""
     )
 
 

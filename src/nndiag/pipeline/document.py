@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -72,6 +72,22 @@ def _checkpoint_facts(
         epoch=checkpoint.epoch,
         parameters=parameters,
         optimizer=known,
+        logged=_logged(checkpoint.history),
+    )
+
+
+def _logged(history: Sequence[Mapping[str, float]]) -> report.LoggedLosses | None:
+    """Return the last losses in a log, whose rows hold one or the other."""
+    training = next((row for row in reversed(history) if "loss" in row), {})
+    held_out = next((row for row in reversed(history) if "eval_loss" in row), {})
+    if not training and not held_out:
+        return None
+    steps = [int(row["step"]) if "step" in row else None for row in (training, held_out)]
+    return report.LoggedLosses(
+        training_loss=training.get("loss"),
+        training_step=steps[0],
+        eval_loss=held_out.get("eval_loss"),
+        eval_step=steps[1],
     )
 
 

@@ -61,6 +61,7 @@ def _lines(found: Survey) -> Iterator[str]:
         files[0].name if len(files) == 1 else f"{len(files)} checkpoints, {files[0].name} to {files[-1].name}"
     )
     yield toml_comment(f"What nndiag init found: {which} ({form}).")
+    yield from map(toml_comment, found.checkpoint.notes)
     yield ""
     yield from _model(found)
     yield ""
@@ -85,12 +86,7 @@ def _model(found: Survey) -> Iterator[str]:
         yield "# [model]: the weights fit no plain chain of layers. Name the code that builds the network:"
         yield "[model]"
         yield '# factory = "model.py:build"   # from a file in this directory, it runs with --trust alone'
-        yield "# The weights, by name and shape:"
-        shapes = found.shapes
-        for name, shape in list(shapes.items())[:MOST_NAMES]:
-            yield toml_comment(f"  {name}: {'x'.join(map(str, shape)) or 'one number'}")
-        if len(shapes) > MOST_NAMES:
-            yield f"#   and {len(shapes) - MOST_NAMES} more"
+        yield from _weights(found)
         return
     chain = found.chains[0]
     yield "[model]"
@@ -100,6 +96,27 @@ def _model(found: Survey) -> Iterator[str]:
     for place, layer in enumerate(chain.layers):
         yield f"  {toml_value(layer)},{'   # guess' if place in chain.guessed else ''}"
     yield "]"
+
+
+def _weights(found: Survey) -> Iterator[str]:
+    """Yield what a factory must fit: hyper-parameters that it may take, and weights, matrices and kernels first."""
+    said = found.checkpoint.hyper_parameters
+    if said:
+        words = ", ".join(f"{name} = {value!r}"[:80] for name, value in list(said.items())[:MOST_NAMES])
+        yield toml_comment(
+            f"Hyper-parameters in the checkpoint go to a factory that takes them by name: {words}"
+        )
+    if len(found.checkpoint.places) > 1:
+        keys = ", ".join(toml_value(place.key) for place in found.checkpoint.places[:MOST_NAMES])
+        yield toml_comment(
+            f"Weights lie in several places, of which weights_key under [checkpoints] names one: {keys}"
+        )
+    yield "# The weights, by name and shape:"
+    shapes = sorted(found.shapes.items(), key=lambda entry: len(entry[1]) < 2)
+    for name, shape in shapes[:MOST_NAMES]:
+        yield toml_comment(f"  {name}: {'x'.join(map(str, shape)) or 'one number'}")
+    if len(shapes) > MOST_NAMES:
+        yield f"#   and {len(shapes) - MOST_NAMES} more"
 
 
 def _checkpoints(found: Survey) -> Iterator[str]:
@@ -119,12 +136,13 @@ def _checkpoints(found: Survey) -> Iterator[str]:
 
 
 def _data(found: Survey) -> Iterator[str]:
-    width = _width(found)
+    by_name = found.hugging_face is not None
+    holds = f"{_width(found)}, and {'labels' if by_name else 'targets y'}"
     if found.data is None:
-        yield f"# No file of data lies here. A probe is a few hundred held-out samples: {width}, and targets y."
-        yield '# data = "probe.npz"'
+        yield f"# No file of data lies here. A probe is a few hundred held-out samples: {holds}."
+        yield f'# data = "probe.{"parquet" if by_name else "npz"}"'
         return
-    yield f"# Found by its name alone; it must hold {width}, and targets y."
+    yield f"# Found by its name alone; it must hold {holds}."
     yield f"data = {toml_value(os.path.relpath(found.data.absolute(), found.folder.absolute()))}"
 
 

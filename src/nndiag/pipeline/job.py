@@ -25,7 +25,7 @@ from nndiag.pipeline.noise import on_noise, weakened
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.pipeline.update_rule import update_rule
 from nndiag.pipeline.verifying import verified
-from nndiag.pipeline.weights import choose_tensors, measure_weights
+from nndiag.pipeline.weights import choose_tensors, count_parameters, measure_weights
 from nndiag.probe.probe import Probe
 from nndiag.records.forecast import Forecast
 from nndiag.records.level import Level
@@ -149,8 +149,7 @@ class Job:
         with _naming(checkpoint.path):
             tensors = choose_tensors(checkpoint.places, settings.weights_key, settings.strip_prefix)
             measured = measure_weights(tensors)
-        count = sum(tensor.numel() for tensor in tensors.specs.values() if tensor.is_floating_point())
-        return Seen(measured, count, bool(checkpoint.optimizers))
+        return Seen(measured, count_parameters(tensors.specs), bool(checkpoint.optimizers))
 
     def forecast(self, index: int) -> Forecast:
         """Say what measuring one checkpoint would take, and all of them together.

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from nndiag.checkpoint import Checkpoint
+from nndiag.checkpoint.huggingface import is_adapter
 from nndiag.checkpoint.opening import glance
 from nndiag.checkpoint.pt2 import is_pt2
 from nndiag.config.record import RunConfig
@@ -70,6 +71,9 @@ def network(
         return Network(load_exported(last), folder)
     if spec == HF or (unnamed and measured and find_config(last)):
         found = _from_config_json(files, settings)
+    elif unnamed and measured and is_adapter(folder):
+        do = "save model.merge_and_unload() of peft and give that, or give --model file.py:callable"
+        raise InputError(last, "is an adapter alone, without the network that it changes", do)
     elif spec is not None and spec.startswith(TIMM):
         found = Network(build_timm(spec, _with_arguments(config, settings).model.kwargs), folder)
     elif settings.model is not None:
@@ -155,8 +159,13 @@ def _from_config_json(files: Sequence[Path], settings: ScanSettings) -> Network:
     seen = next(filter(None, map(_glanced, reversed(files))), None)
 
     def check(empty: nn.Module) -> None:
-        if seen is not None:
+        if seen is None:
+            return
+        try:
             fit(empty, seen.places, settings.weights_key, settings.strip_prefix)
+        except ModelError as error:
+            do = f"correct {file}, which describes another network, or give --model file.py:callable"
+            raise ModelError(f"{seen.path}, {error.what}", error.why, do) from error
 
     built = build_hf(file, check)
     return Network(built.module, file.parent, built.loss)

@@ -126,5 +126,8 @@ def _noise(seen: Survey) -> str:
         size, channels = config.values.get("image_size"), config.values.get("num_channels", 3)
         if isinstance(size, int) and isinstance(channels, int):
             return f"--data random:{channels}x{size}x{size}"
-        return "--data random:tokens:16"
+        longest = [config.values.get(key) for key in ("max_position_embeddings", "n_positions")]
+        return (
+            f"--data random:tokens:{min([16, *(one for one in longest if isinstance(one, int) and one > 0)])}"
+        )
     return f"--data random:{seen.chains[0].inputs}" if seen.chains else "--data random:SHAPE"

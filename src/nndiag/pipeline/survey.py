@@ -15,17 +15,19 @@ from nndiag.checkpoint import Checkpoint, Permission, find_checkpoints
 from nndiag.checkpoint.lazy import specs_of
 from nndiag.checkpoint.opening import glance
 from nndiag.checkpoint.permission import NOTHING
+from nndiag.checkpoint.safetensors_file import open_safetensors
 from nndiag.config.toml_file import RUN_FILE
 from nndiag.errors import InputError
 from nndiag.model.chain import Chain, find_chains
 from nndiag.model.hf import loss_of
 from nndiag.model.hf_config import HfConfig, find_config, read_config
 from nndiag.model.optimizer_facts import facts_of
+from nndiag.probe.npz import read_npz
 from nndiag.probe.tokens import TOKENIZER
 from nndiag.records.measured import OptimizerFacts
 
 _DATA = re.compile(r"probe|valid|val|test|dev|data|eval|held", re.IGNORECASE)
-_DATA_SUFFIXES = (".npz", ".safetensors", ".parquet", ".jsonl", ".arrow", ".txt")
+_ARRAYS, _TABLES, _TEXT = (".npz", ".safetensors"), (".parquet", ".jsonl", ".arrow"), (".txt",)
 MOST_FILES = 10_000
 
 
@@ -76,14 +78,35 @@ class Survey:
 
     @cached_property
     def data(self) -> Path | None:
-        """A file beside the checkpoints that is called as data are."""
+        """A file beside the checkpoints that is called as data are, of the kind that such a model mostly takes."""
         taken = {file.resolve() for file in self.files}
+        kinds: tuple[str, ...] = _ARRAYS + _TABLES if self.hugging_face is None else _TABLES + _ARRAYS
+        kinds += _TEXT if self.hugging_face is not None and self.has_tokenizer else ()
         for folder in dict.fromkeys((self.folder, self.folder.absolute().parent)):
-            for file in _entries(folder):
-                named = file.suffix.lower() in _DATA_SUFFIXES and _DATA.search(file.stem)
-                if named and file.is_file() and file.resolve() not in taken:
-                    return file
+            named = [
+                file for file in _entries(folder) if _DATA.search(file.stem) and file.suffix.lower() in kinds
+            ]
+            there = [
+                file
+                for file in named
+                if file.is_file() and file.resolve() not in taken and self._may_take(file)
+            ]
+            if there:
+                return min(there, key=lambda file: kinds.index(file.suffix.lower()))
         return None
+
+    def _may_take(self, file: Path) -> bool:
+        """Return whether a file of arrays calls its inputs as such a model does: by name, or ``x``; tables may."""
+        try:
+            if file.suffix.lower() == ".npz":
+                names = set(read_npz(file))
+            elif file.suffix.lower() == ".safetensors":
+                names = set(open_safetensors(file).tensors)
+            else:
+                return True
+        except InputError:
+            return False
+        return bool(names) and bool(names & {"x", "x0"}) == (self.hugging_face is None)
 
     @cached_property
     def optimizer(self) -> OptimizerFacts | None:

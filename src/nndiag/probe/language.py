@@ -31,7 +31,10 @@ def read_text(path: Path, limit: int | None, seed: int, takes: Takes) -> tuple[N
     """
     if takes.loss not in MODELLING:
         why = "plain text says only which tokens follow each other"
-        raise UsageError(f"--data {path}", why, f"add --loss {' or '.join(MODELLING)}")
+        do = f"add --loss {' or '.join(MODELLING)}"
+        if takes.loss is not None:
+            do = f"for {takes.loss} give rows of text and label, as .jsonl or .parquet"
+        raise UsageError(f"--data {path}", why, do)
     tokenizer, length = _tokenizer(takes), block_length(takes)
     if path.stat().st_size > LARGEST:
         raise InputError(path, f"is larger than {LARGEST // 2**20} MiB", "give a part of it")

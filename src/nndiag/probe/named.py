@@ -63,11 +63,12 @@ def wanted_names(names: Iterable[str], source: str, takes: Takes) -> tuple[list[
     taken = [name for name in takes.names if name in names and name not in targets]
     if not taken:
         known = f" (the model takes {listed(takes.names)})" if takes.names else ""
-        raise InputError(
-            source,
-            f"holds {listed(sorted(names)) or 'no arrays'}{known}",
-            "save the inputs as x, or give file.py:callable",
-        )
+        do = "save the inputs as x, or give file.py:callable"
+        if names:
+            do = "give --model, whose inputs may have these names, or save the inputs as x"
+        if takes.names:
+            do = "name the inputs as the model does, or x"
+        raise InputError(source, f"holds {listed(sorted(names)) or 'no arrays'}{known}", do)
     return taken, targets, True
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from nndiag.records.report import SCHEMA_VERSION, Finding, Record, Verdict
+from nndiag.records.report import SCHEMA_VERSION, Finding, LoggedLosses, Record, Verdict
 
 Course = tuple[float | None, ...]
 Trend = Literal["better", "worse", "same"]
@@ -17,7 +17,7 @@ Trend = Literal["better", "worse", "same"]
 
 class ComparedCheckpoint(Record):
     """One checkpoint of the run. ``parameter_norm`` is over all nodes; ``lr`` is the learning rate, where it is
-    known; ``random_probe`` says that its numbers rest on noise and no data.
+    known; ``random_probe`` says that its numbers rest on noise and no data; ``logged`` are the training's own losses.
     """
 
     path: str
@@ -30,6 +30,7 @@ class ComparedCheckpoint(Record):
     level: str
     lr: float | None = None
     random_probe: bool = False
+    logged: LoggedLosses | None = None
 
 
 class Fit(Record):

@@ -91,8 +91,13 @@ _DIAGNOSIS: Kinds = {
 }  # fmt: skip
 _CHECKPOINT: Kinds = {
     "path": _TEXT, "sha256": _TEXT, "step": _WHOLE_OR_NULL, "epoch": _WHOLE_OR_NULL, "optimizer": _OBJECT_OR_NULL,
+    "logged": _OBJECT_OR_NULL,
 }  # fmt: skip
 _OPTIMIZER: Kinds = {"lr": _NUMBER_OR_NULL}
+_LOGGED: Kinds = {
+    "training_loss": _NUMBER_OR_NULL, "training_step": _WHOLE_OR_NULL,
+    "eval_loss": _NUMBER_OR_NULL, "eval_step": _WHOLE_OR_NULL,
+}  # fmt: skip
 _MODEL: Kinds = {"loss": _NUMBER_OR_NULL, "gradient_norm": _NUMBER_OR_NULL, "findings": _OBJECTS}
 _LAYER: Kinds = {
     "name": _needed(_TEXT), "kind": _TEXT, "nodes": _SIZE, "fan_in": _COUNT, "unobserved": _COUNT,
@@ -122,6 +127,7 @@ def _of_diagnosis(diagnosis: Json, place: str) -> str | None:
         _of(diagnosis, _DIAGNOSIS, place)
         or _of(facts, _CHECKPOINT, f"{place}checkpoint.")
         or _of(facts.get("optimizer") or {}, _OPTIMIZER, f"{place}checkpoint.optimizer.")
+        or _of(facts.get("logged") or {}, _LOGGED, f"{place}checkpoint.logged.")
         or _of(model, _MODEL, f"{place}model.")
         or _of_rows(model.get("findings", ()), _FINDING, f"{place}model.findings")
         or _with_findings(diagnosis["layers"], _LAYER, f"{place}layers")

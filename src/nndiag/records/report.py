@@ -60,8 +60,19 @@ class Action(Record):
     verified: dict[str, Number] | None = None
 
 
+class LoggedLosses(Record):
+    """The last losses that the training itself wrote down up to a checkpoint, and at which step; null where it wrote
+    none. They are of other data than the probe: ``training_loss`` is a mean over batches since the entry before.
+    """
+
+    training_loss: float | None = None
+    training_step: int | None = None
+    eval_loss: float | None = None
+    eval_step: int | None = None
+
+
 class CheckpointFacts(Record):
-    """The file: where it is, what it is, and where in training it was written."""
+    """The file: where it is, what it is, where in training it was written, and what a log in it says of the loss."""
 
     path: str
     format: str
@@ -70,6 +81,7 @@ class CheckpointFacts(Record):
     epoch: int | None = None
     parameters: int
     optimizer: dict[str, Any] | None = None
+    logged: LoggedLosses | None = None
 
 
 class ProbeFacts(Record):

@@ -18,6 +18,7 @@ from nndiag.report.compare_course import compared_caution, compared_course, show
 from nndiag.report.compare_events import compared_advice, compared_events
 from nndiag.report.course import Course
 from nndiag.report.events import Event
+from nndiag.report.facts import logged_losses
 from nndiag.report.look import Look
 from nndiag.report.numbers import counted, number, percent
 from nndiag.report.picture import picture
@@ -108,6 +109,7 @@ def _basis(comparison: Comparison, run: Course, look: Look) -> Padding:
     ):
         if first is not None and last is not None:
             said.append(f"{word} {number(first)} {arrow} {number(last)}")
+    said += logged_losses([mark.logged for mark in marks])
     said.append(f"{counted(sum(layer.nodes for layer in comparison.layers), 'node')}")
     levels = {mark.level for mark in marks}
     said.append(f"level {marks[-1].level}" if len(levels) == 1 else "different levels")

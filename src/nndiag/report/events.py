@@ -204,7 +204,7 @@ def _all_is_well(report: Report, run: Course) -> Event:
         return Event((6,), "good", f"Nothing is wrong: {whole}{where} {basis} {level}.")
     but = f"only {healthy:,} of {counted(nodes, 'node')} count as healthy"
     if unknown:
-        judged = "none of the" if unknown == nodes else f"only {nodes - unknown - unused:,} of"
+        judged = "none of the" if unknown + unused == nodes else f"only {nodes - unknown - unused:,} of"
         but = f"{judged} {counted(nodes, 'node')} could be judged"
     if verdicts["saddle"]:
         but += f", {verdicts['saddle']:,} have negative curvature"

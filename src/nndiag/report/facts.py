@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from nndiag.records.report import Diagnosis, LayerDiagnosis, ProbeFacts
+from nndiag.records.report import Diagnosis, LayerDiagnosis, LoggedLosses, ProbeFacts
 from nndiag.report.course import loss_of
 from nndiag.report.numbers import counted, duration, number, percent, plain_number
 
@@ -30,10 +30,30 @@ def numbers_line(diagnosis: Diagnosis) -> Iterator[str]:
         yield f"gradient norm {number(diagnosis.model.gradient_norm)}"
     if probe is None:
         yield "no probe: judged from the weights alone"
-        return
-    yield on_what(probe)
-    if not probe.has_targets:
-        yield "without targets"
+    else:
+        yield on_what(probe)
+        if not probe.has_targets:
+            yield "without targets"
+    yield from logged_losses([diagnosis.checkpoint.logged])
+
+
+def logged_losses(logged: Sequence[LoggedLosses | None]) -> Iterator[str]:
+    """Yield the losses that the training wrote down itself, at the first checkpoint that has one and at the last:
+    ``"logged training loss 2.31 at step 100, 0.42 at step 300"``.
+    """
+    known = [one for one in logged if one is not None]
+    for word, said in (
+        ("training loss", [(one.training_loss, one.training_step) for one in known]),
+        ("evaluation loss", [(one.eval_loss, one.eval_step) for one in known]),
+    ):
+        told = list(dict.fromkeys(pair for pair in said if pair[0] is not None))
+        ends = told[:1] + told[1:][-1:]
+        if ends:
+            yield f"logged {word} " + ", ".join(f"{number(loss)}{_at(step)}" for loss, step in ends)
+
+
+def _at(step: int | None) -> str:
+    return "" if step is None else f" at step {step:,}"
 
 
 def on_what(probe: ProbeFacts) -> str:

@@ -14,7 +14,7 @@ from nndiag.records.report import Report
 from nndiag.report.checkpoint import in_full, overview
 from nndiag.report.course import Course, course, notable
 from nndiag.report.events import Event, events
-from nndiag.report.facts import on_what
+from nndiag.report.facts import logged_losses, on_what
 from nndiag.report.groups import advise
 from nndiag.report.look import Look
 from nndiag.report.numbers import counted, number
@@ -108,6 +108,7 @@ def _basis(report: Report, run: Course, look: Look) -> Padding:
         said[0] += f", {run.word}s {run.labels[0]}–{run.labels[-1]}"
     if run.losses[0] is not None and run.losses[-1] is not None:
         said.append(f"loss {number(run.losses[0])} {look.glyphs.arrow} {number(run.losses[-1])}")
+    said += logged_losses([one.checkpoint.logged for one in report.checkpoints])
     said.append(f"{counted(nodes, 'node')} in {counted(len(last.layers), 'layer')}")
     said.append(on_what(last.probe) if last.probe else "no probe")
     said.append(f"level {last.level}")

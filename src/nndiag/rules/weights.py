@@ -147,7 +147,7 @@ RULES = (
         "way. For a finished network: prune it; its constant output folds into the next bias and the function does "
         "not change.",
         harmless="Straight after pruning or a zero initialisation that is meant (the last layer of a residual branch). "
-        "Without a model it is not known which matrix is an embedding: the row of its padding is zero.",
+        "Without a model an embedding is known by its usual names alone: the row of its padding is zero.",
         source="The degenerate sink of the update map; Krogh and Hertz 1991 for weight decay.",
     ), zero_collapse, ("collapse_ratio",)),
     Rule("ND103", "exploding-norm", "node", "warning", "the node's weights are far larger than its neighbours'", Doc(

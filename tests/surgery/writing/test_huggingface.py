@@ -109,6 +109,18 @@ def test_names_of_old_stay_as_the_file_has_them(tmp_path: Path) -> None:
     assert torch.equal(found["bert.embeddings.LayerNorm.gamma"], torch.full((16,), 3.0))
 
 
+def test_weights_of_the_base_alone_stay_without_its_name(tmp_path: Path) -> None:
+    model = hf.tiny("gpt2").eval()
+    base = {**model.transformer.state_dict(), "other.part": torch.ones(2)}
+    torch.save(base, tmp_path / "a.bin")
+    new = torch.full((16,), 3.0)
+    written(tmp_path / "a.bin", Edits({"transformer.ln_f.weight": new}), tmp_path / "b.bin", model)
+    found = torch.load(tmp_path / "b.bin", weights_only=True)
+    assert list(found) == list(base)
+    assert [name for name in base if not torch.equal(found[name], base[name])] == ["ln_f.weight"]
+    assert torch.equal(found["ln_f.weight"], new)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A Trainer's run of four steps, and what goes on from a checkpoint of it."""
