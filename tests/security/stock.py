@@ -14,7 +14,7 @@ GIB = 1 << 30
 
 
 class Did(NamedTuple):
-    """How a call ended: ``signal`` where one killed the process; ``raised`` and the error's words; what was returned."""
+    """How a call ended: the signal that killed it, or the error that it raised, or the value that it returned."""
 
     signal: int
     raised: str

@@ -48,14 +48,14 @@ def test_duplicate_entries(run: Path, refused: Refused, again: str) -> None:
 
 
 def test_encrypted_entries(run: Path, refused: Refused) -> None:
-    """The stock loader refuses them too, and says that it may be a bug of torch."""
+    """The stock loader refuses them too, in words about its own insides."""
     content = bytearray(save(WEIGHTS, run / "x.pt").read_bytes())
     entry = content.find(b"PK\x01\x02")
     while entry >= 0:
         content[entry + 8] |= 1
         entry = content.find(b"PK\x01\x02", entry + 1)
     (run / "x.pt").write_bytes(content)
-    with pytest.raises(RuntimeError, match="unsupported encryption. This is an internal miniz error"):
+    with pytest.raises(RuntimeError, match="unsupported encryption"):
         torch.load(run / "x.pt", weights_only=True)
     for place in ("x.pt", "."):
         assert "encrypted" in refused(place)
@@ -187,7 +187,7 @@ def test_tensor_that_claims_more_than_its_storage(
         rezip(source, run / "x.pt", swap(old, new))
     else:
         (run / "x.pt").write_bytes(swap(old, new)(source.read_bytes()))
-    with pytest.raises(RuntimeError, match="not resizable|wrong byte size"):
+    with pytest.raises(RuntimeError, match=r"not resizable|wrong byte size"):
         torch.load(run / "x.pt", weights_only=True)
     for place in ("x.pt", "."):
         assert "of a storage that holds 48" in refused(place)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nndiag.pipeline import scanning
 from nndiag.pipeline.settings import ScanSettings
@@ -135,6 +135,7 @@ def test_link_to_the_optimizer_of_another_run(run: Path, tmp_path: Path, scan: P
     save(WEIGHTS, run / "policy.pth")
     save(trained()[1].state_dict(), tmp_path / "secret.pth")
     (run / "policy.optimizer.pth").symlink_to(tmp_path / "secret.pth")
+    assert torch.load(run / "policy.optimizer.pth", weights_only=True)  # the stock loader follows it
     ended = scan("policy.pth")
     assert ended.code == 0
     assert "policy.optimizer.pth was not used: it is a link that leaves its directory" in ended.err
@@ -159,6 +160,8 @@ def test_link_to_a_probe_outside(
     else:
         save_file({"x": x}, secret)
     (run / name).symlink_to(secret)
+    stock = np.load if name.endswith("npz") else torch.load if name.endswith("pt") else load_file
+    assert stock(run / name)["x"].shape == (8, 4)  # the stock loaders follow it
     (run / "nndiag.toml").write_text(CONFIG.format(name))
     assert "is a link that leaves the run directory" in refused(".")
     assert scan(".", "--trust", "--quiet", "--level", "activations").code == 0
