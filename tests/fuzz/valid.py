@@ -145,19 +145,30 @@ def _table(folder: Path, name: str) -> None:
         (folder / name / "state.json").write_text(json.dumps(state))
 
 
-def _language(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import GPT2Config, GPT2LMHeadModel
+WORDS = "[PAD] [UNK] [MASK] [CLS] the cat sat on a mat while birds sang".split()
 
-    words = "[PAD] [UNK] [MASK] [CLS] the cat sat on a mat while birds sang".split()
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+
+def _text(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 3)])
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
-    (folder / "text.txt").write_text(" ".join(words[4:] * 5))
+    (folder / "text.txt").write_text(" ".join(WORDS[4:] * 5))
+    model = nn.Sequential(nn.Embedding(len(WORDS), 4), nn.Linear(4, len(WORDS)))
+    save_file(dict(model.state_dict()), folder / "x.safetensors")
+    (folder / "nndiag.toml").write_text(
+        f'[model]\nsequential = [["Embedding", {len(WORDS)}, 4], ["Linear", 4, {len(WORDS)}]]\n'
+    )
+
+
+def _gpt2(folder: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(words), "n_positions": 8, "n_embd": 4, "n_layer": 1, "n_head": 1}
+    sizes = {"vocab_size": 8, "n_positions": 8, "n_embd": 4, "n_layer": 1, "n_head": 1}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
@@ -220,7 +231,7 @@ def _legacy(value: object, path: Path) -> None:
 _WEIGHTS = ("--quiet", "--format", "json", "--level", "weights")
 _DEEP = ("--quiet", "--format", "json", "--level", "activations")
 
-_HF = ("--model", "hf", "--loss", "causal_lm", "--block-size", "8")
+_LM = ("--loss", "causal_lm", "--block-size", "8")
 
 _ALL: dict[str, Format] = {
     "safetensors": Format(
@@ -269,11 +280,12 @@ _ALL: dict[str, Format] = {
         lambda folder: _table(folder, "d"), ("d/*",), (".", "--data", "d", *_DEEP), needs=("pyarrow",)
     ),
     "text": Format(
-        _language, ("tokenizer.json", "tokenizer_config.json", "text.txt"),
-        (".", *_HF, "--data", "text.txt", *_DEEP), needs=("tokenizers", "transformers"),
+        _text, ("tokenizer.json", "tokenizer_config.json", "text.txt"), (".", *_LM, "--data", "text.txt", *_DEEP),
+        needs=("tokenizers",),
     ),
     "hf-config": Format(
-        _language, ("config.json",), (".", *_HF, "--data", "random:tokens:8", *_DEEP), (0, 2, 3), needs=("transformers",),
+        _gpt2, ("config.json",), (".", "--model", "hf", *_LM, "--data", "random:tokens:8", *_DEEP), (0, 2, 3),
+        needs=("transformers",),
     ),
     "run": Format(_run, ("epoch_1.safetensors", "probe.npz"), (".", *_DEEP)),
     "config": Format(_run, ("nndiag.toml",), (".", *_DEEP), (0, 2, 3)),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import nndiag
@@ -34,9 +35,14 @@ class Outcome:
     """
 
     report: Report
-    hints: tuple[str, ...]
+    look_further: Callable[[], tuple[str, ...]] = field(repr=False, compare=False)
     files: tuple[Path, ...] = ()
     refused: tuple[NndiagError, ...] = ()
+
+    @cached_property
+    def hints(self) -> tuple[str, ...]:
+        """Sentences that name the flags that get more; they look at the files again, which only people ask for."""
+        return self.look_further()
 
 
 def scan(
@@ -70,7 +76,7 @@ def scan(
     )
     return Outcome(
         report,
-        hints(reach, job.level, lambda: _seen(several, inputs.files, job.permission)),
+        lambda: hints(reach, job.level, lambda: _seen(several, inputs.files, job.permission)),
         inputs.files,
         refused,
     )
