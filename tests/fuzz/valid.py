@@ -41,8 +41,9 @@ betas = [0.9, 0.999]
 class Format:
     """``write`` fills an empty folder; ``damaged`` are the patterns of the files to damage; ``words`` scan it.
 
-    ``needs`` are the libraries that both sides use. ``codes`` are the exit codes that the damage may end in, ``whole`` is that of the valid files. ``parts`` is how many
-    files lie packed in a damaged one. ``large`` files are read as if they were: tensor by tensor, chunk by chunk.
+    ``codes`` are the exit codes that the damage may end in, ``whole`` is that of the valid files. ``parts`` is how many
+    files lie packed in a damaged one. ``needs`` are the libraries that both sides use. ``large`` files are read as if
+    they were: tensor by tensor, chunk by chunk. ``often`` is below one where a case takes long.
     """
 
     write: Callable[[Path], object]
@@ -53,6 +54,7 @@ class Format:
     parts: int = 1
     needs: tuple[str, ...] = ()
     large: bool = False
+    often: float = 1.0
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -253,7 +255,7 @@ _ALL: dict[str, Format] = {
     "sharded": Format(
         _sharded, ("*.json", "*.safetensors"), ("model.safetensors.index.json", *_WEIGHTS)
     ),
-    "trainer": Format(_trainer, ("*.json", "optimizer.pt", "scheduler.pt"), (".", *_WEIGHTS)),
+    "trainer": Format(_trainer, ("*.json", "optimizer.pt", "scheduler.pt"), (".", *_WEIGHTS), often=0.5),
     "dcp": Format(_distributed, (".metadata", "*.distcp"), ("dcp", *_WEIGHTS)),
     "agent": Format(_agent, ("agent.zip",), ("agent.zip", *_WEIGHTS), parts=3),
     "pt2": Format(_exported, ("x.pt2",), ("x.pt2", *_WEIGHTS), whole=3),
@@ -271,7 +273,8 @@ _ALL: dict[str, Format] = {
         lambda folder: _probe(folder, "p.safetensors"), ("p.safetensors",), (".", "--data", "p.safetensors", *_DEEP)
     ),
     "parquet": Format(
-        lambda folder: _table(folder, "p.parquet"), ("p.parquet",), (".", "--data", "p.parquet", *_DEEP), needs=("pyarrow",)
+        lambda folder: _table(folder, "p.parquet"), ("p.parquet",), (".", "--data", "p.parquet", *_DEEP),
+        needs=("pyarrow",),
     ),
     "jsonl": Format(
         lambda folder: _table(folder, "p.jsonl"), ("p.jsonl",), (".", "--data", "p.jsonl", *_DEEP), needs=("pyarrow",)
@@ -281,11 +284,11 @@ _ALL: dict[str, Format] = {
     ),
     "text": Format(
         _text, ("tokenizer.json", "tokenizer_config.json", "text.txt"), (".", *_LM, "--data", "text.txt", *_DEEP),
-        needs=("tokenizers",),
+        needs=("tokenizers",), often=0.5,
     ),
     "hf-config": Format(
         _gpt2, ("config.json",), (".", "--model", "hf", *_LM, "--data", "random:tokens:8", *_DEEP), (0, 2, 3),
-        needs=("transformers",),
+        needs=("transformers",), often=0.5,
     ),
     "run": Format(_run, ("epoch_1.safetensors", "probe.npz"), (".", *_DEEP)),
     "config": Format(_run, ("nndiag.toml",), (".", *_DEEP), (0, 2, 3)),
