@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from nndiag.checkpoint.source import opened
+from nndiag.checkpoint.source import damaged, opened
 from nndiag.errors import InputError
 from nndiag.probe.npz import DENSEST, FREE
 
@@ -43,9 +43,8 @@ def read_file(pa: Any, file: Path, limit: int | None) -> Any:
     try:
         with opened(file):
             table = reader(pa, file, limit)
-    except pa.ArrowMemoryError as error:  # asked for at once, by whatever length the file says
-        why = "claims a part that does not fit into memory"
-        raise InputError(file, why, "save it again, in smaller batches") from error
+    except pa.ArrowMemoryError:  # asked for at once, by whatever length the file says
+        raise damaged(file, "a part claims more bytes than a machine has") from None
     size = file.stat().st_size
     if table.num_rows > _WIDEST * (FREE + size) and file.suffix.lower() != ".parquet":
         raise InputError(
