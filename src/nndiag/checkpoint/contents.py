@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nndiag.checkpoint.deepspeed import require_whole
 from nndiag.checkpoint.optimizers import find_optimizers
 from nndiag.checkpoint.places import find_places
 from nndiag.checkpoint.plain import named_entries, plain_value
@@ -38,8 +39,9 @@ def contents_of_tree(path: Path, form: str, tree: object) -> Contents:
     """Sort a value that torch loaded: weights, optimiser state, progress, hyper-parameters.
 
     Raises:
-        InputError: a tensor of it is not dense.
+        InputError: a tensor of it is not dense, or it is one rank's part of a DeepSpeed checkpoint.
     """
+    require_whole(path, tree)
     places = find_places(path, tree)
     hyper_parameters = plain_value(dict(named_entries(tree)).get("hyper_parameters"))
     return Contents(

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from nndiag.checkpoint.confine import is_inside
-from nndiag.checkpoint.directory import foreign, is_checkpoint_directory, is_zero_shard, zero_refusal
+from nndiag.checkpoint.deepspeed import is_zero_shard, zero_refusal
+from nndiag.checkpoint.directory import foreign, is_checkpoint_directory
 from nndiag.checkpoint.identify import is_agent
 from nndiag.checkpoint.opening import glance
 from nndiag.checkpoint.optimizers import sibling_of
