@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 import os
 import signal
@@ -122,6 +124,47 @@ def test_link_outside_is_never_opened(run: Path, tmp_path: Path, monkeypatch: py
     read = {Path(path).resolve() for path in opened if isinstance(path, str | Path)}
     assert (run / "epoch_0.pt").resolve() in read
     assert secret.resolve() not in read
+
+
+@pytest.mark.parametrize("name", ["agent.zip", "epoch_1", "step_2.pt"])
+def test_what_a_link_outside_leads_to_is_not_looked_at(
+    run: Path, tmp_path: Path, scan: Program, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Neither opened nor listed, to see what it is: its name says that it was meant."""
+    save(WEIGHTS, run / "epoch_0.pt")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    save_file(WEIGHTS, secret / "model.safetensors")
+    (secret / "config.json").write_text("{}")
+    (run / name).symlink_to(secret if name == "epoch_1" else secret / "model.safetensors")
+    (run / "logs").symlink_to(secret)
+    looked: list[str] = []
+    for module, call in ((os, "open"), (os, "scandir"), (os, "listdir"), (builtins, "open"), (io, "open")):
+        real = getattr(module, call)
+        monkeypatch.setattr(
+            module,
+            call,
+            lambda path, *more, real=real, **named: (looked.append(str(path)), real(path, *more, **named))[1],
+        )
+    ended = scan(".", "--format", "json", "--quiet")
+    assert (ended.code, len(json.loads(ended.out)["checkpoints"])) == (3, 1)
+    assert f"{name}: is a link or pattern that leaves the run directory" in ended.err
+    assert "logs" not in ended.err
+    assert any(path.endswith("epoch_0.pt") for path in looked)
+    assert not [path for path in looked if path.split("/")[0] == name or "secret" in path]
+
+
+def test_plan_says_which_links_are_refused(run: Path, tmp_path: Path, scan: Program) -> None:
+    save(WEIGHTS, run / "epoch_0.pt")
+    (run / "epoch_1.pt").symlink_to(save(WEIGHTS, tmp_path / "secret.pt"))
+    np.savez(run / "probe.npz", x=np.ones((5, 4), np.float32))
+    (run / "nndiag.toml").write_text(CONFIG.format("probe.npz"))
+    ended = scan(".", "--plan", "--quiet", "--format", "json")
+    assert ended.code == 3
+    assert json.loads(ended.out)
+    assert "error: epoch_1.pt: is a link or pattern that leaves the run directory" in ended.err
+    (run / "epoch_1.pt").unlink()
+    assert scan(".", "--plan", "--quiet").code == 0
 
 
 def test_pattern_that_leaves_the_directory(run: Path, tmp_path: Path, refused: Refused) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nndiag.checkpoint.deepspeed import require_whole
 from nndiag.checkpoint.optimizers import find_optimizers
 from nndiag.checkpoint.places import find_places
 from nndiag.checkpoint.plain import named_entries, plain_value
 from nndiag.checkpoint.progress import UNKNOWN, Progress, from_tree
 from nndiag.checkpoint.record import Place, SavedOptimizer
 from nndiag.checkpoint.source import Watched
+from nndiag.checkpoint.zero_parts import require_whole
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,10 @@
-"""What DeepSpeed ZeRO writes: a file for each rank, told by name in a directory and by content alone.
-
-Stages 1 and 2 cut up the optimiser's state, and ``module`` in ``mp_rank_00_model_states.pt`` is whole; stage 3 cuts up
-the weights as well and leaves empty tensors in their places.
-"""
+"""The refusal of what DeepSpeed ZeRO writes: a file for each rank, none of which is a network."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from torch import Size, Tensor
-
-from nndiag.checkpoint.plain import named_entries
 from nndiag.errors import InputError
 
 WHAT = "is a DeepSpeed ZeRO checkpoint, whose weights are cut up by rank"
@@ -19,7 +12,6 @@ OUT = "run `python zero_to_fp32.py . OUT` in the directory above and give OUT"
 MODULE = "deepspeed."
 """What the names of its classes begin with, such as that of the loss scaler, which its pickles name."""
 _SHARD = re.compile(r"(\w*zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
-_OF_A_RANK = frozenset({"partition_count", "single_partition_of_fp32_groups", "fp32_flat_groups"})
 
 
 def is_zero_shard(file: Path) -> bool:
@@ -30,27 +22,3 @@ def is_zero_shard(file: Path) -> bool:
 def zero_refusal(path: Path) -> InputError:
     """Return the refusal of a shard of DeepSpeed ZeRO, or of a directory that holds some."""
     return InputError(path, WHAT, OUT)
-
-
-def require_whole(path: Path, tree: object) -> None:
-    """Refuse a loaded value that holds one rank's part of weights or optimiser state.
-
-    Raises:
-        InputError: it does.
-    """
-    entries = dict(named_entries(tree))
-    state = dict(named_entries(entries.get("optimizer_state_dict")))
-    if _OF_A_RANK & state.keys() or _lacks_weights(entries):
-        raise zero_refusal(path)
-
-
-def _lacks_weights(entries: dict[str, object]) -> bool:
-    """Return whether a parameter of which the shape is told is empty in the module's own state."""
-    told, weights = entries.get("param_shapes"), dict(named_entries(entries.get("module")))
-    groups = told if isinstance(told, list | tuple) else [told]
-    shapes = {name: shape for group in groups for name, shape in named_entries(group)}
-    return any(
-        isinstance(shape, Size) and isinstance(weight, Tensor) and Tensor.numel(weight) < shape.numel()
-        for name, shape in shapes.items()
-        if (weight := weights.get(name)) is not None
-    )

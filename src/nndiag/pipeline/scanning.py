@@ -100,8 +100,11 @@ def plan_scan(
     paths: AnyPath | Sequence[AnyPath],
     settings: ScanSettings | None = None,
     listener: Listener | None = None,
-) -> Forecast:
+) -> tuple[Forecast, tuple[NndiagError, ...]]:
     """Say what ``scan`` would do with the same arguments, without doing it: replays, bytes, and about what time.
+
+    Returns:
+        The forecast, and why some of several checkpoints would not be scanned, as far as that is known before.
 
     Raises:
         UsageError: options or configuration are wrong, or weights alone would be looked at.
@@ -114,7 +117,7 @@ def plan_scan(
         raise UsageError("--plan", "--level weights only reads them", "give a deeper --level, or none")
     found = job.forecast(len(job.inputs.files) - 1)
     job.notes.close()
-    return found
+    return found, job.inputs.refused
 
 
 def make_job(
