@@ -25,6 +25,7 @@ PADDING: Mapping[str, int] = {
     "input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "decoder_input_ids": 0, "labels": IGNORED, "y": IGNORED,
 }  # fmt: skip
 """What sequences that are shorter than the longest are filled up with, by the name of the column."""
+TOKENS, MASK = "input_ids", "attention_mask"
 _SPLITS = "dataset_dict.json"
 _STATE = "state.json"
 
@@ -32,7 +33,8 @@ _STATE = "state.json"
 def read_table(path: Path, limit: int | None) -> Mapping[str, object]:
     """Return the columns of a file, or of a folder: saved by ``datasets``, or holding files of one kind.
 
-    A column becomes an array when it is looked up; text becomes a list of strings.
+    A column becomes an array when it is looked up; text becomes a list of strings. Tokens that are filled up come with
+    a mask of what is none of that, where the table has none.
 
     Args:
         path: a ``.parquet``, ``.jsonl`` or ``.arrow`` file, or a folder.
@@ -53,7 +55,27 @@ def read_table(path: Path, limit: int | None) -> Mapping[str, object]:
         table.validate(full=True)
     if not table.num_rows:
         raise InputError(path, "holds no samples", "give at least one")
-    return Lazy(tuple(table.column_names), lambda name: _column(pa, path, name, table.column(name)))
+    names = tuple(table.column_names)
+    if not _is_filled_up(pa, table):
+        return Lazy(names, lambda name: _column(pa, path, name, table.column(name)))
+
+    def read(name: str) -> object:
+        if name != MASK:
+            return _column(pa, path, name, table.column(name))
+        lengths = table.column(TOKENS).combine_chunks().value_lengths().to_pylist()
+        return padded([np.ones(length, dtype=np.int64) for length in lengths], PADDING[MASK])
+
+    return Lazy((*names, MASK), read)
+
+
+def _is_filled_up(pa: Any, table: Any) -> bool:
+    """Return whether the tokens of a table differ in length, and no column says which of them are padding."""
+    if TOKENS not in table.column_names or MASK in table.column_names:
+        return False
+    tokens = table.column(TOKENS)
+    if not (pa.types.is_list(tokens.type) or pa.types.is_large_list(tokens.type)) or tokens.null_count:
+        return False
+    return len(tokens.combine_chunks().value_lengths().unique()) > 1
 
 
 def _files(path: Path) -> list[Path]:
