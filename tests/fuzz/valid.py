@@ -150,7 +150,7 @@ def _table(folder: Path, name: str) -> None:
 WORDS = "[PAD] [UNK] [MASK] [CLS] the cat sat on a mat while birds sang".split()
 
 
-def _text(folder: Path) -> None:
+def text_model(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
@@ -283,7 +283,7 @@ _ALL: dict[str, Format] = {
         lambda folder: _table(folder, "d"), ("d/*",), (".", "--data", "d", *_DEEP), needs=("pyarrow",)
     ),
     "text": Format(
-        _text, ("tokenizer.json", "tokenizer_config.json", "text.txt"), (".", *_LM, "--data", "text.txt", *_DEEP),
+        text_model, ("tokenizer.json", "tokenizer_config.json", "text.txt"), (".", *_LM, "--data", "text.txt", *_DEEP),
         needs=("tokenizers",), often=0.5,
     ),
     "hf-config": Format(

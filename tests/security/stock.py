@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import resource
@@ -42,6 +43,7 @@ def in_child(call: Callable[[], object], memory: int = GIB) -> Did:
 
 
 def _called(call: Callable[[], object], memory: int) -> tuple[str, object]:
+    faulthandler.disable()  # a signal is what is looked for
     limit = _pages(0) + memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
