@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch import nn
 
 from nndiag.checkpoint import Permission, find_checkpoints, open_checkpoint
+from nndiag.errors import InputError
 
-from .files import Payload, network, refusal, same_tensors, save
+from .files import FORMS, Payload, network, refusal, rezip, same_tensors, save, swap
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,55 @@ def test_trust_is_what_lets_code_run(tmp_path: Path) -> None:
     assert not marker.exists()
     open_checkpoint(path, Permission(trust=True))
     assert marker.exists()
+
+
+def rank(stage: int) -> dict[str, object]:
+    """What one rank of DeepSpeed ZeRO holds of the optimiser, as its engine saves it."""
+    flat = [torch.ones(10)]
+    state: dict[str, object] = {
+        "zero_stage": stage,
+        "partition_count": [2],
+        "loss_scaler": 1.0,
+        "ds_version": "0.17",
+    }
+    held = {"single_partition_of_fp32_groups": flat} if stage < 3 else {"fp32_flat_groups": flat}
+    return {"optimizer_state_dict": {**state, **held, "base_optimizer_state": {}}, "ds_config": {"a": 1}}
+
+
+def module_states(stage: int) -> dict[str, object]:
+    whole = {"0.weight": torch.ones(3, 4), "0.bias": torch.ones(3)}
+    shapes = [OrderedDict((name, tensor.shape) for name, tensor in whole.items())]
+    module = {name: torch.empty(0) for name in whole} if stage == 3 else whole
+    return {
+        "module": module,
+        "param_shapes": shapes,
+        "optimizer": None,
+        "ds_version": "0.17",
+        "global_steps": 7,
+    }
+
+
+SHARD = ("is a DeepSpeed ZeRO checkpoint", "zero_to_fp32.py")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("content", [rank(1), rank(2), rank(3), module_states(3)], ids=range(4))
+def test_shards_of_deepspeed_are_told_by_content(tmp_path: Path, content: object, form: str) -> None:
+    refusal(save(content, tmp_path / "x.pt", form), *SHARD)
+
+
+def test_shards_of_deepspeed_that_name_its_classes(tmp_path: Path) -> None:
+    """Its loss scaler is an object of a class that need not be installed here."""
+    source = save({**rank(2), "x": OrderedDict()}, tmp_path / "good.pt_")
+    scaler = swap(b"ccollections\nOrderedDict\n", b"cdeepspeed.runtime.fp16.loss_scaler\nLossScaler\n")
+    path = rezip(source, tmp_path / "x.pt", scaler)
+    refusal(path, *SHARD)
+    with pytest.raises(InputError, match="DeepSpeed"):
+        open_checkpoint(path, Permission(trust=True))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_weights_that_deepspeed_left_whole_are_opened(tmp_path: Path, stage: int) -> None:
+    (place,) = open_checkpoint(save(module_states(stage), tmp_path / "mp_rank_00_model_states.pt")).places
+    assert place.key == "module"
+    assert place.tensors["0.weight"].shape == (3, 4)

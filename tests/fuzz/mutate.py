@@ -10,8 +10,9 @@ import json
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
+from typing import Any
 
 Damage = Callable[[bytes, Random], bytes]
 
@@ -139,6 +140,8 @@ def _inside(content: bytes, others: Sequence[bytes], rng: Random) -> bytes | Non
         return _in_zip(content, others, rng)
     if content[8:9] == b"{":
         return _in_header(content, others, rng)
+    if content.startswith(b"{"):
+        return _in_json(content, rng)
     return None
 
 
@@ -191,3 +194,38 @@ def _in_header(content: bytes, others: Sequence[bytes], rng: Random) -> bytes:
             entry["dtype"] = rng.choice((entry["dtype"], "F64", "BF16", "F8_E4M3", "F4", "C64", "X"))
         header = json.dumps(entries).encode()
     return len(header).to_bytes(8, "little") + header + body
+
+
+_ODD: tuple[object, ...] = (
+    None, True, False, -1, 0, 1, 2**31, 2**63, 10**30, 0.5, -1e308, "", "x", "../x", "\x1b[2J", "\ud800", "9" * 5000,
+    [], {}, [[]], {"a": 1}, [1, "a", None], [0] * 1000, ["x"] * 1000, "x" * 100_000,
+)  # fmt: skip
+
+
+def _in_json(content: bytes, rng: Random) -> bytes | None:
+    """Put something else at one place of a text of JSON, or of one of its lines."""
+    lines = content.split(b"\n")
+    if len(lines) > 1 and lines[0].endswith(b"}"):
+        chosen = rng.randrange(len(lines))
+        changed = _in_json(lines[chosen], rng)
+        return None if changed is None else b"\n".join([*lines[:chosen], changed, *lines[chosen + 1 :]])
+    root = {"": json.loads(content)}
+    holder, key = rng.choice(list(_places_in(root)))
+    what = rng.random()
+    if what < 0.1 and holder is not root:
+        del holder[key]
+    elif what < 0.2 and isinstance(holder[key], dict):
+        holder[key][rng.choice(("type", "a", "\x1b", "x" * 5000))] = rng.choice(_ODD)
+    elif what < 0.3 and isinstance(holder[key], list | str):
+        holder[key] = holder[key] * rng.choice((2, 50, 2000))
+    else:
+        holder[key] = rng.choice((*_ODD, {"a": holder[key]}, [holder[key]]))
+    return json.dumps(root[""]).encode()
+
+
+def _places_in(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield every dict or list inside of a value with every key or index of it."""
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield value, key
+        yield from _places_in(value[key])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import warnings
@@ -41,7 +42,8 @@ class Format:
     """``write`` fills an empty folder; ``damaged`` are the patterns of the files to damage; ``words`` scan it.
 
     ``codes`` are the exit codes that the damage may end in, ``whole`` is that of the valid files. ``parts`` is how many
-    files lie packed in a damaged one. ``large`` files are read as if they were: tensor by tensor, chunk by chunk.
+    files lie packed in a damaged one. ``needs`` are the libraries that both sides use. ``large`` files are read as if
+    they were: tensor by tensor, chunk by chunk. ``often`` is below one where a case takes long.
     """
 
     write: Callable[[Path], object]
@@ -50,7 +52,9 @@ class Format:
     codes: tuple[int, ...] = (0, 3)
     whole: int = 0
     parts: int = 1
+    needs: tuple[str, ...] = ()
     large: bool = False
+    often: float = 1.0
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -117,8 +121,59 @@ def _probe(folder: Path, name: str) -> None:
     arrays = {key: tensor.numpy() for key, tensor in samples().items()}
     if name.endswith(".npz"):
         (np.savez_compressed if name.startswith("packed") else np.savez)(folder / name, **arrays)
+    elif name.endswith(".safetensors"):
+        save_file(samples(), folder / name)
     else:
         torch.save(samples(), folder / name)
+
+
+def _table(folder: Path, name: str) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    _run(folder)
+    rows = {key: tensor.tolist() for key, tensor in samples().items()}
+    table = pa.table(rows)
+    if name.endswith(".parquet"):
+        parquet.write_table(table, folder / name)
+    elif name.endswith(".jsonl"):
+        lines = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+        (folder / name).write_text("\n".join(map(json.dumps, lines)))
+    else:
+        (folder / name).mkdir()
+        with pa.ipc.new_stream(folder / name / "data.arrow", table.schema) as stream:
+            stream.write_table(table)
+        state = {"_data_files": [{"filename": "data.arrow"}], "_split": None}
+        (folder / name / "state.json").write_text(json.dumps(state))
+
+
+WORDS = "[PAD] [UNK] [MASK] [CLS] the cat sat on a mat while birds sang".split()
+
+
+def text_model(folder: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 3)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]"}))
+    (folder / "text.txt").write_text(" ".join(WORDS[4:] * 5))
+    model = nn.Sequential(nn.Embedding(len(WORDS), 4), nn.Linear(4, len(WORDS)))
+    save_file(dict(model.state_dict()), folder / "x.safetensors")
+    (folder / "nndiag.toml").write_text(
+        f'[model]\nsequential = [["Embedding", {len(WORDS)}, 4], ["Linear", 4, {len(WORDS)}]]\n'
+    )
+
+
+def _gpt2(folder: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 8, "n_positions": 8, "n_embd": 4, "n_layer": 1, "n_head": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(folder)
 
 
 def _sharded(folder: Path) -> None:
@@ -136,6 +191,7 @@ def _trainer(folder: Path) -> None:
     content = training()
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
     torch.save(content["optimizer_states"][0], folder / "optimizer.pt")  # type: ignore[index]
+    torch.save({"last_epoch": 2, "_last_lr": [1e-3]}, folder / "scheduler.pt")
     rows = [{"epoch": 0.5, "loss": 0.7, "learning_rate": 1e-3, "step": 1}, {"eval_loss": 0.6, "step": 2}]
     state = {"global_step": 2, "epoch": 1.0, "log_history": rows, "best_metric": None}
     (folder / "trainer_state.json").write_text(json.dumps(state))
@@ -177,7 +233,9 @@ def _legacy(value: object, path: Path) -> None:
 _WEIGHTS = ("--quiet", "--format", "json", "--level", "weights")
 _DEEP = ("--quiet", "--format", "json", "--level", "activations")
 
-FORMATS: dict[str, Format] = {
+_LM = ("--loss", "causal_lm", "--block-size", "8")
+
+_ALL: dict[str, Format] = {
     "safetensors": Format(
         lambda folder: save_file(dict(network().state_dict()), folder / "x.safetensors", {"step": "7"}),
         ("x.safetensors",), ("x.safetensors", *_WEIGHTS),
@@ -197,7 +255,7 @@ FORMATS: dict[str, Format] = {
     "sharded": Format(
         _sharded, ("*.json", "*.safetensors"), ("model.safetensors.index.json", *_WEIGHTS)
     ),
-    "trainer": Format(_trainer, ("*.json", "optimizer.pt"), (".", *_WEIGHTS)),
+    "trainer": Format(_trainer, ("*.json", "optimizer.pt", "scheduler.pt"), (".", *_WEIGHTS), often=0.5),
     "dcp": Format(_distributed, (".metadata", "*.distcp"), ("dcp", *_WEIGHTS)),
     "agent": Format(_agent, ("agent.zip",), ("agent.zip", *_WEIGHTS), parts=3),
     "pt2": Format(_exported, ("x.pt2",), ("x.pt2", *_WEIGHTS), whole=3),
@@ -211,7 +269,31 @@ FORMATS: dict[str, Format] = {
     "probe-pt": Format(
         lambda folder: _probe(folder, "probe.pt"), ("probe.pt",), (".", "--data", "probe.pt", *_DEEP)
     ),
+    "probe-safetensors": Format(
+        lambda folder: _probe(folder, "p.safetensors"), ("p.safetensors",), (".", "--data", "p.safetensors", *_DEEP)
+    ),
+    "parquet": Format(
+        lambda folder: _table(folder, "p.parquet"), ("p.parquet",), (".", "--data", "p.parquet", *_DEEP),
+        needs=("pyarrow",),
+    ),
+    "jsonl": Format(
+        lambda folder: _table(folder, "p.jsonl"), ("p.jsonl",), (".", "--data", "p.jsonl", *_DEEP), needs=("pyarrow",)
+    ),
+    "dataset": Format(
+        lambda folder: _table(folder, "d"), ("d/*",), (".", "--data", "d", *_DEEP), needs=("pyarrow",)
+    ),
+    "text": Format(
+        text_model, ("tokenizer.json", "tokenizer_config.json", "text.txt"), (".", *_LM, "--data", "text.txt", *_DEEP),
+        needs=("tokenizers",), often=0.5,
+    ),
+    "hf-config": Format(
+        _gpt2, ("config.json",), (".", "--model", "hf", *_LM, "--data", "random:tokens:8", *_DEEP), (0, 2, 3),
+        needs=("transformers",), often=0.5,
+    ),
     "run": Format(_run, ("epoch_1.safetensors", "probe.npz"), (".", *_DEEP)),
     "config": Format(_run, ("nndiag.toml",), (".", *_DEEP), (0, 2, 3)),
 }  # fmt: skip
-"""By the name that ``--format`` of the long run takes."""
+FORMATS = {
+    name: form for name, form in _ALL.items() if all(importlib.util.find_spec(need) for need in form.needs)
+}
+"""By the name that ``--format`` of the long run takes; those of which the libraries are here."""

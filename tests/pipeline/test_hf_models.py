@@ -191,6 +191,9 @@ def test_hf_without_a_config_is_said(tmp_path: Path) -> None:
     save_file({"0.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(UsageError, match=r"there is no config\.json"):
         nndiag.scan(tmp_path / "model.safetensors", nndiag.ScanSettings(model="hf"))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        nndiag.scan(tmp_path / "model.safetensors", nndiag.ScanSettings(model="hf"))
 
 
 def test_the_network_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

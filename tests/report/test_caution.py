@@ -22,9 +22,11 @@ from nndiag.records.table import comparison_columns
 from nndiag.report import CHECK_FORMATS, FORMATS
 from nndiag.report.checks import FORMATS as GATE_FORMATS
 from nndiag.report.checks import render_checks
+from nndiag.report.document import render_json
 from tests.comparing.runs import along, compared
 from tests.report.builder import diagnosis, layer, report
 from tests.report.published import JUNIT, SARIF
+from tests.report.test_healing import NOTHING, shown
 
 
 def healthy(*, random: bool) -> Report:
@@ -111,3 +113,13 @@ def test_parquet(random: bool) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     sheet = parquet.read_schema(io.BytesIO(_parquet(healthy(random=random))))
     assert ((sheet.metadata or {}).get(b"nndiag.caution") == NOISE.encode()) is random
+
+
+def test_healing() -> None:
+    noisy = NOTHING.model_copy(update={"random_probe": True})
+    said = one_line(shown(noisy))
+    assert "on 100 samples of random numbers" in said
+    assert NOISE[1:] in said
+    assert '"random_probe": true' in render_json(noisy)
+    assert "random numbers" not in shown(NOTHING)
+    assert '"random_probe": false' in render_json(NOTHING)

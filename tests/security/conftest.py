@@ -52,6 +52,7 @@ def refused(scan: Program, marker: Path) -> Callable[..., str]:
         before = set(os.listdir())
         said = scan(*words).failed(code)
         assert said.isprintable()
+        assert "internal error" not in said
         assert not marker.exists()
         assert set(os.listdir()) == before  # nothing half-written
         return said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from tests.checkpoint.files import FORMS, not_dense, rezip, save, swap
 from tests.security.conftest import Program
+from tests.security.stock import in_child
 
 WEIGHTS = {"0.weight": torch.arange(12.0).reshape(3, 4), "0.bias": torch.ones(3)}
 Refused = Callable[..., str]
@@ -30,20 +32,33 @@ def test_compressed_entries(run: Path, refused: Refused) -> None:
     assert "its zip entries are compressed" in refused(".")
 
 
-def test_duplicate_entries(run: Path, refused: Refused) -> None:
+@pytest.mark.parametrize("again", ["good/data/0", "good/DATA/0"])
+def test_duplicate_entries(run: Path, refused: Refused, again: str) -> None:
+    """The stock loader takes the second silently, under a name that other readers tell from the first too."""
     source = save(WEIGHTS, run / "good.pth_")
-    rezip(source, run / "x.pt", again="good/data/0")
-    assert "names an entry twice" in refused("x.pt")
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(run / "x.pt", "w") as new, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the name stands twice
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+        new.writestr(again, struct.pack("<12f", *[9] * 12))
+    stock = torch.load(run / "x.pt", weights_only=True)["0.weight"]
+    assert torch.equal(stock, torch.full((3, 4), 9.0))
+    for place in ("x.pt", "."):
+        assert "names an entry twice" in refused(place)
 
 
 def test_encrypted_entries(run: Path, refused: Refused) -> None:
+    """The stock loader refuses them too, in words about its own insides."""
     content = bytearray(save(WEIGHTS, run / "x.pt").read_bytes())
     entry = content.find(b"PK\x01\x02")
     while entry >= 0:
         content[entry + 8] |= 1
         entry = content.find(b"PK\x01\x02", entry + 1)
     (run / "x.pt").write_bytes(content)
-    assert "encrypted" in refused("x.pt")
+    with pytest.raises(RuntimeError, match="unsupported encryption"):
+        torch.load(run / "x.pt", weights_only=True)
+    for place in ("x.pt", "."):
+        assert "encrypted" in refused(place)
 
 
 def bomb(path: Path, numbers: int, shape: tuple[int, ...] | None = None) -> Path:
@@ -65,8 +80,8 @@ def bomb(path: Path, numbers: int, shape: tuple[int, ...] | None = None) -> Path
 def test_probe_that_unpacks_to_a_thousand_times_its_size(run: Path, refused: Refused) -> None:
     save(WEIGHTS, run / "x.pt")
     path = bomb(run / "probe.npz", 1 << 26)
-    with zipfile.ZipFile(path) as archive:  # what numpy.load would set aside
-        assert archive.getinfo("x.npy").file_size > 500 * path.stat().st_size
+    with np.load(path) as stock:
+        assert stock["x"].nbytes > 500 * path.stat().st_size
     assert "unpacks to" in refused("x.pt", "--data", "probe.npz")
     (run / "nndiag.toml").write_text(CONFIG)
     assert "unpacks to" in refused(".")
@@ -100,10 +115,21 @@ def test_probe_whose_header_lies(run: Path, refused: Refused, shape: tuple[int, 
     refused(".")
 
 
+def test_probe_header_that_lies_costs_the_stock_loader_what_it_says(run: Path, refused: Refused) -> None:
+    save(WEIGHTS, run / "x.pt")
+    bomb(run / "probe.npz", 0, (1 << 29, 4))  # 8 GiB, in 300 bytes
+    stock = in_child(lambda: np.load(run / "probe.npz")["x"].shape)
+    assert "Unable to allocate 8.00 GiB" in stock.raised
+    assert "x" in refused("x.pt", "--data", "probe.npz")
+
+
 def test_probe_header_of_gigabytes(run: Path, refused: Refused) -> None:
+    """Of the length that is claimed, both readers set nothing aside."""
     save(WEIGHTS, run / "x.pt")
     with zipfile.ZipFile(run / "probe.npz", "w") as archive:
         archive.writestr("x.npy", b"\x93NUMPY\x02\x00" + struct.pack("<I", (1 << 32) - 1) + b"{")
+    with np.load(run / "probe.npz") as stock, pytest.raises(ValueError, match="reading array header"):
+        stock["x"]
     (run / "nndiag.toml").write_text(CONFIG)
     refused(".")
 
@@ -130,6 +156,18 @@ def test_storage_that_claims_more_than_its_record(run: Path, refused: Refused) -
         assert "storage 0 claims 508 bytes and its record holds 48" in refused(place)
 
 
+def test_tensor_that_shows_what_lies_behind_its_record(run: Path, refused: Refused) -> None:
+    """Storage and shape lie alike: the stock loader maps the file, and shows the archive's directory as weights."""
+    source = save(WEIGHTS, run / "good.pth_")
+    grown = swap(b"K\x0ctq", b"K\x7ftq"), swap(b"K\x03K\x04\x86", b"K\x1fK\x04\x86")
+    path = rezip(source, run / "x.pt", lambda pickled: grown[1](grown[0](pickled)))
+    stock = torch.load(path, weights_only=True, mmap=True)["0.weight"]
+    assert stock.shape == (31, 4)
+    assert b"good/" in stock[3:].numpy().tobytes()
+    for place in ("x.pt", "."):
+        assert "storage 0 claims 508 bytes and its record holds 48" in refused(place)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("old", "new"),
@@ -143,11 +181,14 @@ def test_storage_that_claims_more_than_its_record(run: Path, refused: Refused) -
 def test_tensor_that_claims_more_than_its_storage(
     run: Path, refused: Refused, form: str, old: bytes, new: bytes
 ) -> None:
+    """The stock loader refuses such a tensor too, in words about storages that cannot be resized."""
     source = save(WEIGHTS, run / "good.pth_", form)
     if form == "zip":
         rezip(source, run / "x.pt", swap(old, new))
     else:
         (run / "x.pt").write_bytes(swap(old, new)(source.read_bytes()))
+    with pytest.raises(RuntimeError, match=r"not resizable|wrong byte size"):
+        torch.load(run / "x.pt", weights_only=True)
     for place in ("x.pt", "."):
         assert "of a storage that holds 48" in refused(place)
 
@@ -168,7 +209,16 @@ def sparse_with_bad_indices(path: Path) -> Path:
 
 
 def test_sparse_tensor_with_bad_indices(run: Path, refused: Refused) -> None:
-    sparse_with_bad_indices(run / "x.pt")
+    """The stock loader does not look at the indices: a value of 1 is lost, or written where it does not belong."""
+    path = sparse_with_bad_indices(run / "x.pt")
+
+    def stock() -> list[float]:
+        loaded = torch.load(path, weights_only=True)["0.weight"]
+        assert loaded._indices().max() == 1 << 40
+        return loaded.to_dense().tolist()
+
+    did = in_child(stock)
+    assert did.signal or did.value == [1, 0, 0]
     for place in ("x.pt", "."):
         assert "holds a sparse tensor" in refused(place)
 

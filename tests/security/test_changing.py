@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.cli.support import run_process
 from tests.security.conftest import Program
+from tests.security.stock import in_child
 
 WEIGHTS = {f"{index}.weight": torch.zeros(1000, 1000) for index in range(5)}
 
@@ -99,6 +102,49 @@ def test_checkpoint_that_is_cut_short_after_it_was_opened(run: Path, form: str, 
         cwd=run, launcher=("-c", TRUNCATING.format(module="job", name="choose_tensors", large=large))
     )
     assert "changed while it was read" in ended.failed(3) or "damaged" in ended.failed(3)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip"])
+def test_stock_loaders_die_of_a_file_that_is_cut_short(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path / "x.pt", form)
+
+    def stock() -> object:
+        if form == "zip":
+            tensor = torch.load(path, weights_only=True, mmap=True)["4.weight"]
+            os.truncate(path, 5000)
+            return tensor[-1, -1].item()
+        with safe_open(path, "pt") as file:
+            os.truncate(path, 5000)
+            return file.get_tensor("4.weight")[-1, -1].item()
+
+    assert in_child(stock).signal == signal.SIGBUS
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip"])
+def test_stock_loaders_mix_old_and_new(tmp_path: Path, form: str) -> None:
+    """Of a file that is written to between two tensors they return one of each, and say nothing."""
+    path = write(tmp_path / "x.pt", form)
+
+    def overwrite() -> None:
+        content = path.read_bytes()
+        old = WEIGHTS["4.weight"].numpy().tobytes()
+        new = torch.ones_like(WEIGHTS["4.weight"]).numpy().tobytes()
+        start = content.rindex(old)
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(new)
+
+    if form == "zip":
+        found = torch.load(path, weights_only=True, mmap=True)
+        overwrite()
+        first, last = found["0.weight"], found["4.weight"]
+    else:
+        with safe_open(path, "pt") as opened:
+            first = opened.get_tensor("0.weight")
+            overwrite()
+            last = opened.get_tensor("4.weight")
+    assert first.max() == 0
+    assert last[-1, -1] == 1
 
 
 @pytest.mark.parametrize("name", ["probe.npz", "probe.safetensors", "probe.pt"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -42,6 +44,27 @@ def test_names_add_nothing(scan: Program, run: Path, kind: str, form: str) -> No
 
 def shape(element: ET.Element) -> object:
     return element.tag, sorted(element.attrib), [shape(child) for child in element]
+
+
+def test_stock_loader_offers_whatever_a_file_names(run: Path, scan: Program, marker: Path) -> None:
+    """Its error tells the user to allow the payload's function, and who does so runs it."""
+
+    class Copied:
+        def __reduce__(self) -> object:
+            return shutil.copytree, (str(run.parent / "empty"), str(marker))
+
+    (run.parent / "empty").mkdir()
+    path = save({"w": torch.ones(2, 2), "x": Copied()}, run / "x.pt")
+    with pytest.raises(pickle.UnpicklingError, match=r"add_safe_globals\(\[shutil.copytree\]\)"):
+        torch.load(path, weights_only=True)
+    with torch.serialization.safe_globals([shutil.copytree]):
+        torch.load(path, weights_only=True)
+    marker.rmdir()
+    line = scan("x.pt").failed(3)
+    assert "shutil.copytree" in line
+    assert "--allow-global" not in line
+    assert scan("x.pt", "--allow-global", "shutil.copytree").failed(2).isprintable()
+    assert not marker.exists()
 
 
 def test_extra_global(run: Path, scan: Program, marker: Path) -> None:

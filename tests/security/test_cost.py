@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
 
 from nndiag.checkpoint import open_checkpoint
 from nndiag.errors import InputError
 from tests.checkpoint.files import save
 from tests.security.conftest import Program
+from tests.security.stock import in_child, resident
 
 Refused = Callable[..., str]
 SIZE = 100_000
@@ -66,6 +68,36 @@ def test_memory_of_a_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kin
     assert taken < 45 * SIZE
 
 
+def string_of_gigabytes(content: bytes) -> bytes:
+    name = b"X\x01\x00\x00\x00w"
+    assert name in content
+    return content.replace(name, b"X\xff\xff\xff\xffw")
+
+
+def storage_of_gigabytes(content: bytes) -> bytes:
+    count = b"K\x0cNt"
+    assert count in content
+    return content.replace(count, b"\x8a\x05" + struct.pack("<Q", 1 << 31)[:5] + b"Nt")
+
+
+@pytest.mark.parametrize("lie", [string_of_gigabytes, storage_of_gigabytes])
+def test_claims_of_gigabytes(run: Path, refused: Refused, lie: Callable[[bytes], bytes]) -> None:
+    """The stock loader asks for the memory first, and finds that the file has 400 bytes afterwards."""
+    path = save({"w": torch.ones(12)}, run / "x.pt", "legacy")
+    path.write_bytes(lie(path.read_bytes()))
+    stock = in_child(lambda: torch.load(path, weights_only=True))
+    assert "MemoryError" in stock.raised or "can't allocate memory" in stock.raised
+    for place in ("x.pt", "."):
+        refused(place)
+
+
+def test_memory_that_a_pickle_asks_for(run: Path, refused: Refused) -> None:
+    """The stock loader makes a ``bytearray`` as long as 300 bytes say, before anybody sees it."""
+    archive(run / "x.pt", b"\x80\x02cbuiltins\nbytearray\nJ" + struct.pack("<i", 1 << 26) + b"\x85R.")
+    assert len(torch.load(run / "x.pt", weights_only=True)) == 1 << 26
+    assert "impossible arguments" in refused("x.pt")
+
+
 def header(path: Path, entries: dict[str, object], body: int = 0) -> Path:
     text = json.dumps(entries, separators=(",", ":")).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(body))
@@ -73,9 +105,30 @@ def header(path: Path, entries: dict[str, object], body: int = 0) -> Path:
 
 
 def test_more_than_a_million_tensors(run: Path, refused: Refused) -> None:
-    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
-    header(run / "x.safetensors", {str(index): entry for index in range(1_000_001)})
+    of_nothing(run / "x.safetensors", 1_100_002)
     assert "holds more than 1000000 tensors" in refused("x.safetensors")
+
+
+def of_nothing(path: Path, count: int) -> Path:
+    """A file of empty tensors."""
+    entry = b'":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    text = b"{" + b",".join(b'"%d' % index + entry for index in range(count)) + b"}"
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    return path
+
+
+def test_tensors_cost_the_stock_loader_many_times_their_bytes(tmp_path: Path) -> None:
+    """It takes as many as there are: a million, in a file of 57 MB, would have cost it a gigabyte."""
+    path = of_nothing(tmp_path / "x.safetensors", 30_000)
+
+    def stock() -> list[int]:
+        before = resident()
+        with safe_open(path, "pt") as file:
+            return [len(file.keys()), resident() - before]
+
+    count, taken = in_child(stock).value  # type: ignore[misc]
+    assert count == 30_000
+    assert taken > 5 * path.stat().st_size
 
 
 def test_thousands_of_tensors(run: Path, scan: Program) -> None:
@@ -99,10 +152,13 @@ def test_dicts_in_dicts(run: Path, refused: Refused) -> None:
 
 
 def test_header_of_gigabytes(run: Path, refused: Refused) -> None:
+    """The stock loader has the same bound of 100 MB, and refuses the header too."""
     for length in (1 << 32, 99_000_000):
         with (run / "x.safetensors").open("wb") as file:
             file.write(struct.pack("<Q", length) + b'{"a":')
             file.truncate(5 << 30)
+        with pytest.raises(SafetensorError):
+            safe_open(run / "x.safetensors", "pt")
         refused("x.safetensors")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +56,18 @@ def test_shards_that_leave_the_directory(run: Path, tmp_path: Path, refused: Ref
     for place in (".", INDEX):
         line = refused(place)
         assert "lies outside of it" in line or "is a link that leaves" in line
+
+
+def test_stock_loader_leaves_the_directory(run: Path, tmp_path: Path) -> None:
+    """``from_pretrained`` reads whatever file an index names, and says nothing."""
+    stock = saved("bert", run)
+    (run / "model.safetensors").rename(tmp_path / "secret.safetensors")
+    names = load_file(tmp_path / "secret.safetensors")
+    (run / INDEX).write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "../secret.safetensors")})
+    )
+    found = type(stock).from_pretrained(run)
+    assert torch.equal(found.classifier.weight, stock.classifier.weight)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +250,51 @@ def test_no_network_and_no_question(bert: Path, marker: Path, values: dict[str, 
     assert done.returncode == (3 if "auto_map" in values else 0), done.stderr
     assert not marker.exists()
     assert not (bert / os.devnull).is_file()
+
+
+WATCHED_STOCK = """
+import os, sys
+from transformers import AutoModelForSequenceClassification as Auto
+from transformers.integrations import hub_kernels
+
+def fetched(name, revision=None):
+    print("FETCHED", name)
+
+def watch(event, arguments):
+    if event == "socket.getaddrinfo":
+        print("NETWORK", flush=True)
+        os._exit(0)
+
+hub_kernels._kernels_available, hub_kernels.get_kernel = True, fetched  # where its library kernels is installed
+sys.addaudithook(watch)
+for folder in ("attention", "code", "elsewhere"):
+    print(folder)
+    try:
+        Auto.from_pretrained(folder)
+    except Exception as error:
+        print(type(error).__name__)
+"""
+
+
+def test_stock_loader_asks_and_fetches(bert: Path, tmp_path: Path, marker: Path) -> None:
+    """Whoever says "y" to its question runs the code; what is said to lie elsewhere is looked for there."""
+    for name in ("attention", "code", "elsewhere"):
+        shutil.copytree(bert, tmp_path / name)
+    configured(tmp_path / "attention", _attn_implementation="evil/kernel")
+    configured(tmp_path / "code", auto_map=AUTO_MAP, model_type="evil")
+    away = {name: value.replace("evil", "evil/model--evil") for name, value in AUTO_MAP.items()}
+    configured(tmp_path / "elsewhere", auto_map=away, model_type="evil")
+    kept = {name: value for name, value in clean_environment().items() if "OFFLINE" not in name}
+    kept |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_ENDPOINT": "http://localhost:9"}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED_STOCK], cwd=tmp_path, env=kept, input="y\n" * 9, text=True,
+        capture_output=True, timeout=300, check=False,
+    )  # fmt: skip
+    _, attention, code, elsewhere = re.split("attention\n|code\n|elsewhere\n", done.stdout)
+    assert "FETCHED evil/kernel" in attention, done.stderr
+    assert "Do you wish to run the custom code? [y/N]" in code
+    assert "NETWORK" in elsewhere
+    marker.rmdir()
 
 
 LOADERS = (".from_pretrained", ".from_config", ".load_dataset")

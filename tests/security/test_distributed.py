@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from nndiag.checkpoint import open_checkpoint
 from tests.checkpoint.files import Payload
 from tests.security.conftest import Program
+from tests.security.stock import in_child
 
 Refused = Callable[..., str]
 WEIGHTS = {"0.weight": torch.arange(12.0).reshape(3, 4), "0.bias": torch.ones(3)}
@@ -177,6 +181,27 @@ def test_tensor_of_terabytes(run: Path, refused: Refused) -> None:
     refused("x")
 
 
+def everything(folder: Path) -> dict[str, Any]:
+    """What the stock reader makes of all that the metadata says, as its converter to torch.save does."""
+    state: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _load_state_dict(state, FileSystemReader(folder), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    return state
+
+
+def test_tensor_that_is_nowhere(run: Path, refused: Refused) -> None:
+    """The stock reader sets the memory aside before it reads a part: 16 GiB for a directory of a few kB."""
+    save(run / "x")
+    change(run / "x", lambda metadata: cut_anew(metadata, (1 << 32,), whole(1 << 32)))
+    assert "can't allocate memory" in in_child(lambda: everything(run / "x")).raised
+    refused("x")
+
+
+def whole(size: int) -> list[ChunkStorageMetadata]:
+    return [ChunkStorageMetadata(torch.Size([0]), torch.Size([size]))]
+
+
 def test_parts_that_overlap(run: Path, scan: Program) -> None:
     """They leave holes, which must not show what the memory held before."""
     save(run / "x")
@@ -186,6 +211,9 @@ def test_parts_that_overlap(run: Path, scan: Program) -> None:
         cut_anew(metadata, (9,), chunks)
 
     change(run / "x", edit)
+    assert everything(run / "x")["model"]["0.bias"].shape == (
+        9,
+    )  # torch.empty, of which three stay as they are
     assert scan("x").code in (0, 3)
     if scan("x").code == 0:
         bias = open_checkpoint(run / "x").places[0].tensors["0.bias"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from markdown_it import MarkdownIt
-from safetensors.torch import save_file
+from rich.console import Console
+from rich.errors import MarkupError
+from safetensors.torch import load_file, save_file
 
 from nndiag.report import FORMATS
 from tests.checkpoint.files import save
@@ -42,6 +45,7 @@ NAMES = {
     "xml": "]]><x/>\ufffe\ud7ff",
 }
 HARMLESS = "harmless"
+HARMFUL = re.compile(r"://|%0A|[$`{]|[^\x20-\x7e]")
 OWN_HTML = re.compile(r"</?(code|details|summary)>|<!-- -->|<br>")
 
 
@@ -78,6 +82,27 @@ def commands(text: str) -> int:
 
 def test_commands_are_recognised() -> None:
     assert commands("a\n  ::error::x\na ##vso[y]z\n#[a]") == 2
+
+
+@pytest.mark.parametrize("kind", sorted(set(NAMES) - {"long"}))
+def test_stock_loaders_hand_names_over_as_they_are(tmp_path: Path, kind: str) -> None:
+    """Whoever prints them, on a terminal or in a build, obeys them."""
+    weights = {NAMES[kind]: torch.zeros(2)}
+    torch.save(weights, tmp_path / "x.pt")
+    save_file(weights, tmp_path / "x.safetensors")
+    (name,) = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert [name] == list(load_file(tmp_path / "x.safetensors")) == [NAMES[kind]]
+    rendered = MarkdownIt("commonmark").render(name) != f"<p>{name}</p>\n"
+    assert obeyed_by_rich(name) or rendered or commands(name) or HARMFUL.search(name)
+
+
+def obeyed_by_rich(name: str) -> bool:
+    page = io.StringIO()
+    try:
+        Console(file=page, width=500).print(name)
+    except MarkupError:
+        return True
+    return page.getvalue().strip() != name
 
 
 @pytest.mark.parametrize("kind", NAMES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
 import os
 import signal
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nndiag.pipeline import scanning
 from nndiag.pipeline.settings import ScanSettings
@@ -124,6 +126,47 @@ def test_link_outside_is_never_opened(run: Path, tmp_path: Path, monkeypatch: py
     assert secret.resolve() not in read
 
 
+@pytest.mark.parametrize("name", ["agent.zip", "epoch_1", "step_2.pt"])
+def test_what_a_link_outside_leads_to_is_not_looked_at(
+    run: Path, tmp_path: Path, scan: Program, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Neither opened nor listed, to see what it is: its name says that it was meant."""
+    save(WEIGHTS, run / "epoch_0.pt")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    save_file(WEIGHTS, secret / "model.safetensors")
+    (secret / "config.json").write_text("{}")
+    (run / name).symlink_to(secret if name == "epoch_1" else secret / "model.safetensors")
+    (run / "logs").symlink_to(secret)
+    looked: list[str] = []
+    for module, call in ((os, "open"), (os, "scandir"), (os, "listdir"), (builtins, "open"), (io, "open")):
+        real = getattr(module, call)
+        monkeypatch.setattr(
+            module,
+            call,
+            lambda path, *more, real=real, **named: (looked.append(str(path)), real(path, *more, **named))[1],
+        )
+    ended = scan(".", "--format", "json", "--quiet")
+    assert (ended.code, len(json.loads(ended.out)["checkpoints"])) == (3, 1)
+    assert f"{name}: is a link or pattern that leaves the run directory" in ended.err
+    assert "logs" not in ended.err
+    assert any(path.endswith("epoch_0.pt") for path in looked)
+    assert not [path for path in looked if path.split("/")[0] == name or "secret" in path]
+
+
+def test_plan_says_which_links_are_refused(run: Path, tmp_path: Path, scan: Program) -> None:
+    save(WEIGHTS, run / "epoch_0.pt")
+    (run / "epoch_1.pt").symlink_to(save(WEIGHTS, tmp_path / "secret.pt"))
+    np.savez(run / "probe.npz", x=np.ones((5, 4), np.float32))
+    (run / "nndiag.toml").write_text(CONFIG.format("probe.npz"))
+    ended = scan(".", "--plan", "--quiet", "--format", "json")
+    assert ended.code == 3
+    assert json.loads(ended.out)
+    assert "error: epoch_1.pt: is a link or pattern that leaves the run directory" in ended.err
+    (run / "epoch_1.pt").unlink()
+    assert scan(".", "--plan", "--quiet").code == 0
+
+
 def test_pattern_that_leaves_the_directory(run: Path, tmp_path: Path, refused: Refused) -> None:
     save(WEIGHTS, tmp_path / "secret.pt")
     for pattern, code in (("../*.pt", 3), (f"{tmp_path}/*.pt", 2)):
@@ -135,6 +178,7 @@ def test_link_to_the_optimizer_of_another_run(run: Path, tmp_path: Path, scan: P
     save(WEIGHTS, run / "policy.pth")
     save(trained()[1].state_dict(), tmp_path / "secret.pth")
     (run / "policy.optimizer.pth").symlink_to(tmp_path / "secret.pth")
+    assert torch.load(run / "policy.optimizer.pth", weights_only=True)  # the stock loader follows it
     ended = scan("policy.pth")
     assert ended.code == 0
     assert "policy.optimizer.pth was not used: it is a link that leaves its directory" in ended.err
@@ -159,6 +203,8 @@ def test_link_to_a_probe_outside(
     else:
         save_file({"x": x}, secret)
     (run / name).symlink_to(secret)
+    stock = np.load if name.endswith("npz") else torch.load if name.endswith("pt") else load_file
+    assert stock(run / name)["x"].shape == (8, 4)  # the stock loaders follow it
     (run / "nndiag.toml").write_text(CONFIG.format(name))
     assert "is a link that leaves the run directory" in refused(".")
     assert scan(".", "--trust", "--quiet", "--level", "activations").code == 0

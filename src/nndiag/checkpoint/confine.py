@@ -61,7 +61,7 @@ def is_inside(folder: Path, file: Path) -> bool:
     """Return whether a file of a directory, links followed, lies in it."""
     try:
         return file.resolve().is_relative_to(root_of(folder))
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError, ValueError):  # links in a circle; a name that no file can have
         return False
 
 

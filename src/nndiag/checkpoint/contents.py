@@ -12,6 +12,7 @@ from nndiag.checkpoint.plain import named_entries, plain_value
 from nndiag.checkpoint.progress import UNKNOWN, Progress, from_tree
 from nndiag.checkpoint.record import Place, SavedOptimizer
 from nndiag.checkpoint.source import Watched
+from nndiag.checkpoint.zero_parts import require_whole
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ def contents_of_tree(path: Path, form: str, tree: object) -> Contents:
     """Sort a value that torch loaded: weights, optimiser state, progress, hyper-parameters.
 
     Raises:
-        InputError: a tensor of it is not dense.
+        InputError: a tensor of it is not dense, or it is one rank's part of a DeepSpeed checkpoint.
     """
+    require_whole(path, tree)
     places = find_places(path, tree)
     hyper_parameters = plain_value(dict(named_entries(tree)).get("hyper_parameters"))
     return Contents(

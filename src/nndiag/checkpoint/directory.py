@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from nndiag.checkpoint.contents import Contents
 from nndiag.checkpoint.dcp import is_dcp, read_dcp
+from nndiag.checkpoint.deepspeed import OUT, WHAT
 from nndiag.checkpoint.huggingface import is_huggingface, read_huggingface
 from nndiag.checkpoint.permission import NOTHING, Permission
 from nndiag.checkpoint.source import unreadable
 from nndiag.errors import InputError
 
+_ZERO = WHAT.removeprefix("is ")
 _FOREIGN = (
     ("saved_model.pb", "a TensorFlow SavedModel, which is not supported", "save the weights as safetensors"),
     (
@@ -24,11 +25,11 @@ _FOREIGN = (
         "an orbax (JAX) checkpoint, which is not supported",
         "save the weights as safetensors",
     ),
-    ("*_optim_states.pt", "a DeepSpeed ZeRO checkpoint, whose weights are cut up by rank", "zero"),
-    ("*mp_rank_*_model_states.pt", "a DeepSpeed ZeRO checkpoint, whose weights are cut up by rank", "zero"),
+    ("*_optim_states.pt", _ZERO, OUT),
+    ("*mp_rank_*_model_states.pt", _ZERO, OUT),
     (
         "zero_to_fp32.py",
-        "a DeepSpeed ZeRO checkpoint, whose weights are cut up by rank",
+        _ZERO,
         "run `python zero_to_fp32.py . OUT` in it and give OUT",
     ),
     (
@@ -37,8 +38,6 @@ _FOREIGN = (
         "give the checkpoint that it was exported from",
     ),
 )
-_ZERO_SHARD = re.compile(r"(\w*zero_pp_rank_\d+_)?mp_rank_\d+_(model|optim)_states\.pt")
-_ZERO = "run `python zero_to_fp32.py . OUT` in the directory above and give OUT"
 
 
 def is_checkpoint_directory(folder: Path) -> bool:
@@ -67,16 +66,5 @@ def foreign(folder: Path) -> InputError | None:
     """Return the refusal of a directory that another framework wrote; ``None`` for any other."""
     for pattern, what, do in _FOREIGN:
         if next(folder.glob(pattern), None) is not None:
-            return InputError(folder, f"is {what}", _ZERO if do == "zero" else do)
+            return InputError(folder, f"is {what}", do)
     return None
-
-
-def is_zero_shard(file: Path) -> bool:
-    """Return whether DeepSpeed gives this name to what one rank holds: readable alone, and no network."""
-    return _ZERO_SHARD.fullmatch(file.name) is not None
-
-
-def zero_refusal(folder: Path) -> InputError:
-    """Return the refusal of a directory that holds shards of DeepSpeed ZeRO."""
-    what = "is a DeepSpeed ZeRO checkpoint, whose weights are cut up by rank"
-    return InputError(folder, what, _ZERO)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from nndiag.checkpoint.confine import is_inside
 from nndiag.checkpoint.copies import find_copies
-from nndiag.checkpoint.directory import foreign, is_checkpoint_directory, is_zero_shard, zero_refusal
+from nndiag.checkpoint.deepspeed import is_zero_shard, zero_refusal
+from nndiag.checkpoint.directory import foreign, is_checkpoint_directory
 from nndiag.checkpoint.identify import is_agent
 from nndiag.checkpoint.opening import glance
 from nndiag.checkpoint.optimizers import sibling_of
@@ -67,12 +69,13 @@ def find_checkpoints(
     """
     if path.is_file():
         return (path,)
-    left_out = {other.resolve() for other in exclude}
+    left_out = {os.path.realpath(other) for other in exclude}  # also of links in a circle
     own = include is None and is_checkpoint_directory(path)
-    entries = [entry for entry in _entries(path, include) if entry.resolve() not in left_out]
-    candidates = [entry for entry in entries if _is_candidate(entry, include is not None, own)]
-    outside = [entry for entry in candidates if not is_inside(path, entry)]
-    candidates = _without_links([entry for entry in candidates if entry not in outside])
+    entries = [entry for entry in _entries(path, include) if os.path.realpath(entry) not in left_out]
+    inside = [entry for entry in entries if is_inside(path, entry)]
+    leaving = [entry for entry in entries if entry not in set(inside)]
+    outside = [entry for entry in leaving if _may_be_one(entry, include is not None, own)]
+    candidates = _without_links([entry for entry in inside if _is_candidate(entry, include is not None, own)])
     if any(is_zero_shard(entry) for entry in candidates):
         raise zero_refusal(path)
     candidates += [path] if own else []
@@ -84,10 +87,10 @@ def find_checkpoints(
     for entry in sorted(outside):
         refuse(_escape(entry))
     if not found:
-        raise foreign(path) or _foreign_within(entries) or _nothing(path, include)
+        raise foreign(path) or _foreign_within(inside) or _nothing(path, include)
     odd = [file for file, progress in known if progress is None]
     odd += (
-        [] if include else [entry for entry in entries if entry not in candidates and _looks_like_one(entry)]
+        [] if include else [entry for entry in inside if entry not in candidates and _looks_like_one(entry)]
     )
     if odd:
         names = ", ".join(file.name for file in sorted(odd)[:_NAMED]) + (", …" if len(odd) > _NAMED else "")
@@ -135,6 +138,21 @@ def _is_candidate(entry: Path, named: bool, own: bool) -> bool:
     if entry.is_dir():
         return is_checkpoint_directory(entry)
     return entry.is_file() and not own and (named or _has_weights_name(entry))
+
+
+def _may_be_one(entry: Path, named: bool, own: bool) -> bool:
+    """Return whether a link out of the directory is meant as a checkpoint, by its name; where it leads is not read.
+
+    Args:
+        entry: the link.
+        named: whether the user's pattern fits it.
+        own: whether the directory is one checkpoint itself.
+    """
+    if entry.name.startswith(".") or _LEFTOVERS.fullmatch(entry.name):
+        return False
+    suffix = entry.suffix.lower()
+    is_file = suffix in _SUFFIXES or suffix == ".zip"
+    return named or (is_file and not own) or (not is_file and from_name(entry.name) != Progress())
 
 
 def _has_weights_name(file: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nndiag.checkpoint.allowed import ALLOWED, UNSUPPORTED
+from nndiag.checkpoint.deepspeed import MODULE, zero_refusal
 from nndiag.checkpoint.permission import Permission, is_dangerous, is_known_data
 from nndiag.errors import InputError
 
@@ -47,7 +48,7 @@ def full_name(module: str, name: str) -> str:
 
 def refusal(
     path: Path, name: str, rest: Iterable[tuple[_Opcode, object, object]], permission: Permission
-) -> CodeError:
+) -> InputError:
     """Return the one line for a pickle that was refused over a name.
 
     It names what is worst in the whole pickle, and offers a flag for well-known data alone: what a hostile file
@@ -70,6 +71,8 @@ def refusal(
     known = ALLOWED | UNSUPPORTED.keys() | permission.names
     asked = [name, *(other for other in dict.fromkeys(names) if other not in known and other != name)]
     hostile = [other for other in asked if is_dangerous(other) and not other.startswith(_OF_MODULES)]
+    if not hostile and any(other.startswith(MODULE) for other in asked):
+        return zero_refusal(path)
     is_module = strings >= _MODULE_STATE or any(other.startswith("torch.nn.modules.") for other in asked)
     if hostile:
         return _code(path, hostile[0], f"{_LOAD}, or ask its author for safetensors")

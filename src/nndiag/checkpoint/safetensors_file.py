@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from nndiag.checkpoint.identify import SAFETENSORS_HEADER_LIMIT
 from nndiag.checkpoint.inventory import MAX_TENSORS
 from nndiag.checkpoint.lazy import LazyTensors, spec
 from nndiag.checkpoint.source import Watched, damaged, summary
@@ -27,6 +28,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
     "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }  # fmt: skip
+_OTHER_OBJECTS = 100_000  # the header itself and its metadata, in which other tools put texts of JSON
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ def open_safetensors(path: Path) -> SafetensorsFile:
             tensor raises it where the file changed.
     """
     file = Watched(path)
+    length = int.from_bytes(file.read(0, 8), "little")
+    if length > SAFETENSORS_HEADER_LIMIT:
+        raise damaged(path, f"a header of {length} bytes")
+    text = file.read(8, length)
+    # The library would take six seconds and a gigabyte for a million of them; each is an object.
+    if text.count(b"{") > MAX_TENSORS + _OTHER_OBJECTS:
+        raise _too_many(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as opened:
             # Older releases know no file order; sorted names are then the order.
@@ -55,10 +64,9 @@ def open_safetensors(path: Path) -> SafetensorsFile:
     except Exception as error:
         raise damaged(path, summary(error)) from error
     if len(names) > MAX_TENSORS:
-        raise InputError(path, f"holds more than {MAX_TENSORS} tensors", "save the weights alone")
-    length = int.from_bytes(file.read(0, 8), "little")
+        raise _too_many(path)
     try:
-        header = json.loads(file.read(8, length))
+        header = json.loads(text)
         specs = {name: _spec(path, name, header[name]) for name in names}
         places = {name: 8 + length + header[name]["data_offsets"][0] for name in names}
     # The library has read this header, but perhaps not as Python does.
@@ -83,6 +91,10 @@ def load_safetensors(path: Path) -> tuple[Mapping[str, Tensor], Mapping[str, str
     """
     found = open_safetensors(path)
     return found.tensors, found.metadata
+
+
+def _too_many(path: Path) -> InputError:
+    return InputError(path, f"holds more than {MAX_TENSORS} tensors", "save the weights alone")
 
 
 def _spec(path: Path, name: str, entry: Mapping[str, object]) -> Tensor:

@@ -108,20 +108,21 @@ def scan(
         from nndiag.pipeline.scanning import scan as run_scan
 
         settings = replace(settings, model_args=parse_arguments(model_arg or []))
-        forecast = plan_scan(paths, settings, screen) if plan else None
+        forecast, refused = plan_scan(paths, settings, screen) if plan else (None, ())
         if forecast is None:
             outcome = run_scan(paths, settings, screen)
             refuse_overwriting(targets, [*outcome.files, *([Path(data)] if data else [])])
             write_reports(outcome.report, targets, files)
+            refused = outcome.refused
     if forecast is not None:
         _print_plan(forecast, format_ or "rich")
-        return
-    _print(outcome, format_ or "rich", formats, verbose)
-    if outcome.refused:
-        for error in outcome.refused:
-            print_error(*as_line(error))
+    else:
+        _print(outcome, format_ or "rich", formats, verbose)
+    for error in refused:
+        print_error(*as_line(error))
+    if refused:
         raise typer.Exit(COULD_NOT)
-    if fail_on != "never" and not _by_severity(outcome.report, fail_on).passed:
+    if forecast is None and fail_on != "never" and not _by_severity(outcome.report, fail_on).passed:
         raise typer.Exit(1)
 
 

@@ -58,6 +58,18 @@ def find_config(path: Path) -> Path | None:
     return file if isinstance(content, dict) and "model_type" in content else None
 
 
+def require_readable(path: Path) -> None:
+    """Refuse a ``config.json`` in a directory or beside a file that ``find_config`` could not read.
+
+    Raises:
+        InputError: it is there, and damaged or without a kind of model.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = folder / CONFIG_FILE
+    if file.is_file() and is_inside(folder, file):
+        read_config(file)
+
+
 def read_config(path: Path) -> HfConfig:
     """Read and check a ``config.json``.
 

@@ -72,6 +72,7 @@ def heal(
         source=str(source),
         written=None if settings.dry_run or target is None else str(target),
         samples=len(probe),
+        random_probe=probe.random,
         level=shallow,
         actions=cured.actions,
         left=cured.left,

@@ -20,7 +20,7 @@ from nndiag.model.factory import build_model
 from nndiag.model.fit import fit
 from nndiag.model.from_config import build_from_config
 from nndiag.model.hf import build_hf
-from nndiag.model.hf_config import find_config
+from nndiag.model.hf_config import find_config, require_readable
 from nndiag.model.timm_model import PREFIX as TIMM
 from nndiag.model.timm_model import build_timm
 from nndiag.pipeline.settings import ScanSettings
@@ -152,6 +152,7 @@ def _is_exported(last: Path) -> bool:
 def _from_config_json(files: Sequence[Path], settings: ScanSettings) -> Network:
     file = find_config(files[-1])
     if file is None:
+        require_readable(files[-1])
         why = f"there is no config.json of a Hugging Face model with {files[-1]}"
         raise UsageError("--model hf", why, "give --model file.py:callable")
     if settings.model_args:

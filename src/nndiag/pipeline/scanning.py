@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import nndiag
@@ -34,9 +35,14 @@ class Outcome:
     """
 
     report: Report
-    hints: tuple[str, ...]
+    look_further: Callable[[], tuple[str, ...]] = field(repr=False, compare=False)
     files: tuple[Path, ...] = ()
     refused: tuple[NndiagError, ...] = ()
+
+    @cached_property
+    def hints(self) -> tuple[str, ...]:
+        """Sentences that name the flags that get more; they look at the files again, which only people ask for."""
+        return self.look_further()
 
 
 def scan(
@@ -70,7 +76,7 @@ def scan(
     )
     return Outcome(
         report,
-        hints(reach, job.level, lambda: _seen(several, inputs.files, job.permission)),
+        lambda: hints(reach, job.level, lambda: _seen(several, inputs.files, job.permission)),
         inputs.files,
         refused,
     )
@@ -94,8 +100,11 @@ def plan_scan(
     paths: AnyPath | Sequence[AnyPath],
     settings: ScanSettings | None = None,
     listener: Listener | None = None,
-) -> Forecast:
+) -> tuple[Forecast, tuple[NndiagError, ...]]:
     """Say what ``scan`` would do with the same arguments, without doing it: replays, bytes, and about what time.
+
+    Returns:
+        The forecast, and why some of several checkpoints would not be scanned, as far as that is known before.
 
     Raises:
         UsageError: options or configuration are wrong, or weights alone would be looked at.
@@ -108,7 +117,7 @@ def plan_scan(
         raise UsageError("--plan", "--level weights only reads them", "give a deeper --level, or none")
     found = job.forecast(len(job.inputs.files) - 1)
     job.notes.close()
-    return found
+    return found, job.inputs.refused
 
 
 def make_job(

@@ -79,7 +79,10 @@ def with_targets(named: Named, seed: int, takes: Takes) -> Named:
         return named
     if ids.dim() != 2 or ids.is_floating_point():
         return named
-    mask = named.tensors.get("attention_mask", torch.ones_like(ids)).long()
+    mask = torch.ones_like(ids) if named.mask is None else named.mask
+    if mask.shape != ids.shape:
+        raise InputError("probe", "its attention_mask has another shape than its input_ids", "save it again")
+    mask = mask.long()
     if takes.loss == "causal_lm":
         return Named(
             {**named.tensors, "y": ids.long().masked_fill(mask == 0, IGNORED)}, named.left_out, named.names

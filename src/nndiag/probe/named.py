@@ -17,6 +17,7 @@ from nndiag.probe.takes import NOTHING_KNOWN, Takes
 
 INPUT = re.compile(r"x(0|[1-9][0-9]{0,3})")
 TARGETS = ("y", "labels", "label")
+_MASK = "attention_mask"
 _MEASURED = re.compile(r"values|features|pixel")
 """Inputs that are quantities; integers under any other name are tokens, masks or positions."""
 
@@ -25,11 +26,13 @@ _MEASURED = re.compile(r"values|features|pixel")
 class Named:
     """``tensors`` by name, the inputs in order and ``y`` last; ``left_out`` lists the arrays that no name
     claims. ``names`` are those under which the model takes the inputs, none where it takes them by position.
+    ``mask`` is 0 where tokens are padding, also of a model that takes no mask.
     """
 
     tensors: Mapping[str, Tensor]
     left_out: str = ""
     names: tuple[str, ...] = ()
+    mask: Tensor | None = None
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -83,9 +86,12 @@ def named_tensors(arrays: Mapping[str, object], source: str, takes: Takes = NOTH
     for name in targets:
         tensors["y"] = as_tensor(arrays[name], name, source)
     used = {*inputs, *targets}
-    return Named(
-        tensors, listed([name for name in arrays if name not in used]), tuple(inputs) if by_name else ()
-    )
+    mask = None
+    if "input_ids" in inputs and _MASK in arrays:
+        mask = as_tensor(arrays[_MASK], _MASK, source)
+        used.add(_MASK)
+    left_out = listed([name for name in arrays if name not in used])
+    return Named(tensors, left_out, tuple(inputs) if by_name else (), mask)
 
 
 def _widened(name: str, tensor: Tensor) -> Tensor:

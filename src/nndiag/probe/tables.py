@@ -5,7 +5,6 @@ Only columns that are asked for become arrays. Sequences of tokens that differ i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,16 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from nndiag.checkpoint.confine import require_inside
+from nndiag.checkpoint.json_file import read_object
 from nndiag.config.callables import reason
 from nndiag.errors import InputError, NndiagError, UsageError
 from nndiag.probe.labels import IGNORED
-from nndiag.probe.npz import Lazy
+from nndiag.probe.npz import DENSEST, FREE, Lazy
+from nndiag.probe.table_files import read_file
 
 SUFFIXES = (".parquet", ".jsonl", ".arrow")
 PADDING: Mapping[str, int] = {
     "input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "decoder_input_ids": 0, "labels": IGNORED, "y": IGNORED,
 }  # fmt: skip
 """What sequences that are shorter than the longest are filled up with, by the name of the column."""
+TOKENS, MASK = "input_ids", "attention_mask"
 _SPLITS = "dataset_dict.json"
 _STATE = "state.json"
 
@@ -30,7 +33,8 @@ _STATE = "state.json"
 def read_table(path: Path, limit: int | None) -> Mapping[str, object]:
     """Return the columns of a file, or of a folder: saved by ``datasets``, or holding files of one kind.
 
-    A column becomes an array when it is looked up; text becomes a list of strings.
+    A column becomes an array when it is looked up; text becomes a list of strings. Tokens that are filled up come with
+    a mask of what is none of that, where the table has none.
 
     Args:
         path: a ``.parquet``, ``.jsonl`` or ``.arrow`` file, or a folder.
@@ -45,13 +49,33 @@ def read_table(path: Path, limit: int | None) -> Mapping[str, object]:
     except ImportError as error:
         raise UsageError(f"--data {path}", "pyarrow is not installed", 'pip install "nndiag[hf]"') from error
     with _reading(path):
-        tables = [_file(pa, file, limit) for file in _files(path)]
-        table = pa.concat_tables(tables)
+        tables = [read_file(pa, file, limit) for file in _files(path)]
+        table = pa.concat_tables(tables).unify_dictionaries()
         table = table if limit is None else table.slice(0, limit)
         table.validate(full=True)
     if not table.num_rows:
         raise InputError(path, "holds no samples", "give at least one")
-    return Lazy(tuple(table.column_names), lambda name: _column(pa, path, name, table.column(name)))
+    names = tuple(table.column_names)
+    if not _is_filled_up(pa, table):
+        return Lazy(names, lambda name: _column(pa, path, name, table.column(name)))
+
+    def read(name: str) -> object:
+        if name != MASK:
+            return _column(pa, path, name, table.column(name))
+        lengths = table.column(TOKENS).combine_chunks().value_lengths().to_pylist()
+        return padded([np.ones(length, dtype=np.int64) for length in lengths], PADDING[MASK])
+
+    return Lazy((*names, MASK), read)
+
+
+def _is_filled_up(pa: Any, table: Any) -> bool:
+    """Return whether the tokens of a table differ in length, and no column says which of them are padding."""
+    if TOKENS not in table.column_names or MASK in table.column_names:
+        return False
+    tokens = table.column(TOKENS)
+    if not (pa.types.is_list(tokens.type) or pa.types.is_large_list(tokens.type)) or tokens.null_count:
+        return False
+    return len(tokens.combine_chunks().value_lengths().unique()) > 1
 
 
 def _files(path: Path) -> list[Path]:
@@ -78,43 +102,18 @@ def _files(path: Path) -> list[Path]:
 
 def _listed_in(state: Path) -> list[Path]:
     """Return the files that ``save_to_disk`` listed; none may lie elsewhere."""
-    content = json.loads(state.read_bytes())
-    names = [entry["filename"] for entry in content["_data_files"]]
+    content = read_object(state)
+    entries = content.get("_data_files")
+    names = [entry["filename"] for entry in entries] if isinstance(entries, list) else []
+    if len(set(map(str, names))) < len(names) or not names:
+        raise InputError(state, "names no files, or one of them twice", "save the dataset again")
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise InputError(
                 state, f"is refused: it names {str(name)[:80]}, outside its folder", "save it again"
             )
+        require_inside(state.parent, state.parent / name)
     return [state.parent / name for name in names]
-
-
-def _file(pa: Any, file: Path, limit: int | None) -> Any:
-    suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        from pyarrow import parquet
-
-        return parquet.read_table(file)
-    if suffix == ".jsonl":
-        from pyarrow import json as lines
-
-        return lines.read_json(file)
-    with pa.memory_map(str(file)) as source:
-        try:
-            reader = pa.ipc.open_stream(source)
-        except pa.ArrowInvalid:
-            source.seek(0)
-            return pa.ipc.open_file(source).read_all()
-        return pa.Table.from_batches(_enough(reader, limit), schema=reader.schema)
-
-
-def _enough(batches: Any, limit: int | None) -> Iterator[Any]:
-    """Yield batches until there are ``limit`` rows."""
-    rows = 0
-    for batch in batches:
-        yield batch
-        rows += batch.num_rows
-        if limit is not None and rows >= limit:
-            return
 
 
 def _column(pa: Any, path: Path, name: str, column: Any) -> object:
@@ -122,14 +121,29 @@ def _column(pa: Any, path: Path, name: str, column: Any) -> object:
     with _reading(path):
         values = column.combine_chunks()
         values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        kind = values.type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            if kind is not values.type:
+                _require_few_words(path, name, values)
             return [text or "" for text in values.to_pylist()]
         return _array(pa, path, name, values)
+
+
+def _require_few_words(path: Path, name: str, values: Any) -> None:
+    """Refuse words that are long, and repeat so often that together they are far more than what holds them."""
+    import pyarrow.compute as compute
+
+    lengths = compute.binary_length(values.dictionary).take(values.indices)
+    if (compute.sum(lengths).as_py() or 0) > FREE + DENSEST * values.nbytes:
+        raise InputError(path, f"is refused: {name} repeats long texts", "leave the repetitions out")
 
 
 def _array(pa: Any, path: Path, name: str, values: Any) -> np.ndarray[Any, Any]:
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
     kind = values.type
     if values.null_count:
         raise InputError(path, f"{name} has empty entries", "fill them in, or leave the rows out")
@@ -150,8 +164,16 @@ def _array(pa: Any, path: Path, name: str, values: Any) -> np.ndarray[Any, Any]:
 
 
 def padded(rows: list[np.ndarray[Any, Any]], filling: int) -> np.ndarray[Any, Any]:
-    """Return rows of different lengths as one array, filled up at their ends."""
-    found = np.full((len(rows), max(map(len, rows))), filling, dtype=np.int64)
+    """Return rows of different lengths as one array, filled up at their ends.
+
+    Raises:
+        InputError: that would be more than a hundred times as many numbers, and many.
+    """
+    longest, held = max(map(len, rows)), sum(map(len, rows))
+    if len(rows) * longest > FREE // 8 + DENSEST * held:
+        why = f"{len(rows)} samples of up to {longest} tokens hold only {held}"
+        raise InputError("probe", why, "leave the long ones out, or cut them")
+    found = np.full((len(rows), longest), filling, dtype=np.int64)
     for place, row in enumerate(rows):
         found[place, : len(row)] = row
     return found

@@ -17,6 +17,7 @@ from nndiag.config.callables import reason
 from nndiag.errors import InputError, NndiagError, UsageError
 from nndiag.probe.labels import IGNORED
 from nndiag.probe.tables import padded
+from nndiag.probe.tokenizer_file import require_modest
 
 TOKENIZER = "tokenizer.json"
 LARGEST_TOKENIZER = 256 * 2**20
@@ -58,6 +59,7 @@ class Tokenizer:
         require_inside(folder, self._path)
         if self._path.stat().st_size > LARGEST_TOKENIZER:
             raise InputError(self._path, "is larger than 256 MiB", "give the model's own tokenizer")
+        require_modest(self._path)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         try:
             from tokenizers import Tokenizer as Library

@@ -67,11 +67,11 @@ class Costs(Record):
 class Healing(Record):
     """What was changed in a checkpoint and what it did.
 
-    ``written`` is null where nothing was to be written. ``output_change`` is the largest difference of an output on the
-    probe, relative to the largest output. ``findings_before`` and ``findings_after`` count findings of nodes and layers
-    by code, as far as ``level``. ``snippet`` is Python for the user's own training code. Of a network that was made
-    smaller, ``widths`` are the new sizes, as ``nndiag.resize`` takes them, and ``cost_before`` and ``cost_after`` what
-    it takes.
+    ``written`` is null where nothing was to be written. ``random_probe`` says that the probe was noise and no data.
+    ``output_change`` is the largest difference of an output on the probe, relative to the largest output.
+    ``findings_before`` and ``findings_after`` count findings of nodes and layers by code, as far as ``level``.
+    ``snippet`` is Python for the user's own training code. Of a network that was made smaller, ``widths`` are the new
+    sizes, as ``nndiag.resize`` takes them, and ``cost_before`` and ``cost_after`` what it takes.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -80,6 +80,7 @@ class Healing(Record):
     source: str
     written: str | None
     samples: int
+    random_probe: bool = False
     level: str
     actions: tuple[HealedNode, ...]
     left: tuple[LeftNode, ...] = ()

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from nndiag.records.document import NOISE
 from nndiag.records.healing import HealedNode, Healing, LeftNode, Suggestion
 from nndiag.report.look import Look
 from nndiag.report.numbers import counted, duration, number, ranges
@@ -51,6 +52,8 @@ def render_healing(found: Healing, console: Console, *, verbose: bool) -> None:
 def _parts(found: Healing, look: Look, verbose: bool) -> Iterator[RenderableType]:
     yield _headline(found, look)
     yield Padding(look.flow(_basis(found), "quiet"), (0, 0, 0, 2))
+    if found.random_probe:
+        yield Padding(look.text(f"{NOISE[0].upper()}{NOISE[1:]}"), (0, 0, 0, 2))
     most = 10_000 if verbose else _MOST
     if found.actions:
         planned = found.written is None
@@ -96,7 +99,7 @@ def _nothing(found: Healing) -> str:
 
 def _basis(found: Healing) -> Iterator[str]:
     yield f"{found.source}, goal {found.goal}"
-    yield f"on {counted(found.samples, 'sample')}"
+    yield f"on {counted(found.samples, 'sample')}{' of random numbers' if found.random_probe else ''}"
     yield f"examined to {found.level}"
 
 
