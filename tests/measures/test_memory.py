@@ -154,6 +154,25 @@ def test_streamed_layers_share_replays_and_have_the_same_numbers(
     assert leads < solving.replays <= leads + (1 + 3 * 300 + 2 if solver == "power" else 1 + min(64, most))
 
 
+@pytest.mark.parametrize("worth", [2, 64])
+def test_blocks_added_up_whole_have_the_same_numbers(
+    worth: int, ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nndiag.measures.curvature.DENSE_SIZE", 0)
+    monkeypatch.setattr("nndiag.spectrum.lead.WORTH", worth)
+    model, samples = build(BY_NAME["wide_mlp"]), probe(BY_NAME["wide_mlp"], "mse", samples=30, batch_size=12)
+    plan = Plan(Level.CURVATURE, tolerance=3e-2, coverage=0.0)
+    kept = measure(model, samples, plan)
+
+    def summed(needs: Sequence[Need], setting: Setting, budget: int, asked: bool) -> Schedule:
+        parts = tuple(Part(need.layer, "whole", 0, need.nodes, 0) for need in needs)
+        return Schedule(budget, 12, (Round(parts, False, 0),), None, 0, 0)
+
+    monkeypatch.setattr("nndiag.measures.collect.make_schedule", summed)
+    whole, _ = ran(model, samples, plan)
+    agree(kept, whole, 1e-8)
+
+
 def test_what_turns_out_larger_than_expected_is_given_up_and_taken_later(
     ran: Ran, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,13 @@ def test_a_layer_that_does_not_fit_is_streamed() -> None:
 def test_a_layer_whose_sums_are_cheap_and_small_is_summed() -> None:
     schedule = make_schedule([need("a", per_sample=1e5, size=50, summing=1.0)], setting(), 50 * MB)
     assert [part.form for part in parts(schedule)] == ["whole"]
+
+
+def test_some_nodes_of_a_layer_are_not_summed_where_their_solver_starts_from_all() -> None:
+    one = need("a", per_sample=1e7, nodes=2000, size=50, summing=1.0)
+    assert {part.form for part in parts(make_schedule([one], setting(), 20 * MB))} == {"streamed"}
+    few = replace(one, form="implicit")
+    assert {part.form for part in parts(make_schedule([few], setting(), 20 * MB))} == {"whole"}
 
 
 def test_what_is_solved_densely_is_never_streamed() -> None:

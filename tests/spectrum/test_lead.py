@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nndiag.measures.blocks import OuterBlocks
-from nndiag.spectrum import Lead, answered, lanczos, random_vectors, shared_lead
+from nndiag.spectrum import Lead, Tally, answered, lanczos, random_vectors, shared_lead, summed_lead
 
 NODES, SIZE, ROWS = 70, 40, 100
 
@@ -124,6 +124,22 @@ def test_a_block_beyond_the_range_of_its_type_spoils_no_other() -> None:
     torch.testing.assert_close(found.largest[others], truth[others], rtol=1e-3, atol=0)
     assert found.largest[5].isnan()
     assert found.converged.tolist() == others.tolist()
+
+
+@KINDS
+def test_sums_tell_the_same_as_rows(kind: str) -> None:
+    blocks = stack(kind)
+    by_rows = lead_of(blocks)
+    half = ROWS // 2
+    tally = Tally.of(blocks.inputs[:half], blocks.weights[:half])
+    tally.add(Tally.of(blocks.inputs[half:], blocks.weights[half:]))
+    by_sums = summed_lead(blocks.matrices(0, NODES), tally, blocks.samples, blocks.traces())
+    live = blocks.traces() > 0
+    for field in fields(Lead):
+        here, there = (getattr(lead, field.name)[live].double() for lead in (by_rows, by_sums))
+        if field.name == "vectors":
+            here, there = (torch.einsum("np,nq->npq", x, x) for x in (here, there))
+        torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-9)
 
 
 def test_restricted() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nndiag.replay.jacobian import beside, jacobian, squared_norms
 from nndiag.replay.kinds import Layer, Share
-from nndiag.spectrum import Blocks, Lead, shared_lead, worth_leading
+from nndiag.spectrum import Blocks, Lead, Tally, shared_lead, summed_lead, worth_leading
 
 
 class LayerBlocks(Blocks, Protocol):
@@ -112,12 +112,16 @@ class OuterBlocks:
 
 @dataclass(frozen=True)
 class GramBlocks:
-    """Blocks added up whole, ``(folds, nodes, size, size)``, each fold for itself and not divided by samples."""
+    """Blocks added up whole, ``(folds, nodes, size, size)``, each fold for itself and not divided by samples.
+
+    ``tally`` is what was noted of the rows of a layer with one position, all of its nodes being there.
+    """
 
     sums: Tensor
     total: Tensor
     samples: int
     rows: int
+    tally: Tally | None = None
     semidefinite: bool = True
 
     @property
@@ -146,11 +150,17 @@ class GramBlocks:
 
     def restricted(self, index: Tensor) -> GramBlocks:
         """Return the blocks of these nodes alone."""
-        return replace(self, sums=self.sums[:, index], total=self.total[index])
+        return replace(self, sums=self.sums[:, index], total=self.total[index], tally=None)
 
     def matrices(self, start: int, stop: int) -> Tensor:
         """Return the blocks themselves in float64."""
         return self.total[start:stop].double()
+
+    def lead(self, traces: Tensor) -> Lead | None:
+        """Return what the shared inputs would have told, and the sums do too."""
+        if self.tally is None or not worth_leading(self.nodes, self.size, self.samples):
+            return None
+        return summed_lead(self.total, self.tally, self.samples, traces)
 
     def traces(self) -> Tensor:
         """``tr G_i``, ``(nodes,)`` float64."""

@@ -12,6 +12,7 @@ from nndiag.measures.blocks import GramBlocks, ImplicitBlocks, NodeBlocks, Outer
 from nndiag.measures.folds import FoldRows
 from nndiag.replay.jacobian import beside, jacobian, same_inputs
 from nndiag.replay.kinds import Layer, tiles
+from nndiag.spectrum import Tally
 
 EXPECTED_PRODUCTS = 7
 """How many products a solver takes, for the choice of the form."""
@@ -57,6 +58,7 @@ class Capture:
         self._segments: list[Segment] = []
         self._jacobians: list[Tensor] = []
         self._sums: Tensor | None = None
+        self._tally: Tally | None = None
         self._rows = 0
 
     def add(
@@ -77,6 +79,7 @@ class Capture:
             if not self._always:
                 self._add_outer(use, weights, folds)
                 return
+            self._note(Tally.of(_only_inputs(use), weights))
             gradients = [[weights.sqrt_()[:, :, None, None]]]
         if self._whole is None:
             self._whole = self.prefers_whole(use, gradients)
@@ -109,7 +112,8 @@ class Capture:
         if self._jacobians:
             return RowBlocks(_joined(self._jacobians, dim=1), _joined(self._row_folds), self._samples)
         if self._sums is not None:
-            return GramBlocks(self._sums, self._sums.sum(dim=0) / self._samples, self._samples, self._rows)
+            total = self._sums.sum(dim=0) / self._samples
+            return GramBlocks(self._sums, total, self._samples, self._rows, self._tally)
         return ImplicitBlocks(self.layer, self._segments, self._samples)
 
     def is_outer(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> bool:
@@ -141,11 +145,20 @@ class Capture:
         return whole < EXPECTED_PRODUCTS * product
 
     def _add_outer(self, use: LayerUse, weights: Tensor, folds: FoldRows) -> None:
-        inputs = use.inputs()[0][:, 0, :, 0]
+        inputs = _only_inputs(use)
         self._inputs.append(inputs)
         self._weights.append(weights)
         self._row_folds.append(folds.of_row)
         self._count(inputs, weights, folds.of_row)
+
+    def _note(self, tally: Tally) -> None:
+        """Note of the rows what their sums do not tell, where all nodes are wanted."""
+        if self._nodes != (0, self.layer.nodes):
+            return
+        if self._tally is None:
+            self._tally = tally
+        else:
+            self._tally.add(tally)
 
     def _add_segment(self, use: LayerUse, gradients: tuple[tuple[Tensor, ...], ...], folds: FoldRows) -> None:
         self._count(*(g for of_column in gradients for g in of_column), folds.of_row)
@@ -184,6 +197,11 @@ def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
     found = parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
     parts.clear()
     return found
+
+
+def _only_inputs(use: LayerUse) -> Tensor:
+    """Return the inputs of a layer with one position, ``(batch, size)``."""
+    return use.inputs()[0][:, 0, :, 0]
 
 
 def _squares(gradients: Sequence[Sequence[Tensor]]) -> Tensor:

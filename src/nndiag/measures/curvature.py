@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nndiag.measures.blocks import LayerBlocks, OuterBlocks, ScaledBlocks
+from nndiag.measures.blocks import GramBlocks, LayerBlocks, OuterBlocks, ScaledBlocks
 from nndiag.measures.schedule import SOLVER_VECTORS
 from nndiag.measures.update_map import update_map
 from nndiag.measures.weights import numbers
@@ -88,7 +88,9 @@ def layer_curvature(
     generator = torch.Generator().manual_seed(settings.seed)
     solve = partial(_solve, settings=settings, generator=generator, workspace=workspace, among=among)
     traces = blocks.traces()
-    lead = blocks.lead(traces) if isinstance(blocks, OuterBlocks) and settings.solver == "lanczos" else None
+    lead = None
+    if settings.solver == "lanczos" and isinstance(blocks, OuterBlocks | GramBlocks):
+        lead = blocks.lead(traces)
     found = solve(blocks, blocks.like, lead=lead)
     seen = None
     if preconditioner is not None:

@@ -166,7 +166,7 @@ def make_schedule(needs: Sequence[Need], setting: Setting, budget: int, asked: b
 
 
 def led(need: Need, setting: Setting) -> bool:
-    """Whether a solver is to start from what the inputs of a layer have in common: sums of blocks do not tell it."""
+    """Whether a solver is to start from what the inputs of a layer have in common: some of its nodes do not tell it."""
     single = need.form == "outer" and not need.dense and setting.solver == "lanczos"
     return single and worth_leading(need.nodes, need.size, setting.samples)
 
@@ -216,13 +216,13 @@ class _Division:
         setting = self._setting
         ways = [_native(need, setting)]
         summed = need.form == "whole" or need.dense
-        summed = summed or (need.summing <= STREAM_REPLAYS * setting.replaying and not led(need, setting))
+        summed = summed or need.summing <= STREAM_REPLAYS * setting.replaying
         if summed and need.form != "whole":
             ways.append(_summed(need, setting, 0, need.nodes))
         fitting = [part for part in ways if self._fits(part)]
         if fitting:
             return [min(fitting, key=lambda part: part.bytes)]
-        most = self._most(need) if summed else 0
+        most = self._most(need) if summed and not led(need, setting) else 0
         if most == 0 or (-(-need.nodes // most) > STREAM_REPLAYS and not need.dense):
             return []
         return [_summed(need, setting, a, b) for a, b in _ranges(need, most)]

@@ -8,7 +8,7 @@ returns
 from nndiag.spectrum.asking import Among, Asking, Request, answered, extremes_by, placed, scaled
 from nndiag.spectrum.dense import dense_extremes
 from nndiag.spectrum.lanczos import lanczos
-from nndiag.spectrum.lead import Lead, Leading, shared_lead, worth_leading
+from nndiag.spectrum.lead import Lead, Leading, Tally, shared_lead, summed_lead, worth_leading
 from nndiag.spectrum.power import power
 from nndiag.spectrum.record import Blocks, Extremes, Stack, joined, random_vectors
 
@@ -21,6 +21,7 @@ __all__ = [
     "Leading",
     "Request",
     "Stack",
+    "Tally",
     "answered",
     "dense_extremes",
     "extremes_by",
@@ -31,5 +32,6 @@ __all__ = [
     "random_vectors",
     "scaled",
     "shared_lead",
+    "summed_lead",
     "worth_leading",
 ]

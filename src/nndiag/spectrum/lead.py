@@ -27,6 +27,29 @@ def worth_leading(nodes: int, size: int, samples: int) -> bool:
     return nodes >= WORTH and min(size, samples) >= 2 * DIRECTIONS
 
 
+@dataclass
+class Tally:
+    """What is noted of the weights ``h ≥ 0`` of rows ``x`` as they come, for every matrix.
+
+    ``single`` is the largest ``h_{n,i} ‖x_n‖²``, which no largest eigenvalue of ``Σ_n h_{n,i} x_n x_nᵀ`` is below;
+    ``positive`` how many weights are, which no rank is above.
+    """
+
+    single: Tensor  # (nodes,)
+    positive: Tensor  # (nodes,)
+
+    @classmethod
+    def of(cls, rows: Tensor, weights: Tensor) -> Tally:
+        """Return what there is to note of ``(rows, size)`` and ``(rows, nodes)``."""
+        single = (weights * rows.square().sum(dim=1, keepdim=True)).amax(dim=0)
+        return cls(single, torch.count_nonzero(weights, dim=0))
+
+    def add(self, other: Tally) -> None:
+        """Take further rows into account."""
+        self.single = torch.maximum(self.single, other.single)
+        self.positive = self.positive + other.positive
+
+
 @dataclass(frozen=True)
 class Lead:
     """What is known of a stack of positive semidefinite matrices beforehand.
@@ -67,16 +90,13 @@ class Leading:
     """
 
     def __init__(self, nodes: int, size: int, like: Tensor) -> None:
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(size, DIRECTIONS, generator=generator, dtype=like.dtype)
-        self._directions = drawn.to(like.device)
+        self._directions = _drawn(size, like)
         self._images = torch.zeros_like(self._directions)
         self._sweeps = 0
         first, other = torch.triu_indices(DIRECTIONS, DIRECTIONS, device=like.device)
         self._pairs = first, other
         self._entries = torch.zeros(nodes, len(first), dtype=torch.float64, device=like.device)
-        self._single = torch.zeros(nodes, dtype=like.dtype, device=like.device)
-        self._positive = torch.zeros(nodes, dtype=torch.long, device=like.device)
+        self._tally: Tally | None = None
 
     @property
     def found(self) -> bool:
@@ -91,9 +111,11 @@ class Leading:
             return
         first, other = self._pairs
         self._entries += weights.T @ (projected[:, first] * projected[:, other])
-        single = (weights * rows.square().sum(dim=1, keepdim=True)).amax(dim=0)
-        self._single = torch.maximum(self._single, single)
-        self._positive += torch.count_nonzero(weights, dim=0)
+        tally = Tally.of(rows, weights)
+        if self._tally is None:
+            self._tally = tally
+        else:
+            self._tally.add(tally)
 
     def sweep(self) -> None:
         """Find better directions by the rows that were added."""
@@ -111,16 +133,8 @@ class Leading:
         first, other = self._pairs
         matrices = self._entries.new_empty(len(traces), DIRECTIONS, DIRECTIONS)
         matrices[:, first, other] = matrices[:, other, first] = self._entries / count
-        values, states = eigenpairs(matrices)
-        single = self._single.double() / count
-        return Lead(
-            vectors=states[:, :, -1].to(self._directions) @ self._directions.T,
-            near=values[:, -1] >= single,
-            least=torch.fmax(values[:, -1], single),
-            second=values[:, -2],
-            others=values[:, -2].clamp_min(0) + (traces - values.sum(dim=1)).clamp_min(0),
-            short=self._positive < len(self._directions),
-        )
+        assert self._tally is not None
+        return _lead(matrices, self._directions, self._tally, count, traces)
 
 
 def shared_lead(rows: Tensor, weights: Tensor, count: int, traces: Tensor) -> Lead:
@@ -138,3 +152,32 @@ def shared_lead(rows: Tensor, weights: Tensor, count: int, traces: Tensor) -> Le
         leading.sweep()
     leading.add(rows, weights)
     return leading.lead(count, traces)
+
+
+def summed_lead(matrices: Tensor, tally: Tally, count: int, traces: Tensor) -> Lead:
+    """Return the same of matrices that were added up, ``(nodes, size, size)``, and of whose rows a tally was kept."""
+    every = matrices.sum(dim=0)
+    directions = _drawn(len(every), matrices)
+    for _ in range(SWEEPS):
+        directions = torch.linalg.qr(every @ directions)[0]
+    projected = (directions.T @ (matrices @ directions)).double()
+    return _lead((projected + projected.mT) / 2, directions, tally, count, traces)
+
+
+def _drawn(size: int, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(size, DIRECTIONS, generator=generator, dtype=like.dtype).to(like.device)
+
+
+def _lead(matrices: Tensor, directions: Tensor, tally: Tally, count: int, traces: Tensor) -> Lead:
+    """Return what projections ``B`` say, ``(nodes, DIRECTIONS, DIRECTIONS)`` float64."""
+    values, states = eigenpairs(matrices)
+    single = tally.single.double() / count
+    return Lead(
+        vectors=states[:, :, -1].to(directions) @ directions.T,
+        near=values[:, -1] >= single,
+        least=torch.fmax(values[:, -1], single),
+        second=values[:, -2],
+        others=values[:, -2].clamp_min(0) + (traces - values.sum(dim=1)).clamp_min(0),
+        short=tally.positive < len(directions),
+    )

@@ -102,29 +102,26 @@ class Convolution(ColumnKind):
     def operate(self, use: Use, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the convolution of the input with other kernels and biases."""
         geometry = Geometry.of(use)
-        padded = F.pad(use.input, geometry.pad)
+        padded, padding = geometry.padded(use.input)
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(geometry.kernel) - 1]
-        found = convolve(padded, weight, bias, geometry.stride, 0, geometry.dilation, use.layer.groups)
+        found = convolve(padded, weight, bias, geometry.stride, padding, geometry.dilation, use.layer.groups)
         return found.flatten(2)
 
     def parameter_gradient(self, use: Use, cotangents: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the gradient of kernels and biases."""
         geometry = Geometry.of(use)
-        rank = len(geometry.kernel)
-        padded = F.pad(use.input, geometry.pad)
-        positions = geometry.positions(padded)
+        padded, padding = geometry.padded(use.input)
+        positions = geometry.positions(use.input)
         _, weight, bias = aten.convolution_backward(
             cotangents.reshape(*cotangents.shape[:2], *positions), padded, padded.new_empty(use.weight.shape),
-            [use.weight.shape[0]], geometry.stride, [0] * rank, geometry.dilation, False, [0] * rank, use.layer.groups,
-            [False, True, use.bias is not None],
+            [use.weight.shape[0]], geometry.stride, padding, geometry.dilation, False, [0] * len(padding),
+            use.layer.groups, [False, True, use.bias is not None],
         )  # fmt: skip
         return weight, bias if use.bias is not None else None
 
     def count(self, use: Use) -> tuple[int, int]:
         """Return batch and positions."""
-        geometry = Geometry.of(use)
-        sizes = [size + sum(geometry.pad[-2 * i - 2 :][:2]) for i, size in enumerate(use.input.shape[2:])]
-        return use.input.shape[0], math.prod(geometry.along(sizes))
+        return use.input.shape[0], math.prod(Geometry.of(use).positions(use.input))
 
 
 def _slides(share: Share) -> bool:
@@ -166,12 +163,17 @@ class Geometry:
         stride = per_axis(use.option("stride", 1), rank)
         return cls(kernel, stride, dilation, extent, _padding(use.option("padding", 0), extent))
 
-    def positions(self, padded: Tensor) -> list[int]:
-        """Return how often the kernel fits along every axis of a padded input."""
-        return self.along(padded.shape[2:])
+    def padded(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """Return the input, and how far the convolution is to pad it itself: it need not copy what it pads."""
+        ends = self.pad[::-1]  # both ends of an axis, the last first
+        if ends[::2] == ends[1::2]:
+            return x, ends[::2]
+        return F.pad(x, self.pad), [0] * len(self.kernel)
 
-    def along(self, sizes: Sequence[int]) -> list[int]:
-        """Return the same from the sizes of a padded input."""
+    def positions(self, x: Tensor) -> list[int]:
+        """Return how often the kernel fits along every axis of an input, once that is padded."""
+        sides = zip(self.pad[-2::-2], self.pad[::-2], strict=True)
+        sizes = [size + before + after for size, (before, after) in zip(x.shape[2:], sides, strict=True)]
         return [(size - e) // s + 1 for size, e, s in zip(sizes, self.extent, self.stride, strict=True)]
 
 
