@@ -11,13 +11,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from nndiag.spectrum.eigenpairs import eigenpairs
-
 DIRECTIONS = 8
 """How many directions are shared: with 16 a product less is made of every tenth matrix, and the projections take four
 times as long."""
 SWEEPS = 2
-"""Subspace iterations that find them."""
+"""Subspace iterations that find them: a second one proves more."""
+SQUARINGS = 6
+"""How often a projection is squared to find its largest eigenvalue: to within ``DIRECTIONS ** (1 / 64)``, 3 %."""
 WORTH = 64
 """Of fewer matrices the projections take longer than the products that they save."""
 
@@ -76,9 +76,9 @@ class Leading:
 
     ``A_i = (1/count) Σ_n h_{n,i} x_n x_nᵀ`` is projected on directions that hold most of ``Σ_i A_i``. With
     ``B = QᵀAQ`` for an orthonormal ``Q``, the eigenvalues ``θ_j`` of ``B`` are at most those of ``A`` (Cauchy), and
-    every vector orthogonal to the first Ritz vector has a Rayleigh quotient of at most ``θ_2 + tr A − tr B``, since
-    what is outside of ``Q`` has no larger eigenvalue than its trace; so the second eigenvalue of ``A`` is at most that
-    (Courant and Fischer).
+    every vector orthogonal to some ``Qu`` has a Rayleigh quotient of at most ``θ + tr A − tr B``, where ``θ`` is the
+    largest eigenvalue of ``B`` on the complement of ``u``, since what is outside of ``Q`` has no larger eigenvalue than
+    its trace; so the second eigenvalue of ``A`` is at most that (Courant and Fischer).
 
     Args:
         nodes: how many matrices.
@@ -171,13 +171,47 @@ def _drawn(size: int, like: Tensor) -> Tensor:
 
 def _lead(matrices: Tensor, directions: Tensor, tally: Tally, count: int, traces: Tensor) -> Lead:
     """Return what projections ``B`` say, ``(nodes, DIRECTIONS, DIRECTIONS)`` float64."""
-    values, states = eigenpairs(matrices)
+    first, _ = _top(matrices)
+    projector = torch.eye(DIRECTIONS, dtype=matrices.dtype, device=matrices.device) - _outer(first)
+    other, bound = _top(projector @ matrices @ projector)
+    images = matrices @ torch.stack([first, other], dim=2)
+    value, cross = (torch.linalg.vecdot(x, images[:, :, 0]) for x in (first, other))
+    second = torch.linalg.vecdot(other, images[:, :, 1])
+    half = (value - second) / 2
     single = tally.single.double() / count
+    outside = (traces - matrices.diagonal(dim1=1, dim2=2).sum(dim=1)).clamp_min(0)
     return Lead(
-        vectors=states[:, :, -1].to(directions) @ directions.T,
-        near=values[:, -1] >= single,
-        least=torch.fmax(values[:, -1], single),
-        second=values[:, -2],
-        others=values[:, -2].clamp_min(0) + (traces - values.sum(dim=1)).clamp_min(0),
+        vectors=first.to(directions) @ directions.T,
+        near=value >= single,
+        least=torch.fmax(value, single),
+        second=value - half - torch.hypot(half, cross),
+        others=bound + outside,
         short=tally.positive < len(directions),
     )
+
+
+def _top(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Return unit vectors near the eigenvectors of the largest eigenvalues, and what these are at most.
+
+    By squaring: with ``p = 2 ** SQUARINGS``, ``(tr Mᵖ)^{1/p}`` is at least the largest eigenvalue of a semidefinite
+    ``M``, and at most ``size^{1/p}`` times it. Many times faster than all eigenvalues of each.
+
+    Args:
+        matrices: positive semidefinite, ``(nodes, size, size)``.
+    """
+    tiny = torch.finfo(matrices.dtype).tiny
+    traces = matrices.diagonal(dim1=1, dim2=2).sum(dim=1)
+    logarithm = traces.clamp_min(tiny).log()
+    power = matrices / traces.clamp_min(tiny)[:, None, None]
+    for step in range(SQUARINGS):
+        power = power @ power
+        traces = power.diagonal(dim1=1, dim2=2).sum(dim=1)
+        logarithm = logarithm + traces.clamp_min(tiny).log() / 2 ** (step + 1)
+        power = power / traces.clamp_min(tiny)[:, None, None]
+    heaviest = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
+    found = power.gather(2, heaviest[:, None, None].expand(-1, power.shape[1], 1))[:, :, 0]
+    return found / found.norm(dim=1, keepdim=True).clamp_min(tiny), logarithm.exp()
+
+
+def _outer(vectors: Tensor) -> Tensor:
+    return vectors[:, :, None] * vectors[:, None, :]

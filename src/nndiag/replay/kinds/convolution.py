@@ -88,7 +88,7 @@ class Convolution(ColumnKind):
         """Return the strips, channels last, and laid out position by position: so they are multiplied fastest."""
         geometry, groups = Geometry.of(use), use.layer.groups
         rank = len(geometry.kernel)
-        strips = F.pad(use.input, geometry.pad).movedim(1, -1).contiguous()
+        strips = geometry.channels_last(use.input)
         for axis in range(1, rank):
             strips = strips.unfold(1 + axis, geometry.extent[axis], geometry.stride[axis])
             strips = strips[..., :: geometry.dilation[axis]]
@@ -170,11 +170,23 @@ class Geometry:
             return x, ends[::2]
         return F.pad(x, self.pad), [0] * len(self.kernel)
 
+    def channels_last(self, x: Tensor) -> Tensor:
+        """Return the padded input with its channels last, laid out so, by one copy."""
+        found = x.new_zeros(len(x), *self._sizes(x), x.shape[1])
+        inside = found
+        for axis, (before, size) in enumerate(zip(self.pad[-2::-2], x.shape[2:], strict=True)):
+            inside = inside.narrow(1 + axis, before, size)
+        inside.copy_(x.movedim(1, -1))
+        return found
+
     def positions(self, x: Tensor) -> list[int]:
         """Return how often the kernel fits along every axis of an input, once that is padded."""
-        sides = zip(self.pad[-2::-2], self.pad[::-2], strict=True)
-        sizes = [size + before + after for size, (before, after) in zip(x.shape[2:], sides, strict=True)]
+        sizes = self._sizes(x)
         return [(size - e) // s + 1 for size, e, s in zip(sizes, self.extent, self.stride, strict=True)]
+
+    def _sizes(self, x: Tensor) -> list[int]:
+        sides = zip(self.pad[-2::-2], self.pad[::-2], strict=True)
+        return [size + before + after for size, (before, after) in zip(x.shape[2:], sides, strict=True)]
 
 
 def per_axis(value: int | Sequence[int], rank: int) -> list[int]:
