@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nndiag import ScanSettings, scan
@@ -90,18 +92,21 @@ def test_run_is_in_the_order_of_steps(trained: Trained) -> None:
     assert [path.name for path in found] == ["checkpoint-4", "checkpoint-8", "checkpoint-12"]
 
 
-def test_model_saved_at_the_end_comes_last(trained: Trained, tmp_path: Path) -> None:
-    for path in find_checkpoints(trained.run):
-        (tmp_path / path.name).symlink_to(path)  # leaves the directory
+@pytest.mark.parametrize("trained_on", [True, False])
+def test_model_saved_at_the_end_comes_last_unless_it_is_that_of_a_checkpoint(
+    trained: Trained, trained_on: bool, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.run, tmp_path, dirs_exist_ok=True)
     trained.model.save_pretrained(tmp_path)
-    for link in tmp_path.glob("checkpoint-*"):
-        target = link.resolve()
-        link.unlink()
-        link.mkdir()
-        for file in target.iterdir():
-            (link / file.name).write_bytes(file.read_bytes())
-    found = find_checkpoints(tmp_path)
-    assert found == (*(tmp_path / f"checkpoint-{step}" for step in (4, 8, 12)), tmp_path)
+    if trained_on:
+        weights = load_file(tmp_path / "model.safetensors")
+        further = {name: 0.9 * tensor for name, tensor in weights.items()}
+        save_file(further, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    notes: list[str] = []
+    found = find_checkpoints(tmp_path, note=notes.append)
+    steps = tuple(tmp_path / f"checkpoint-{step}" for step in (4, 8, 12))
+    assert found == ((*steps, tmp_path) if trained_on else steps)
+    assert any("the weights of checkpoint-12" in said for said in notes) != trained_on
 
 
 def copied(trained: Trained, folder: Path) -> Path:

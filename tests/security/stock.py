@@ -44,7 +44,7 @@ def in_child(call: Callable[[], object], memory: int = GIB) -> Did:
 
 def _called(call: Callable[[], object], memory: int) -> tuple[str, object]:
     faulthandler.disable()  # a signal is what is looked for
-    limit = _pages(0) + memory
+    limit = _addressed() + memory
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
@@ -53,10 +53,5 @@ def _called(call: Callable[[], object], memory: int) -> tuple[str, object]:
         return f"{type(error).__name__}: {error}"[:2000], None
 
 
-def resident() -> int:
-    """Return the bytes of memory that this process holds."""
-    return _pages(1)
-
-
-def _pages(field: int) -> int:
-    return int(Path("/proc/self/statm").read_text().split()[field]) * resource.getpagesize()
+def _addressed() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
