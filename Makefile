@@ -7,7 +7,7 @@ EXTRAS ?= dev
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 # Threads that wait for each other actively make tests on busy cores many times slower.
-export OMP_WAIT_POLICY ?= passive
+test fuzz lesions remedies: export OMP_WAIT_POLICY ?= passive
 
 FUZZ_MINUTES ?= 10
 
