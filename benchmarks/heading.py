@@ -25,7 +25,8 @@ def heading(setting: Setting, command: str) -> list[str]:
         "# Performance",
         "",
         f"`{command}` on {machine}, {torch.get_num_threads()} threads (OMP_WAIT_POLICY "
-        f"{os.environ.get('OMP_WAIT_POLICY', 'not set')}), torch {torch.__version__}, nndiag {nndiag.__version__}, Python {platform.python_version()}; {peers}.",
+        f"{os.environ.get('OMP_WAIT_POLICY', 'not set')}), torch {torch.__version__}, nndiag "
+        f"{nndiag.__version__}, Python {platform.python_version()}; {peers}.",
         "",
         "A unit is one plain forward and backward pass over the same probe, timed in the same process, in turn with "
         f"what is measured in it. Medians of {setting.repeats} runs unless said otherwise. Every network is trained "

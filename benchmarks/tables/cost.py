@@ -39,8 +39,9 @@ def table(setting: Setting) -> list[str]:
     return [
         *section(
             "Cost of λ_max, λ_min and trace of every node",
-            "In units, both parts of the ratio on all threads, and in the last column both on one. The default plan; its "
-            f"error is in the next table. Medians of {setting.repeats * MORE} runs where a unit takes less than {SHORT} s.",
+            "In units, both parts of the ratio on all threads, and in the last column both on one. The default plan; "
+            f"its error is in the next table. Medians of {setting.repeats * MORE} runs where a unit takes less than "
+            f"{SHORT} s.",
         ),
         *rows(HEAD, body),
     ]
