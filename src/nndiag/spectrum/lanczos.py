@@ -117,7 +117,9 @@ def _ends(stack: Stack, krylov: Krylov, tolerance: float, lead: Lead | None) -> 
         alone = gap > largest_error
         largest_error = torch.where(alone, largest_error.square() / gap, largest_error)
         enough |= alone & (largest_error <= SHARP * tolerance * scale)
-        enough &= alone if krylov.count < CHECKS[0] else ~(values[:, -1] < (1 - tolerance) * lead.least)
+        enough &= (
+            alone if krylov.count < CHECKS[0] else ~(values[:, -1] < (1 - SHARP * tolerance) * lead.least)
+        )
     enough &= smallest_error <= tolerance * scale
     return _Ends(values, states, smallest, largest_error, smallest_error, krylov.finished | enough)
 
