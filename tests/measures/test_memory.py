@@ -29,7 +29,7 @@ from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 from nndiag.records.measured import Measured, OptimizerFacts
 from nndiag.replay.state import undisturbed
-from nndiag.spectrum.lead import SWEEPS
+from nndiag.spectrum.leading import SWEEPS
 
 NAMES = ("cnn", "tokens", "lstm", "attention", "tied")
 BY_NAME = {case.name: case for case in (*CASES, *EVERY_KIND)}

@@ -80,7 +80,7 @@ class OuterBlocks:
 
     def restricted(self, index: Tensor) -> OuterBlocks:
         """Return the blocks of these nodes alone."""
-        return replace(self, weights=self.weights[:, index])
+        return replace(self, weights=self.weights.index_select(1, index))
 
     def matrices(self, start: int, stop: int) -> Tensor:
         """Return the blocks themselves in float64."""
@@ -94,20 +94,32 @@ class OuterBlocks:
             found.baddbmm_(weighted.mT, inputs.expand(stop - start, -1, -1))
         return found.div_(self.samples)
 
-    def lead(self, traces: Tensor) -> Lead | None:
-        """Return what the shared inputs tell beforehand; nothing where that is not worth its price."""
+    def lead(self, traces: Tensor, tolerance: float, folds: int) -> tuple[Lead | None, Tensor | None]:
+        """Return what the shared inputs tell beforehand, and the shares of the folds at the vectors to start from.
+
+        Nothing where that is not worth its price.
+        """
         if not (self.semidefinite and worth_leading(self.nodes, self.size, self.samples)):
-            return None
-        return shared_lead(self.inputs, self.weights, self.samples, traces)
+            return None, None
+        lead, starts = shared_lead(self.inputs, self.weights, self.samples, traces, tolerance)
+        responses = starts.responses(self.inputs)
+        images = ((responses * self.weights).T @ self.inputs).div_(self.samples)
+        return replace(lead, images=images), self._by_fold(responses, folds)
 
     def traces(self) -> Tensor:
         """``tr G_i = (1/N) Σ_n h_{n,i} ‖ã_n‖²``, ``(nodes,)`` float64."""
-        return (self.inputs.square().sum(dim=1) @ self.weights).double() / self.samples
+        squares: Tensor = torch.linalg.vector_norm(self.inputs, dim=1).square_()
+        return (squares @ self.weights).double() / self.samples
 
     def forms_by_fold(self, vectors: Tensor, folds: int) -> Tensor:
         """``Σ vᵀ J_n J_nᵀ v`` over the samples of each fold, ``(folds, nodes)`` float64."""
-        forms = (self.inputs @ vectors.T).square_().mul_(self.weights)
-        return forms.new_zeros(folds, self.nodes).index_add_(0, self.folds, forms).double()
+        return self._by_fold(self.inputs @ vectors.T, folds)
+
+    def _by_fold(self, responses: Tensor, folds: int) -> Tensor:
+        """Add up ``h u²`` of responses ``u``, which are lost by it."""
+        forms = responses.square_().mul_(self.weights)
+        found: Tensor = forms.new_zeros(folds, self.nodes).index_add_(0, self.folds, forms)
+        return found.double()
 
 
 @dataclass(frozen=True)
@@ -156,11 +168,11 @@ class GramBlocks:
         """Return the blocks themselves in float64."""
         return self.total[start:stop].double()
 
-    def lead(self, traces: Tensor) -> Lead | None:
+    def lead(self, traces: Tensor, tolerance: float, folds: int) -> tuple[Lead | None, None]:
         """Return what the shared inputs would have told, and the sums do too."""
         if self.tally is None or not worth_leading(self.nodes, self.size, self.samples):
-            return None
-        return summed_lead(self.total, self.tally, self.samples, traces)
+            return None, None
+        return summed_lead(self.total, self.tally, self.samples, traces, tolerance), None
 
     def traces(self) -> Tensor:
         """``tr G_i``, ``(nodes,)`` float64."""

@@ -88,19 +88,28 @@ def layer_curvature(
     generator = torch.Generator().manual_seed(settings.seed)
     solve = partial(_solve, settings=settings, generator=generator, workspace=workspace, among=among)
     traces = blocks.traces()
-    lead = None
+    folds, lead, known = len(fold_sizes), None, None
     if settings.solver == "lanczos" and isinstance(blocks, OuterBlocks | GramBlocks):
-        lead = blocks.lead(traces)
+        lead, known = blocks.lead(traces, settings.tolerance, folds)
     found = solve(blocks, blocks.like, lead=lead)
     seen = None
     if preconditioner is not None:
         assert optimizer is not None
         scaled = ScaledBlocks(blocks, preconditioner.rsqrt().to(blocks.like), optimizer.coupled_decay)
         seen = solve(scaled, blocks.like)
-    forms = [blocks.forms_by_fold(found.vectors, len(fold_sizes))]
+    forms = [_forms(blocks, found, folds, known)]
     if found.smallest_vectors is not None:
-        forms.append(blocks.forms_by_fold(found.smallest_vectors, len(fold_sizes)))
+        forms.append(blocks.forms_by_fold(found.smallest_vectors, folds))
     return curvature_of(found, seen, traces, forms, fold_sizes, optimizer)
+
+
+def _forms(blocks: LayerBlocks, found: Extremes, folds: int, known: Tensor | None) -> Tensor:
+    """Return the shares of the folds at the vectors found, some of which are those that are ``known``."""
+    if known is None or found.unmoved is None or not isinstance(blocks, OuterBlocks):
+        return blocks.forms_by_fold(found.vectors, folds)
+    moved = torch.nonzero(~found.unmoved).flatten()
+    known[:, moved] = blocks.restricted(moved).forms_by_fold(found.vectors[moved], folds)
+    return known
 
 
 def curvature_of(
@@ -193,7 +202,10 @@ def _solve(
         tile = TILE_BYTES if workspace is None else min(TILE_BYTES, workspace)
         return dense_extremes(blocks, like, both_vectors=both, tile_bytes=tile)
     first, every = among or (0, blocks.nodes)
-    starts = random_vectors(every, blocks.size, like, generator)[first : first + blocks.nodes]
+    if lead is None:
+        starts = random_vectors(every, blocks.size, like, generator)[first : first + blocks.nodes]
+    else:
+        starts = lead.vectors
     each = SOLVER_VECTORS[settings.solver] * blocks.size * starts.element_size()
     step = blocks.nodes if workspace is None else min(blocks.nodes, max(1, workspace // each))
     parts = []

@@ -15,7 +15,7 @@ from typing import Literal
 
 from nndiag.config.sizes import bytes_in_words
 from nndiag.errors import UsageError
-from nndiag.spectrum import worth_leading
+from nndiag.spectrum import NODES_AT_ONCE, shared_directions, worth_leading
 
 Form = Literal["outer", "implicit", "rows", "whole", "streamed"]
 
@@ -23,6 +23,8 @@ SOLVER_VECTORS = {"lanczos": 32, "power": 8, "dense": 4}
 """Vectors of a block that a solver is taken to hold at once."""
 LAYER_VECTORS = 6
 """Vectors of all blocks of a layer beside those: starts, results, images."""
+PROJECTIONS = 4
+"""Projections of blocks on the directions that they share that are held at once, beside those of which half is kept."""
 SUMS = {"outer": 2, "rows": 1}
 """What a form takes while it is multiplied, beside what is kept, in units of that."""
 STREAM_REPLAYS = 16
@@ -171,6 +173,14 @@ def led(need: Need, setting: Setting) -> bool:
     return single and worth_leading(need.nodes, need.size, setting.samples)
 
 
+def _leading(need: Need, setting: Setting) -> int:
+    """Return what looking at what the inputs have in common takes."""
+    if not led(need, setting):
+        return 0
+    projection = shared_directions(need.size, setting.samples) ** 2 * need.itemsize
+    return (need.nodes * projection) // 2 + PROJECTIONS * min(need.nodes, NODES_AT_ONCE) * projection
+
+
 def rounds_of(needs: Sequence[Need], setting: Setting, budget: int, passing: int) -> tuple[Round, ...]:
     """Divide layers into rounds: kept ones, and the largest of them streamed where that saves replays."""
     if not needs:
@@ -274,7 +284,7 @@ class _Division:
     def _streamed(self, need: Need, room: int) -> list[Part]:
         """Return a layer in parts whose solvers find room."""
         each = SOLVER_VECTORS[self._setting.solver] * self._setting.solvers * need.size * need.itemsize
-        fixed = LAYER_VECTORS * need.vector
+        fixed = LAYER_VECTORS * need.vector + _leading(need, self._setting)
         count = max(1, min(need.nodes, (room - fixed) // each))
         ends = [(a, min(need.nodes, a + count)) for a in range(0, need.nodes, count)]
         return [Part(need.layer, "streamed", a, b, fixed + (b - a) * each) for a, b in ends]
@@ -299,7 +309,8 @@ def _solving(need: Need, part: Part, setting: Setting, budget: int | None) -> in
         basis = SOLVER_VECTORS[setting.solver] * vector
         if budget is not None:
             basis = min(basis, max(_workspace(budget), basis // max(1, nodes)))
-    return int(SUMS.get(part.form, 0) * part.bytes + LAYER_VECTORS * vector + basis)
+    beside = LAYER_VECTORS * vector + _leading(need, setting)
+    return int(SUMS.get(part.form, 0) * part.bytes + beside + basis)
 
 
 def _workspace(budget: int) -> int:
@@ -340,7 +351,7 @@ def _floor(need: Need, setting: Setting) -> int:
         part = _summed(need, setting, 0, 1)
         return part.bytes + _solving(need, part, setting, 0)
     each = SOLVER_VECTORS[setting.solver] * setting.solvers * need.size * need.itemsize
-    return LAYER_VECTORS * need.vector + each
+    return LAYER_VECTORS * need.vector + _leading(need, setting) + each
 
 
 def _batch(setting: Setting, room: int) -> int:

@@ -101,14 +101,14 @@ class StreamedLayer:
         self._first, self._formed = True, False
         self._questions: list[_Question] = []
         self._directions: Tensor | None = None
-        self._leading = Leading(layer.nodes, layer.size, like) if led else None
+        self._leading = Leading(layer.nodes, layer.size, int(fold_sizes.sum()), like) if led else None
         if not led:
             self._begin(None)
 
     def _begin(self, lead: Lead | None) -> None:
         """Set the solvers to work."""
         generator = torch.Generator().manual_seed(self._settings.seed)
-        starts = random_vectors(self.nodes, self.size, self._like, generator)
+        starts = lead.vectors if lead else random_vectors(self.nodes, self.size, self._like, generator)
         for a, b in self._ranges:
             own = None if lead is None else lead.restricted(torch.arange(a, b, device=starts.device))
             solver = solving(_Nodes(self, b - a), starts[a:b], self._settings, False, own)
@@ -160,7 +160,7 @@ class StreamedLayer:
             leading.sweep()
             return
         self._leading = None
-        self._begin(leading.lead(int(self._fold_sizes.sum()), self._traces))
+        self._begin(leading.lead(self._traces, self._settings.tolerance)[0])
 
     def curvature(self) -> LayerCurvature:
         """Return the results for the nodes of the ranges, once everything is known."""

@@ -8,11 +8,13 @@ returns
 from nndiag.spectrum.asking import Among, Asking, Request, answered, extremes_by, placed, scaled
 from nndiag.spectrum.dense import dense_extremes
 from nndiag.spectrum.lanczos import lanczos
-from nndiag.spectrum.lead import Lead, Leading, Tally, shared_lead, summed_lead, worth_leading
+from nndiag.spectrum.lead import Lead, Starts, Tally, shared_directions, worth_leading
+from nndiag.spectrum.leading import NODES_AT_ONCE, Leading, shared_lead, summed_lead
 from nndiag.spectrum.power import power
 from nndiag.spectrum.record import Blocks, Extremes, Stack, joined, random_vectors
 
 __all__ = [
+    "NODES_AT_ONCE",
     "Among",
     "Asking",
     "Blocks",
@@ -21,6 +23,7 @@ __all__ = [
     "Leading",
     "Request",
     "Stack",
+    "Starts",
     "Tally",
     "answered",
     "dense_extremes",
@@ -31,6 +34,7 @@ __all__ = [
     "power",
     "random_vectors",
     "scaled",
+    "shared_directions",
     "shared_lead",
     "summed_lead",
     "worth_leading",

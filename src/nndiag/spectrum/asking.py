@@ -32,18 +32,18 @@ Asking = Generator[Request, Tensor, Extremes]
 
 def answered(solver: Asking, blocks: Blocks) -> Extremes:
     """Answer a solver with the products of a stack until it is done."""
-    current, index = blocks, None
-    request = next(solver)
+    current, index, image = blocks, None, None
     while True:
+        try:
+            request = solver.send(image)  # type: ignore[arg-type]  # nothing, to begin with
+        except StopIteration as ended:
+            found: Extremes = ended.value
+            return found
         if request.index is not index:
             index = request.index
             assert index is not None
             current = blocks.restricted(index) or Among(blocks, index)
-        try:
-            request = solver.send(current.product(request.vectors))
-        except StopIteration as ended:
-            found: Extremes = ended.value
-            return found
+        image = current.product(request.vectors)
 
 
 def extremes_by(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nndiag.spectrum.lead import Lead
+from nndiag.spectrum.eigenpairs import eigenpairs
+from nndiag.spectrum.ends import Ritz
 
 REPEATED = 0.5
 """All vectors are made orthogonal a second time where more than this share of them must be."""
@@ -18,23 +19,23 @@ class Krylov:
     """The bases and tridiagonal matrices as they grow; a finished block has exhausted its Krylov space.
 
     Args:
-        start: random unit vectors, ``(nodes, size)``.
+        first: unit vectors, ``(nodes, size)``.
+        random: random ones, which the spectrum is to be seen by.
         limit: the most products there will be.
-        lead: says what the first vectors lean towards, where that is known.
     """
 
-    def __init__(self, start: Tensor, limit: int, lead: Lead | None) -> None:
-        nodes = len(start)
-        self._random = start
-        self.basis = start.new_empty(min(limit, ROOM) + 1, nodes, start.shape[1])
-        self.basis[0] = _unit(_leaning(start, lead))
-        self.overlap = torch.zeros(nodes, limit, dtype=torch.float64, device=start.device)
-        self.alpha = torch.zeros(nodes, limit, dtype=torch.float64, device=start.device)
+    def __init__(self, first: Tensor, random: Tensor, limit: int) -> None:
+        nodes = len(first)
+        self._random = random
+        self.basis = first.new_empty(min(limit, ROOM) + 1, nodes, first.shape[1])
+        self.basis[0] = first
+        self.overlap = torch.zeros(nodes, limit, dtype=torch.float64, device=first.device)
+        self.alpha = torch.zeros(nodes, limit, dtype=torch.float64, device=first.device)
         self.beta = torch.zeros_like(self.alpha)
-        self.finished = torch.zeros(nodes, dtype=torch.bool, device=start.device)
+        self.finished = torch.zeros(nodes, dtype=torch.bool, device=first.device)
         self.count = 0
         self._told = torch.ones_like(self.finished)
-        self._scale = torch.zeros(nodes, dtype=torch.float64, device=start.device)
+        self._scale = torch.zeros(nodes, dtype=torch.float64, device=first.device)
         self._astray = torch.zeros_like(self._scale)
 
     @property
@@ -124,21 +125,23 @@ class Krylov:
         squares.scatter_add_(1, values.abs().argmin(dim=1, keepdim=True), outside)
         return squares / squares.sum(dim=1, keepdim=True)
 
-    def tridiagonal(self) -> Tensor:
-        """Return the tridiagonal matrices, ``(nodes, count, count)`` float64."""
+    def ritz(self) -> Ritz:
+        """Solve the tridiagonal problems; the residual of a Ritz value is ``β_m |s_m|``, ``s_m`` the last component."""
         alpha, off = self.alpha[:, : self.count], self.beta[:, : self.count - 1]
-        return torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+        tridiagonal = torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+        values, states = eigenpairs(tridiagonal)
+        residuals = self.beta[:, self.count - 1, None] * states[:, -1, :].abs()
+        return Ritz(values, states, residuals, self.finished, torch.finfo(self.basis.dtype).eps)
 
 
-def _leaning(start: Tensor, lead: Lead | None) -> Tensor:
-    """Return the sums of random unit vectors with what they are to lean towards, ``(nodes, size)``."""
-    towards = torch.full_like(start, start.shape[1] ** -0.5)
-    if lead is not None:
-        towards = torch.where(lead.near[:, None], lead.vectors, towards)
-    opposite = torch.linalg.vecdot(start, towards) < 0
-    return torch.where(opposite[:, None], -towards, towards).add_(
-        start
-    )  # on one side, or the sum might vanish
+def leaning(random: Tensor) -> Tensor:
+    """Return the unit sums of random unit vectors with the constant one, ``(nodes, size)``.
+
+    Inputs that are never negative, as behind a ReLU, have their largest eigenvalue near it; no other loses by it.
+    """
+    constant = torch.full_like(random, random.shape[1] ** -0.5)
+    opposite = torch.linalg.vecdot(random, constant) < 0  # to the same side, or the sum might vanish
+    return _unit(torch.where(opposite[:, None], -constant, constant).add_(random))
 
 
 def _unit(vectors: Tensor) -> Tensor:

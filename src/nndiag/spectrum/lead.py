@@ -1,30 +1,42 @@
 """What matrices that share their rows tell of their spectra before any of them is multiplied.
 
 ``A_i = (1/N) Σ_n h_{n,i} x_n x_nᵀ`` with ``h ≥ 0``: where few directions hold most of the rows, a projection of every
-matrix on these costs less than one product, and often proves which eigenvalue is the largest.
+matrix on these costs less than one product, often holds the eigenvector of its largest eigenvalue almost whole, and
+proves that no other eigenvalue is larger.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-DIRECTIONS = 8
-"""How many directions are shared: with 16 a product less is made of every tenth matrix, and the projections take four
-times as long."""
-SWEEPS = 2
-"""Subspace iterations that find them: a second one proves more."""
-SQUARINGS = 6
-"""How often a projection is squared to find its largest eigenvalue: to within ``DIRECTIONS ** (1 / 64)``, 3 %."""
+DIRECTIONS = 32
+"""How many directions are shared at most. On trained networks four to nine tenths of the nodes are known after one
+product of the vectors that they give; of 16 two to four tenths, and 48 take longer than they save."""
+FEWEST = 8
+"""Of fewer directions, half as many as there are rows or columns, too little would be learnt."""
 WORTH = 64
 """Of fewer matrices the projections take longer than the products that they save."""
+SQUARINGS, SQUARINGS_BESIDE = 5, 2
+"""How often a projection is squared to find its largest eigenvalue, and then the next one, of which a bound is enough:
+on trained networks as good as the eigenvalue itself with 2."""
+MIXED = 0.3
+"""How much of a random direction the vectors to start from hold where nothing is proven."""
+ROUNDING = 64
+"""Rounding of sums over rows, in units of their type's relative precision and of the trace."""
+
+
+def shared_directions(size: int, samples: int) -> int:
+    """Return how many directions matrices of a mean over samples are looked at on."""
+    return min(DIRECTIONS, min(size, samples) // 2)
 
 
 def worth_leading(nodes: int, size: int, samples: int) -> bool:
-    """Whether a stack of so many matrices of a mean over samples is worth looking at beforehand."""
-    return nodes >= WORTH and min(size, samples) >= 2 * DIRECTIONS
+    """Whether a stack of so many matrices is worth looking at beforehand."""
+    return nodes >= WORTH and shared_directions(size, samples) >= FEWEST
 
 
 @dataclass
@@ -32,186 +44,217 @@ class Tally:
     """What is noted of the weights ``h ≥ 0`` of rows ``x`` as they come, for every matrix.
 
     ``single`` is the largest ``h_{n,i} ‖x_n‖²``, which no largest eigenvalue of ``Σ_n h_{n,i} x_n x_nᵀ`` is below;
-    ``positive`` how many weights are, which no rank is above.
+    ``positive`` how many weights are, which no rank is above. ``row`` is the row of ``single``, unless the rows stay.
     """
 
     single: Tensor  # (nodes,)
     positive: Tensor  # (nodes,)
+    row: Tensor | None = None  # (nodes, size)
 
     @classmethod
-    def of(cls, rows: Tensor, weights: Tensor) -> Tally:
+    def of(cls, rows: Tensor, weights: Tensor, stay: bool = False) -> Tally:
         """Return what there is to note of ``(rows, size)`` and ``(rows, nodes)``."""
-        single = (weights * rows.square().sum(dim=1, keepdim=True)).amax(dim=0)
-        return cls(single, torch.count_nonzero(weights, dim=0))
+        heavy, positive = _shares(rows, weights), weights.sign().sum(dim=0)
+        if stay:
+            return cls(heavy.amax(dim=0), positive)
+        single, place = heavy.max(dim=0)
+        return cls(single, positive, rows.index_select(0, place))
 
     def add(self, other: Tally) -> None:
         """Take further rows into account."""
+        assert self.row is not None
+        assert other.row is not None
+        self.row = torch.where((other.single > self.single)[:, None], other.row, self.row)
         self.single = torch.maximum(self.single, other.single)
         self.positive = self.positive + other.positive
+
+    def rows_of(self, nodes: Tensor) -> Tensor:
+        """Return the rows that were noted for some matrices."""
+        assert self.row is not None
+        return self.row[nodes]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that stay: which of them is the heaviest of a matrix is looked up where that is asked."""
+
+    rows: Tensor
+    weights: Tensor
+
+    def rows_of(self, nodes: Tensor) -> Tensor:
+        """Return the rows with the largest ``h_{n,i} ‖x_n‖²`` for some matrices."""
+        heavy = _shares(self.rows, self.weights.index_select(1, nodes))
+        return self.rows.index_select(0, heavy.argmax(dim=0))
+
+
+def _shares(rows: Tensor, weights: Tensor) -> Tensor:
+    """Return ``h_{n,i} ‖x_n‖²``, ``(rows, nodes)``."""
+    shares: Tensor = weights * torch.linalg.vector_norm(rows, dim=1, keepdim=True).square_()
+    return shares
 
 
 @dataclass(frozen=True)
 class Lead:
     """What is known of a stack of positive semidefinite matrices beforehand.
 
-    ``vectors`` are unit vectors, near the eigenvectors of the largest eigenvalues where they are ``near``. The largest
-    eigenvalue is at least ``least``, the second largest at least ``second`` and at most ``others``: a value beside an
-    eigenvalue, and above ``others``, is the largest. The smallest is zero where the rank is ``short`` of the size.
+    ``vectors`` are unit vectors to start from. The largest eigenvalue is at least ``least``, the second largest at
+    least ``second`` and at most ``others``: a value beside an eigenvalue, and above ``others``, is the largest. The
+    smallest is at most ``smallest``, and zero where the rank is ``short`` of the size. ``images`` are the products of
+    ``vectors``, where they came with the rest.
     """
 
     vectors: Tensor  # (nodes, size)
-    near: Tensor  # (nodes,) bool
     least: Tensor  # (nodes,) float64
     second: Tensor  # (nodes,) float64
     others: Tensor  # (nodes,) float64
+    smallest: Tensor  # (nodes,) float64
     short: Tensor  # (nodes,) bool
+    images: Tensor | None = None  # (nodes, size)
 
     def restricted(self, index: Tensor) -> Lead:
         """Return what is known of these matrices alone."""
-        return Lead(*(getattr(self, field.name)[index] for field in fields(self)))
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Lead(**{name: value[index] for name, value in known.items() if value is not None})
 
 
-class Leading:
-    """What makes a lead, added up from rows that are shown several times, the same ones in every sweep.
+@dataclass(frozen=True)
+class Projections:
+    """The matrices on an orthonormal ``Q`` that they share: ``B_i = QᵀA_iQ``.
 
-    ``A_i = (1/count) Σ_n h_{n,i} x_n x_nᵀ`` is projected on directions that hold most of ``Σ_i A_i``. With
-    ``B = QᵀAQ`` for an orthonormal ``Q``, the eigenvalues ``θ_j`` of ``B`` are at most those of ``A`` (Cauchy), and
-    every vector orthogonal to some ``Qu`` has a Rayleigh quotient of at most ``θ + tr A − tr B``, where ``θ`` is the
-    largest eigenvalue of ``B`` on the complement of ``u``, since what is outside of ``Q`` has no larger eigenvalue than
-    its trace; so the second eigenvalue of ``A`` is at most that (Courant and Fischer).
+    The eigenvalues ``θ_j`` of ``B`` are at most those of ``A`` (Cauchy). Every vector orthogonal to some ``Qu`` has a
+    Rayleigh quotient of at most ``θ + tr A − tr B``, where ``θ`` is the largest eigenvalue of ``B`` on the complement
+    of ``u``, since what is outside of ``Q`` has no larger eigenvalue than its trace: so has the second eigenvalue of
+    ``A`` (Courant and Fischer). The smallest is at most the mean quotient there,
+    ``(tr A − tr B) / (size − directions)``.
 
-    Args:
-        nodes: how many matrices.
-        size: rows of one.
-        like: gives dtype and device.
+    ``random`` is a unit vector of which the starts hold something where that proves nothing: what ``Q`` has left out
+    would else stay unseen.
 
-    Source: Halko, Martinsson and Tropp 2011, algorithm 4.4, for the directions; Horn and Johnson, Matrix Analysis,
-    2nd ed., theorem 4.2.6 and observation 7.1.2.
+    Source: Horn and Johnson, Matrix Analysis, 2nd ed., theorem 4.2.6 and observation 7.1.2.
     """
 
-    def __init__(self, nodes: int, size: int, like: Tensor) -> None:
-        self._directions = _drawn(size, like)
-        self._images = torch.zeros_like(self._directions)
-        self._sweeps = 0
-        first, other = torch.triu_indices(DIRECTIONS, DIRECTIONS, device=like.device)
-        self._pairs = first, other
-        self._entries = torch.zeros(nodes, len(first), dtype=torch.float64, device=like.device)
-        self._tally: Tally | None = None
+    matrices: Iterable[Tensor]  # (some nodes, directions, directions), all one after the other
+    directions: Tensor  # (size, directions)
+    random: Tensor  # (size,)
 
-    @property
-    def found(self) -> bool:
-        """Whether the directions are known, and the projections are what is added up."""
-        return self._sweeps == SWEEPS
-
-    def add(self, rows: Tensor, weights: Tensor) -> None:
-        """Add rows ``x``, ``(rows, size)``, with weights ``h ≥ 0``, ``(rows, nodes)``."""
-        projected = rows @ self._directions
-        if not self.found:
-            self._images += rows.T @ projected.mul_(weights.sum(dim=1, keepdim=True))
-            return
-        first, other = self._pairs
-        self._entries += weights.T @ (projected[:, first] * projected[:, other])
-        tally = Tally.of(rows, weights)
-        if self._tally is None:
-            self._tally = tally
-        else:
-            self._tally.add(tally)
-
-    def sweep(self) -> None:
-        """Find better directions by the rows that were added."""
-        self._directions = torch.linalg.qr(self._images)[0]
-        self._images = torch.zeros_like(self._images)
-        self._sweeps += 1
-
-    def lead(self, count: int, traces: Tensor) -> Lead:
-        """Return what is known, once the projections are added up.
+    def lead(
+        self, tally: Tally, count: int, traces: Tensor, tolerance: float, heaviest: Tally | Rows
+    ) -> tuple[Lead, Starts]:
+        """Return what they tell, and how the vectors to start from are made of the directions.
 
         Args:
-            count: what the sums are divided by.
-            traces: of the matrices, ``(nodes,)`` float64.
+            tally: of the rows.
+            count: what their sums were divided by.
+            traces: of the matrices ``A``, ``(nodes,)`` float64.
+            tolerance: how well the ends are to be known, relative to the largest.
+            heaviest: gives the heaviest row of a matrix.
         """
-        first, other = self._pairs
-        matrices = self._entries.new_empty(len(traces), DIRECTIONS, DIRECTIONS)
-        matrices[:, first, other] = matrices[:, other, first] = self._entries / count
-        assert self._tally is not None
-        return _lead(matrices, self._directions, self._tally, count, traces)
+        size, shared = self.directions.shape
+        told = zip(*(_told(some) for some in self.matrices), strict=True)
+        first, largest, second, bound, inside = (torch.cat(parts) for parts in told)
+        outside = (traces - inside).clamp_min(0) + ROUNDING * torch.finfo(first.dtype).eps * traces
+        others, single = bound.double() + outside, tally.single.double() / count
+        smallest, short = outside / (size - shared), tally.positive < size
+        proven = (others < largest) & (short | (smallest <= tolerance * largest))
+        starts = Starts.of(self, first, largest >= single, proven, heaviest)
+        lead = Lead(starts.vectors, torch.fmax(largest, single), second, others, smallest, short)
+        return lead, starts
 
 
-def shared_lead(rows: Tensor, weights: Tensor, count: int, traces: Tensor) -> Lead:
-    """Return what ``Leading`` finds of matrices whose rows are all at hand.
-
-    Args:
-        rows: ``x``, ``(rows, size)``.
-        weights: ``h ≥ 0``, ``(rows, nodes)``.
-        count: what the sums are divided by.
-        traces: of the matrices, ``(nodes,)`` float64.
-    """
-    leading = Leading(weights.shape[1], rows.shape[1], rows)
-    while not leading.found:
-        leading.add(rows, weights)
-        leading.sweep()
-    leading.add(rows, weights)
-    return leading.lead(count, traces)
-
-
-def summed_lead(matrices: Tensor, tally: Tally, count: int, traces: Tensor) -> Lead:
-    """Return the same of matrices that were added up, ``(nodes, size, size)``, and of whose rows a tally was kept."""
-    every = matrices.sum(dim=0)
-    directions = _drawn(len(every), matrices)
-    for _ in range(SWEEPS):
-        directions = torch.linalg.qr(every @ directions)[0]
-    projected = (directions.T @ (matrices @ directions)).double()
-    return _lead((projected + projected.mT) / 2, directions, tally, count, traces)
-
-
-def _drawn(size: int, like: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(size, DIRECTIONS, generator=generator, dtype=like.dtype).to(like.device)
-
-
-def _lead(matrices: Tensor, directions: Tensor, tally: Tally, count: int, traces: Tensor) -> Lead:
-    """Return what projections ``B`` say, ``(nodes, DIRECTIONS, DIRECTIONS)`` float64."""
-    first, _ = _top(matrices)
-    projector = torch.eye(DIRECTIONS, dtype=matrices.dtype, device=matrices.device) - _outer(first)
-    other, bound = _top(projector @ matrices @ projector)
-    images = matrices @ torch.stack([first, other], dim=2)
-    value, cross = (torch.linalg.vecdot(x, images[:, :, 0]) for x in (first, other))
-    second = torch.linalg.vecdot(other, images[:, :, 1])
-    half = (value - second) / 2
-    single = tally.single.double() / count
-    outside = (traces - matrices.diagonal(dim1=1, dim2=2).sum(dim=1)).clamp_min(0)
-    return Lead(
-        vectors=first.to(directions) @ directions.T,
-        near=value >= single,
-        least=torch.fmax(value, single),
-        second=value - half - torch.hypot(half, cross),
-        others=bound + outside,
-        short=tally.positive < len(directions),
-    )
-
-
-def _top(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Return unit vectors near the eigenvectors of the largest eigenvalues, and what these are at most.
-
-    By squaring: with ``p = 2 ** SQUARINGS``, ``(tr Mᵖ)^{1/p}`` is at least the largest eigenvalue of a semidefinite
-    ``M``, and at most ``size^{1/p}`` times it. Many times faster than all eigenvalues of each.
+def _told(matrices: Tensor) -> tuple[Tensor, ...]:
+    """Return unit vectors near the first eigenvectors, two quotients, a bound of all beside the first, and the trace.
 
     Args:
         matrices: positive semidefinite, ``(nodes, size, size)``.
     """
+    top, _ = _top(matrices, SQUARINGS)
+    other, bound = _top(_without(matrices, top), SQUARINGS_BESIDE)
+    return *_ritz(matrices, top, other), bound, matrices.diagonal(dim1=1, dim2=2).double().sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Unit vectors to start from: ``[Q z] c`` of coordinates ``c``, but for the ``far`` ones.
+
+    These belong to matrices of which one row alone makes more than what is shared: they lie near that row.
+    """
+
+    vectors: Tensor  # (nodes, size)
+    coordinates: Tensor  # (nodes, directions + 1)
+    basis: Tensor  # (size, directions + 1)
+    far: Tensor  # (far nodes,)
+
+    @classmethod
+    def of(
+        cls, known: Projections, first: Tensor, near: Tensor, proven: Tensor, heaviest: Tally | Rows
+    ) -> Starts:
+        """Return ``Qu``, or a row of its own, and the random vector beside it where nothing is proven."""
+        basis = torch.cat([known.directions, known.random[:, None]], dim=1)
+        side = torch.where(first @ (known.random @ known.directions) < 0, -MIXED, MIXED).to(first)
+        share = torch.where(near & proven, 0.0, side)  # to the same side, or the sum might vanish
+        coordinates = torch.cat([first, share[:, None]], dim=1)
+        vectors = coordinates @ basis.T
+        far = torch.nonzero(~near).flatten()
+        row = _unit(heaviest.rows_of(far))
+        vectors[far] = row + torch.where(row @ known.random < 0, -MIXED, MIXED)[:, None] * known.random
+        norms = vectors.norm(dim=1, keepdim=True)
+        return cls(vectors / norms, coordinates / norms, basis, far)
+
+    def responses(self, rows: Tensor) -> Tensor:
+        """Return what rows give with the vectors, ``(rows, nodes)``: the far ones alone are multiplied in full."""
+        found = (rows @ self.basis) @ self.coordinates.T
+        found[:, self.far] = rows @ self.vectors[self.far].T
+        return found
+
+
+def _top(matrices: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
+    """Return unit vectors near the eigenvectors of the largest eigenvalues, and what these are at most.
+
+    With ``p = 2 ** squarings``, ``‖Mᵖ‖_F^{1/p}`` is at least the largest eigenvalue of a semidefinite ``M``, and at
+    most ``size^{1/2p}`` times it. Many times faster than all eigenvalues of each.
+
+    Args:
+        matrices: positive semidefinite, ``(nodes, size, size)``.
+        squarings: how often they are squared.
+    """
     tiny = torch.finfo(matrices.dtype).tiny
-    traces = matrices.diagonal(dim1=1, dim2=2).sum(dim=1)
-    logarithm = traces.clamp_min(tiny).log()
-    power = matrices / traces.clamp_min(tiny)[:, None, None]
-    for step in range(SQUARINGS):
-        power = power @ power
-        traces = power.diagonal(dim1=1, dim2=2).sum(dim=1)
-        logarithm = logarithm + traces.clamp_min(tiny).log() / 2 ** (step + 1)
-        power = power / traces.clamp_min(tiny)[:, None, None]
+    length = torch.linalg.vector_norm(matrices, dim=(1, 2)).clamp_min_(tiny)
+    power, spare = matrices / length[:, None, None], torch.empty_like(matrices)
+    logarithm = length.log()
+    for _ in range(squarings):
+        torch.bmm(power, power, out=spare)
+        power, spare = spare, power
+        length = torch.linalg.vector_norm(power, dim=(1, 2)).clamp_min_(tiny)
+        power.div_(length[:, None, None])
+        logarithm = 2 * logarithm + length.log()
     heaviest = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
     found = power.gather(2, heaviest[:, None, None].expand(-1, power.shape[1], 1))[:, :, 0]
-    return found / found.norm(dim=1, keepdim=True).clamp_min(tiny), logarithm.exp()
+    return _unit(found), (logarithm / 2**squarings).exp()
 
 
-def _outer(vectors: Tensor) -> Tensor:
-    return vectors[:, :, None] * vectors[:, None, :]
+def _without(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Return ``(I − uuᵀ) M (I − uuᵀ)`` of unit vectors ``u``, as ``M − uwᵀ − wuᵀ`` with ``w = Mu − ½(uᵀMu)u``."""
+    images = (matrices @ vectors[:, :, None])[:, :, 0]
+    images = images - torch.linalg.vecdot(vectors, images)[:, None] / 2 * vectors
+    left, right = torch.stack([vectors, images], dim=2), torch.stack([images, vectors], dim=1)
+    return torch.baddbmm(matrices, left, right, alpha=-1)
+
+
+def _ritz(matrices: Tensor, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the better vector between two orthonormal ones, its quotient, and that of the vector across it.
+
+    Returns:
+        Unit vectors ``(nodes, size)``, and quotients ``(nodes,)`` float64.
+    """
+    images = matrices @ torch.stack([one, two], dim=2)
+    pairs = ((one, 0), (two, 0), (two, 1))
+    value, cross, other = (torch.linalg.vecdot(x, images[:, :, k]).double() for x, k in pairs)
+    half, mean = (value - other) / 2, (value + other) / 2
+    distance = torch.hypot(half, cross)
+    angle = (torch.atan2(cross, half) / 2).to(one)[:, None]
+    return _unit(angle.cos() * one + angle.sin() * two), mean + distance, mean - distance
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+    return unit

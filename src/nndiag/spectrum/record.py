@@ -52,7 +52,8 @@ class Extremes:
     ``values`` and ``weights`` are nodes and weights of a quadrature of the spectral density (weights sum to one for
     every block).
     ``converged`` says, block by block, whether both errors are below the tolerance asked for. ``second`` is what the
-    second largest eigenvalue is known to reach, where more is known of it than ``values`` tell.
+    second largest eigenvalue is known to reach, where more is known of it than ``values`` tell. ``unmoved`` says of
+    which blocks ``vectors`` are those that a solver started from.
     """
 
     largest: Tensor  # (nodes,) float64
@@ -66,6 +67,7 @@ class Extremes:
     products: int
     smallest_vectors: Tensor | None = None  # (nodes, size)
     second: Tensor | None = None  # (nodes,) float64
+    unmoved: Tensor | None = None  # (nodes,) bool
 
 
 def joined(parts: Sequence[Extremes]) -> Extremes:

@@ -84,16 +84,19 @@ def test_whether_nodes_are_heard_at_all_takes_one_drawing_of_each_layer_that_may
     assert drawn == ["2", "4"]
 
 
+class Held(nn.Module):
+    """Units whose weights are one raw matrix, and whose shift is no part of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.shift = nn.Parameter(torch.randn(6, 12)), nn.Parameter(torch.zeros(12))
+        self.last = nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(x @ self.matrix + self.shift))
+
+
 def test_a_node_that_something_else_holds_down_is_left() -> None:
-    class Held(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.matrix, self.shift = nn.Parameter(torch.randn(6, 12)), nn.Parameter(torch.zeros(12))
-            self.last = nn.Linear(12, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.last(torch.relu(x @ self.matrix + self.shift))
-
     probe, model = network("mlp")[1], Held()
     with torch.no_grad():
         model.shift[[1, 11]] = -100.0
@@ -107,15 +110,6 @@ def test_a_node_that_something_else_holds_down_is_left() -> None:
 
 
 def test_a_node_that_fires_a_little_and_would_not_at_all_started_anew_is_left() -> None:
-    class Held(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.matrix, self.shift = nn.Parameter(torch.randn(6, 12)), nn.Parameter(torch.zeros(12))
-            self.last = nn.Linear(12, 4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.last(torch.relu(x @ self.matrix + self.shift))
-
     probe, model = network("mlp")[1], Held()
     with torch.no_grad():
         model.matrix[:, 1] *= 40.0
