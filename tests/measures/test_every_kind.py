@@ -55,11 +55,11 @@ def test_the_hessian_is_exact_where_it_is_asked_for(case: Case) -> None:
         assert_equal(layer, truth[layer.name])
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["whole", "implicit"])
+@pytest.mark.parametrize("way", ["whole", "rows", "implicit"])
 @pytest.mark.parametrize("case", EVERY_KIND, ids=lambda case: case.name)
-def test_either_form_gives_the_same(case: Case, whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Capture, "_prefer_whole", lambda *_: whole)
-    monkeypatch.setattr("nndiag.measures.capture.WHOLE_BYTES", 2**40 if whole else 0)
+def test_each_form_gives_the_same(case: Case, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Capture, "cheapest", lambda *_: way)
+    monkeypatch.setattr("nndiag.measures.capture.WHOLE_BYTES", 2**40 if way == "whole" else 0)
     monkeypatch.setattr("nndiag.measures.curvature.DENSE_SIZE", 0)
     model, samples = build(case), probe(case, "mse", batch_size=10)
     truth = gauss_newton_blocks(model, samples)

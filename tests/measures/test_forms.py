@@ -14,12 +14,10 @@ from nndiag.records.level import Level
 WITH_POSITIONS = [case for case in CASES if case.name not in ("mlp", "mlp_without_bias", "wide_mlp")]
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["whole", "implicit"])
+@pytest.mark.parametrize("way", ["whole", "rows", "implicit"])
 @pytest.mark.parametrize("case", WITH_POSITIONS, ids=lambda case: case.name)
-def test_either_form_equals_the_autograd_hessian(
-    case: Case, whole: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Capture, "_prefer_whole", lambda *_: whole)
+def test_each_form_equals_the_autograd_hessian(case: Case, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Capture, "cheapest", lambda *_: way)
     monkeypatch.setattr("nndiag.measures.curvature.DENSE_SIZE", 0)
     model, samples = build(case), probe(case, "mse", batch_size=4)
     truth = dense_blocks(model, samples)

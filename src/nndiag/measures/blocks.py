@@ -4,7 +4,7 @@ Four forms of one thing. ``OuterBlocks``: with one position ``J`` is an outer pr
 ``h_{n,i} = Σ_c g_{c,n,i}²`` are all that is kept. ``GramBlocks``: small blocks are added up whole, so that
 memory does not
 grow with the probe. ``ImplicitBlocks``: large blocks with several positions are multiplied through the layer's own
-function. ``RowBlocks``: Jacobians as they are. Which one a layer gets is decided in ``capture``.
+function. ``RowBlocks``: Jacobians as they are, where there are few. Which one a layer gets is decided in ``capture``.
 """
 
 from __future__ import annotations
@@ -186,10 +186,10 @@ class GramBlocks:
 
 @dataclass(frozen=True)
 class RowBlocks:
-    """Blocks known by their Jacobians, kept row by row, ``(nodes, rows, size)``; ``folds`` of every row."""
+    """Blocks known by their Jacobians, kept in parts ``(rows, nodes, size)``; ``folds`` of the rows of every part."""
 
-    rows: Tensor
-    folds: Tensor
+    parts: Sequence[Tensor]
+    folds: Sequence[Tensor]
     samples: int
 
     semidefinite = True
@@ -197,48 +197,59 @@ class RowBlocks:
     @property
     def like(self) -> Tensor:
         """A tensor of the blocks' dtype and device."""
-        return self.rows
+        return self.parts[0]
 
     @property
     def nodes(self) -> int:
         """How many blocks."""
-        return int(self.rows.shape[0])
+        return int(self.parts[0].shape[1])
 
     @property
     def size(self) -> int:
         """Parameters of one node."""
-        return int(self.rows.shape[2])
+        return int(self.parts[0].shape[2])
 
     @property
     def rank_bound(self) -> int:
         """One rank a row."""
-        return min(self.size, int(self.rows.shape[1]))
+        return min(self.size, sum(len(part) for part in self.parts))
 
     def product(self, vectors: Tensor) -> Tensor:
         """``G V = Jᵀ (J V) / N``."""
-        images = self.rows @ vectors[:, :, None]
-        return (self.rows.mT @ images).squeeze(2).div_(self.samples)
+        found = vectors.new_zeros(self.nodes, 1, self.size)
+        for part in self.parts:
+            found.baddbmm_(_images(part, vectors), part.transpose(0, 1))
+        return found.squeeze(1).div_(self.samples)
 
     def restricted(self, index: Tensor) -> RowBlocks:
         """Return the blocks of these nodes alone."""
-        return replace(self, rows=self.rows[index])
+        return replace(self, parts=[part.index_select(1, index) for part in self.parts])
 
     def matrices(self, start: int, stop: int) -> Tensor:
         """Return the blocks themselves in float64."""
-        found = self.rows.new_zeros(stop - start, self.size, self.size, dtype=torch.float64)
-        for rows in torch.split(self.rows[start:stop], _rows_at_once(self.size), dim=1):
-            rows = rows.double()
-            found.baddbmm_(rows.mT, rows)
+        found = self.like.new_zeros(stop - start, self.size, self.size, dtype=torch.float64)
+        for part in self.parts:
+            for some in torch.split(part[:, start:stop], _rows_at_once(self.size)):
+                rows = some.double().transpose(0, 1)
+                found.baddbmm_(rows.mT, rows)
         return found.div_(self.samples)
 
     def traces(self) -> Tensor:
         """``tr G_i``, ``(nodes,)`` float64."""
-        return self.rows.square().sum(dim=(1, 2)).double() / self.samples
+        norms = (torch.linalg.vector_norm(part, dim=2).double() for part in self.parts)
+        return torch.stack([own.square().sum(dim=0) for own in norms]).sum(dim=0) / self.samples
 
     def forms_by_fold(self, vectors: Tensor, folds: int) -> Tensor:
         """``Σ vᵀ J_n J_nᵀ v`` over the samples of each fold, ``(folds, nodes)`` float64."""
-        forms = (self.rows @ vectors[:, :, None]).squeeze(2).square().T
-        return forms.new_zeros(folds, self.nodes).index_add_(0, self.folds, forms).double()
+        found = self.like.new_zeros(folds, self.nodes)
+        for part, owners in zip(self.parts, self.folds, strict=True):
+            found.index_add_(0, owners, _images(part, vectors).squeeze(1).square_().T)
+        return found.double()
+
+
+def _images(rows: Tensor, vectors: Tensor) -> Tensor:
+    """Return ``⟨J_{n,i}, v_i⟩`` of rows ``(rows, nodes, size)``, ``(nodes, 1, rows)``: in this order it is fastest."""
+    return vectors[:, None] @ rows.permute(1, 2, 0)
 
 
 @dataclass(frozen=True)

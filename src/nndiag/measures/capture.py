@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +21,13 @@ SECONDS_PER_PATCH, SECONDS_PER_ENTRY = 1.5e-9, 6e-10
 """Laying out one entry of a patch; one elementwise operation on one entry."""
 FLOPS_OF_MATRIX, FLOPS_OF_LAYER = 7e10, 1.2e11
 """Rates of batched matrix products and of the layer's own function. Only their proportions matter."""
-WHOLE_BYTES = 512 * 2**20
-"""Blocks of one layer that take more than this are never added up whole."""
+SECONDS_PER_KEPT = 5e-10
+"""Multiplying one entry of a Jacobian that is kept, there and back."""
+WHOLE_BYTES, ROWS_BYTES = 512 * 2**20, 64 * 2**20
+"""Blocks of one layer that take more than this are never added up whole, Jacobians of one never kept."""
+
+Way = Literal["whole", "rows", "implicit"]
+"""Blocks are added up, Jacobians are kept, or what they are made of is."""
 
 
 class Capture:
@@ -32,7 +38,7 @@ class Capture:
         samples: samples of the whole probe.
         folds: folds of the probe.
         dense: whether the blocks themselves will be wanted.
-        whole: whether blocks are added up whole, also with one position, or never; by default as is cheapest.
+        way: of keeping layers with several positions, and all layers if it is ``"whole"``; by default the cheapest.
         nodes: the nodes wanted, where blocks are added up whole: of one group, or of whole groups.
     """
 
@@ -43,14 +49,14 @@ class Capture:
         folds: int,
         dense: bool = False,
         *,
-        whole: bool | None = None,
+        way: Way | None = None,
         nodes: tuple[int, int] | None = None,
     ) -> None:
         self.layer = layer
         self.bytes = 0
         self._samples, self._folds = samples, folds
-        self._always = whole is True
-        self._whole: bool | None = True if dense else whole
+        self._always = way == "whole"
+        self._way: Way | None = "whole" if dense else way
         self._nodes = nodes or (0, layer.nodes)
         self._inputs: list[Tensor] = []
         self._weights: list[Tensor] = []
@@ -81,25 +87,24 @@ class Capture:
                 return
             self._note(Tally.of(_only_inputs(use), weights))
             gradients = [[weights.sqrt_()[:, :, None, None]]]
-        if self._whole is None:
-            self._whole = self.prefers_whole(use, gradients)
-        if self._whole:
+        self._way = self._way or self.cheapest(use, gradients)
+        if self._way == "whole":
             self._add_whole(use, gradients, folds)
             if self._always and _one_position(use, gradients):
                 self._rows = min(self._rows, self._samples)  # one input a sample, however many passes
+        elif self._way == "rows":
+            own = _jacobians(use, use.inputs(), gradients, *self._nodes)
+            self._add_rows(own.flatten(0, 1), folds.of_row.repeat_interleave(len(gradients)))
         else:
             self._add_segment(use, tuple(tuple(of_column) for of_column in gradients), folds)
 
     def add_jacobians(self, rows: Tensor, folds: FoldRows) -> None:
         """Keep Jacobians ``(columns, batch, nodes, size)``; ``folds`` are those of the samples of the batch."""
-        if self._whole is None:
-            self._whole = fits_whole(self.layer, self._folds, rows.element_size())
+        if self._way is None:
+            self._way = "whole" if fits_whole(self.layer, self._folds, rows.element_size()) else "rows"
         own = rows[:, :, slice(*self._nodes)]
-        if not self._whole:
-            flat, of_row = own.flatten(0, 1), folds.of_row.repeat(len(rows))
-            self._jacobians.append(flat.movedim(0, 1))
-            self._row_folds.append(of_row)
-            self._count(flat, of_row)
+        if self._way != "whole":
+            self._add_rows(own.flatten(0, 1), folds.of_row.repeat(len(rows)))
             return
         self._rows += len(rows) * len(folds)
         _add_products(self._whole_sums(rows), own.transpose(0, 1), folds)
@@ -110,7 +115,7 @@ class Capture:
             inputs, weights, folds = (_joined(x) for x in (self._inputs, self._weights, self._row_folds))
             return OuterBlocks(inputs, weights, folds, self._samples)
         if self._jacobians:
-            return RowBlocks(_joined(self._jacobians, dim=1), _joined(self._row_folds), self._samples)
+            return RowBlocks(self._jacobians, self._row_folds, self._samples)
         if self._sums is not None:
             total = self._sums.sum(dim=0) / self._samples
             return GramBlocks(self._sums, total, self._samples, self._rows, self._tally)
@@ -120,29 +125,24 @@ class Capture:
         """Whether the nodes have one position a sample and share its input."""
         return _one_position(use, gradients)
 
-    def prefers_whole(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> bool:
-        """Whether it is cheapest to add the blocks up whole, going by one batch of so many columns."""
-        if _one_position(use, gradients):
-            return False
-        return self._prefer_whole(_positions(gradients), len(gradients))
+    def cheapest(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> Way:
+        """Return the way that takes the least time, going by one batch of so many columns of several positions."""
+        layer, positions, columns = self.layer, _positions(gradients), len(gradients)
+        rows, entries = self._samples * columns, self._samples * positions
+        jacobians = rows * layer.nodes * layer.size
+        forming = entries * layer.size * SECONDS_PER_PATCH
+        forming += 2 * jacobians * positions / layer.groups / FLOPS_OF_MATRIX
+        product = 4 * entries * layer.size * layer.nodes / FLOPS_OF_LAYER
+        product += 4 * columns * entries * layer.nodes * SECONDS_PER_ENTRY
+        seconds: dict[Way, float] = {"implicit": EXPECTED_PRODUCTS * product}
+        if self._folds * layer.nodes * layer.size**2 * 8 <= WHOLE_BYTES:
+            seconds["whole"] = forming + 2 * jacobians * layer.size / FLOPS_OF_MATRIX
+        if jacobians * gradients[0][0].element_size() <= ROWS_BYTES:
+            seconds["rows"] = forming + EXPECTED_PRODUCTS * jacobians * SECONDS_PER_KEPT
+        return min(seconds, key=seconds.__getitem__)
 
     def _count(self, *tensors: Tensor) -> None:
         self.bytes += sum(t.numel() * t.element_size() for t in tensors)
-
-    def _prefer_whole(self, positions: int, columns: int) -> bool:
-        """Compare the time of adding blocks up whole with that of products through the layer's own function."""
-        nodes, size = self.layer.nodes, self.layer.size
-        if self._folds * nodes * size * size * 8 > WHOLE_BYTES:
-            return False
-        rows, entries = self._samples * columns, self._samples * positions
-        whole = (
-            entries * size * SECONDS_PER_PATCH
-            + 2 * rows * nodes * size * (positions / self.layer.groups + size) / FLOPS_OF_MATRIX
-        )
-        product = (
-            4 * entries * size * nodes / FLOPS_OF_LAYER + 4 * columns * entries * nodes * SECONDS_PER_ENTRY
-        )
-        return whole < EXPECTED_PRODUCTS * product
 
     def _add_outer(self, use: LayerUse, weights: Tensor, folds: FoldRows) -> None:
         inputs = _only_inputs(use)
@@ -159,6 +159,11 @@ class Capture:
             self._tally = tally
         else:
             self._tally.add(tally)
+
+    def _add_rows(self, rows: Tensor, folds: Tensor) -> None:
+        self._jacobians.append(rows)
+        self._row_folds.append(folds)
+        self._count(rows, folds)
 
     def _add_segment(self, use: LayerUse, gradients: tuple[tuple[Tensor, ...], ...], folds: FoldRows) -> None:
         self._count(*(g for of_column in gradients for g in of_column), folds.of_row)
@@ -192,9 +197,9 @@ def fits_whole(layer: Layer, folds: int, itemsize: int) -> bool:
     return folds * layer.nodes * layer.size**2 * itemsize <= WHOLE_BYTES
 
 
-def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+def _joined(parts: list[Tensor]) -> Tensor:
     """Put the parts together and forget them."""
-    found = parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+    found = parts[0] if len(parts) == 1 else torch.cat(parts)
     parts.clear()
     return found
 

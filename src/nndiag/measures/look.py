@@ -92,31 +92,26 @@ def _alone(replay: Replay) -> list[Layer]:
 def _need(replay: Replay, use: LayerUse, own: Sequence[Tensor], passes: float) -> Need:
     """Try what is kept of the few samples in the layer's cheapest form."""
     layer, probe, plan = use.layer, replay.probe, replay.plan
-    dense = plan.solver == "dense"
-    trial = Capture(layer, len(probe), probe.fold_count, dense)
-    count = len(own[0])
-    folds = FoldRows(torch.arange(count) % probe.fold_count)
-    whole = (
-        trial.prefers_whole(use, [own] * math.ceil(passes)) if not dense else not trial.is_outer(use, [own])
-    )
-    form: Form = "whole"
+    trial = Capture(layer, len(probe), probe.fold_count, way="implicit")
+    itemsize, positions = own[0].element_size(), max(1, sum(g[0, 0].numel() for g in own if g.dim() > 1))
+    form: Form = "outer"
+    if not trial.is_outer(use, [own]):
+        form = "whole" if plan.solver == "dense" else trial.cheapest(use, [own] * math.ceil(passes))
     per_sample = 0.0
-    if not whole:
-        trial = Capture(layer, len(probe), probe.fold_count, whole=False)
-        trial.add(use, [own], folds)
-        a_column = sum(g.numel() * g.element_size() for g in own)
-        if trial.is_outer(use, [own]):
-            form = "outer"
-            per_sample = trial.bytes / count
-        else:
-            form = "implicit"
-            per_sample = (trial.bytes + max(0.0, passes - 1) * a_column) / count
-    positions = max(1, sum(g[0, 0].numel() for g in own if g.dim() > 1))
+    if form == "rows":
+        per_sample = passes * (layer.nodes * layer.size * itemsize + 8)
+    elif form != "whole":
+        count = len(own[0])
+        trial.add(use, [own], FoldRows(torch.arange(count) % probe.fold_count))
+        more = sum(g.numel() * itemsize for g in own) if form == "implicit" else 0
+        per_sample = (trial.bytes + max(0.0, passes - 1) * more) / count
     rows = 1 if form == "outer" else passes
     summing = 2 * rows * layer.nodes * layer.size * (layer.size + positions / layer.groups)
     multiplying = 4 * layer.nodes * positions * (layer.size + (passes if form == "implicit" else 0))
+    if form == "rows":
+        multiplying = 4 * passes * layer.nodes * layer.size
     return Need(
-        layer.name, layer.nodes, layer.size, own[0].element_size(), form, per_sample, summing, multiplying,
+        layer.name, layer.nodes, layer.size, itemsize, form, per_sample, summing, multiplying,
         solved_densely(layer.size, plan.solver), layer.groups,
     )  # fmt: skip
 

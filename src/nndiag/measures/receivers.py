@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from nndiag.measures.batchview import LayerUse
-from nndiag.measures.capture import Capture
+from nndiag.measures.capture import Capture, Way
 from nndiag.measures.folds import FoldRows
 from nndiag.measures.schedule import Part
 from nndiag.replay.kinds import Layer
@@ -94,9 +94,12 @@ class Keeping:
         return self.captures[layer.name]
 
     def _capture(self, layer: Layer, part: Part) -> Capture:
-        whole = {"whole": True, "streamed": None}.get(part.form, False)
-        dense = self._dense and whole is None
-        return Capture(layer, self._samples, self._folds, dense, whole=whole, nodes=(part.start, part.stop))
+        unforeseen = part.form == "streamed"
+        way: Way | None = None
+        if not unforeseen:
+            way = part.form if part.form in ("whole", "rows") else "implicit"
+        dense = self._dense and unforeseen
+        return Capture(layer, self._samples, self._folds, dense, way=way, nodes=(part.start, part.stop))
 
     def _weigh(self, layer: str, rows: int) -> None:
         """Give layers up while more is kept than may be."""

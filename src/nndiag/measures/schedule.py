@@ -25,7 +25,7 @@ LAYER_VECTORS = 6
 """Vectors of all blocks of a layer beside those: starts, results, images."""
 PROJECTIONS = 4
 """Projections of blocks on the directions that they share that are held at once, beside those of which half is kept."""
-SUMS = {"outer": 2, "rows": 1}
+SUMS = {"outer": 2}
 """What a form takes while it is multiplied, beside what is kept, in units of that."""
 STREAM_REPLAYS = 16
 """Replays that a streamed round is taken to need."""

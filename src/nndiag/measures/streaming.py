@@ -61,7 +61,7 @@ class Streaming:
         return not all(layer.done for layer in self.layers.values())
 
     def _capture(self, layer: Layer) -> Capture:
-        return Capture(layer, int(self._fold_sizes.sum()), len(self._fold_sizes), whole=False)
+        return Capture(layer, int(self._fold_sizes.sum()), len(self._fold_sizes), way="implicit")
 
 
 class StreamedLayer:

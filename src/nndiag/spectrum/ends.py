@@ -17,7 +17,7 @@ SETTLED = 3
 """After how many that of any other block is, and the smallest one to be near the smallest."""
 ROUNDING = 8
 """The least error told, in units of the relative precision of the products."""
-SHARP = 0.05
+SHARP = 0.1
 """Share of the tolerance that is accepted of errors of the eigenvalue itself, which a residual of it only bounds."""
 
 

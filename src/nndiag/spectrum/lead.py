@@ -22,7 +22,7 @@ WORTH = 64
 """Of fewer matrices the projections take longer than the products that they save."""
 SQUARINGS, SQUARINGS_BESIDE = 5, 2
 """How often a projection is squared to find its largest eigenvalue, and then the next one, of which a bound is enough:
-on trained networks as good as the eigenvalue itself with 2."""
+on trained networks that is as good as the eigenvalue with 2."""
 MIXED = 0.3
 """How much of a random direction the vectors to start from hold where nothing is proven."""
 ROUNDING = 64
