@@ -301,12 +301,22 @@ class ImplicitBlocks:
 
     def product(self, vectors: Tensor) -> Tensor:
         """``u = layer(a; V)``, ``r = Σ_c (Σ_t g_c u) g_c``, ``G V`` the parameters' gradient at ``r / N``."""
-        found = torch.zeros_like(vectors)
+        return self.gathered(self.contracted(vectors))
+
+    def contracted(self, vectors: Tensor) -> list[Tensor]:
+        """Return ``⟨J_{n,c,i}, v_i⟩``, ``(columns, batch, nodes)`` of every segment."""
+        found = []
         for segment in self.segments:
             responses = _responses(segment, vectors)
+            found.append(torch.stack([_contracted(segment, g, responses) for g in segment.gradients]))
+        return found
+
+    def gathered(self, contracted: Sequence[Tensor]) -> Tensor:
+        """Return ``(1/N) Σ_{n,c} q_{n,c,i} J_{n,c,i}`` for such numbers ``q``, ``(nodes, size)``."""
+        found = self.like.new_zeros(self.nodes, self.size)
+        for segment, of_columns in zip(self.segments, contracted, strict=True):
             cotangents = [torch.zeros_like(g) for g in segment.gradients[0]]
-            for gradients in segment.gradients:
-                q = _contracted(segment, gradients, responses)
+            for gradients, q in zip(segment.gradients, of_columns, strict=True):
                 for share, g, sums in zip(segment.shares, gradients, cotangents, strict=True):
                     share.kind.weigh(share, q, g, sums)
             for share, sums in zip(segment.shares, cotangents, strict=True):
@@ -342,12 +352,13 @@ class ImplicitBlocks:
 
     def forms_by_fold(self, vectors: Tensor, folds: int) -> Tensor:
         """``Σ vᵀ J_n J_nᵀ v`` over the samples of each fold, ``(folds, nodes)`` float64."""
+        return self.squared_by_fold(self.contracted(vectors), folds)
+
+    def squared_by_fold(self, contracted: Sequence[Tensor], folds: int) -> Tensor:
+        """Add up the squares of such numbers over the samples of each fold, ``(folds, nodes)`` float64."""
         found = self.like.new_zeros(folds, self.nodes)
-        for segment in self.segments:
-            responses = _responses(segment, vectors)
-            for gradients in segment.gradients:
-                own = _contracted(segment, gradients, responses)
-                found.index_add_(0, segment.folds, own.square())
+        for segment, of_columns in zip(self.segments, contracted, strict=True):
+            found.index_add_(0, segment.folds, of_columns.square().sum(dim=0))
         return found.double()
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nndiag.measures.blocks import GramBlocks, LayerBlocks, OuterBlocks, ScaledBlocks
+from nndiag.measures.blocks import GramBlocks, ImplicitBlocks, LayerBlocks, OuterBlocks, ScaledBlocks
+from nndiag.measures.remembering import Remembering
 from nndiag.measures.schedule import SOLVER_VECTORS
 from nndiag.measures.update_map import update_map
 from nndiag.measures.weights import numbers
@@ -91,19 +92,20 @@ def layer_curvature(
     folds, lead, known = len(fold_sizes), None, None
     if settings.solver == "lanczos" and isinstance(blocks, OuterBlocks | GramBlocks):
         lead, known = blocks.lead(traces, settings.tolerance, folds)
-    found = solve(blocks, blocks.like, lead=lead)
+    multiplied = Remembering(blocks) if isinstance(blocks, ImplicitBlocks) else blocks
+    found = solve(multiplied, blocks.like, lead=lead)
     seen = None
     if preconditioner is not None:
         assert optimizer is not None
         scaled = ScaledBlocks(blocks, preconditioner.rsqrt().to(blocks.like), optimizer.coupled_decay)
         seen = solve(scaled, blocks.like)
-    forms = [_forms(blocks, found, folds, known)]
+    forms = [_forms(multiplied, found, folds, known)]
     if found.smallest_vectors is not None:
         forms.append(blocks.forms_by_fold(found.smallest_vectors, folds))
     return curvature_of(found, seen, traces, forms, fold_sizes, optimizer)
 
 
-def _forms(blocks: LayerBlocks, found: Extremes, folds: int, known: Tensor | None) -> Tensor:
+def _forms(blocks: LayerBlocks | Remembering, found: Extremes, folds: int, known: Tensor | None) -> Tensor:
     """Return the shares of the folds at the vectors found, some of which are those that are ``known``."""
     if known is None or found.unmoved is None or not isinstance(blocks, OuterBlocks):
         return blocks.forms_by_fold(found.vectors, folds)
