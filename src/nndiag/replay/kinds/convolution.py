@@ -79,9 +79,15 @@ class Convolution(ColumnKind):
         """Return the same from strips."""
         if not _slides(share):
             return super().overlaps(share, inputs, positions)
-        found = inputs.new_full((), float(share.uses[0].bias is not None))
-        for row in _rows(share.uses[0], inputs, positions):
-            found = found + row[:, 0].mT @ row[:, 0]
+        use, strips = share.uses[0], inputs[:, 0].mT
+        every = strips @ strips.mT  # each row of the kernel finds its own on the diagonal
+        step = _step(use, inputs, positions)
+        first, *others = (
+            slice(place * step, place * step + positions) for place in range(use.weight.shape[2])
+        )
+        found = every[:, first, first].clone() if use.bias is None else every[:, first, first] + 1.0
+        for own in others:
+            found += every[:, own, own]
         return found
 
     def _strips(self, use: Use) -> Tensor:
@@ -135,12 +141,14 @@ def _slides(share: Share) -> bool:
 
 def _rows(use: Use, strips: Tensor, positions: int) -> Iterator[Tensor]:
     """Yield what each row of the kernel sees, ``(batch, groups, width, positions)``: a part of the strips."""
-    kernel = use.weight.shape[2]
-    step = (strips.shape[3] - positions) // (
-        kernel - 1
-    )  # what the last row of the kernel is ahead of the first by
-    for place in range(kernel):
+    step = _step(use, strips, positions)
+    for place in range(use.weight.shape[2]):
         yield strips[..., place * step : place * step + positions]
+
+
+def _step(use: Use, strips: Tensor, positions: int) -> int:
+    """Return how far a row of the kernel is ahead of the one before it."""
+    return int(strips.shape[3] - positions) // (use.weight.shape[2] - 1)
 
 
 @dataclass(frozen=True)
