@@ -20,7 +20,7 @@ from torch import Tensor
 from nndiag.measures.allotment import CHANCE, Allotment, allot
 from nndiag.measures.grouping import grouped
 from nndiag.measures.signs import SampleSigns
-from nndiag.probe.factor import Factor
+from nndiag.probe.factor import Draw, Factor
 
 COVERAGE = 0.99
 """Share of the trace that is taken exactly, where the passes allow it."""
@@ -103,12 +103,14 @@ class Seeds:
     def _seed(self, samples: Tensor, places: Tensor) -> Tensor:
         used = self._allotment.place[samples] == places[:, None]
         used &= places[:, None] < self._passes[samples, None]
+        if self._alone:
+            return self._factor.combine(used.float(), samples, self._drawing(samples, places))
         by_chance = self._allotment.chance[samples] & (places == self._allotment.passes[samples] - 1)
-        owners = samples + self._first
-
-        def draw(rows: Tensor, count: int) -> Tensor:
-            return self._signs.draw(owners[rows], 2 * places[rows] + 1, count)
-
-        signs = used.float() if self._alone else self._signs.draw(owners, 2 * places, used.shape[1]) * used
+        signs = self._signs.draw(samples + self._first, 2 * places, used.shape[1]) * used
         signs[by_chance] *= CHANCE**-0.5
-        return self._factor.combine(signs, samples, draw)
+        return self._factor.combine(signs, samples, self._drawing(samples, places))
+
+    def _drawing(self, samples: Tensor, places: Tensor) -> Draw:
+        """Return what draws the signs within mixtures."""
+        owners = samples + self._first
+        return lambda rows, count: self._signs.draw(owners[rows], 2 * places[rows] + 1, count)

@@ -91,5 +91,6 @@ class ColumnFactor:
 
     def combine(self, signs: Tensor, samples: Tensor, draw: Draw) -> Tensor:
         """The columns, each with its sign."""
-        seed = torch.einsum("ra,arm->rm", signs.to(self._columns), self._columns[:, samples])
+        own = self._columns.index_select(1, samples)
+        seed = torch.einsum("ra,arm->rm", signs.to(self._columns), own)
         return seed.to(self._like.dtype).reshape(-1, *self._like.shape[1:])
