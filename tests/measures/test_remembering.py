@@ -8,8 +8,8 @@ from tests.cases import CASES, build, probe
 from torch import Tensor
 
 from nndiag.measures import Plan, curvature, measure
-from nndiag.measures.blocks import ImplicitBlocks
 from nndiag.measures.capture import Capture
+from nndiag.measures.implicit import ImplicitBlocks
 from nndiag.measures.remembering import REMEMBERED, Remembering
 from nndiag.records.level import Level
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from nndiag.measures.batchview import LayerUse
-from nndiag.measures.blocks import GramBlocks, ImplicitBlocks, NodeBlocks, OuterBlocks, RowBlocks, Segment
+from nndiag.measures.blocks import GramBlocks, NodeBlocks, OuterBlocks, RowBlocks
 from nndiag.measures.folds import FoldRows
+from nndiag.measures.implicit import ImplicitBlocks, Segment
 from nndiag.replay.jacobian import beside, jacobian, same_inputs
 from nndiag.replay.kinds import Layer, tiles
 from nndiag.spectrum import Tally

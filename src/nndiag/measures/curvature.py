@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nndiag.measures.blocks import GramBlocks, ImplicitBlocks, LayerBlocks, OuterBlocks, ScaledBlocks
+from nndiag.measures.blocks import GramBlocks, LayerBlocks, OuterBlocks, ScaledBlocks
+from nndiag.measures.implicit import ImplicitBlocks
 from nndiag.measures.remembering import Remembering
 from nndiag.measures.schedule import SOLVER_VECTORS
 from nndiag.measures.update_map import update_map

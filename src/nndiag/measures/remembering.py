@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nndiag.measures.blocks import ImplicitBlocks
+from nndiag.measures.implicit import ImplicitBlocks
 
 REMEMBERED = 8
 """After so many products nothing is remembered: it would take more memory than it is worth."""
