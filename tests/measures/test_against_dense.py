@@ -139,3 +139,22 @@ def test_curvature_beyond_the_range_of_single_precision_is_not_a_number_and_no_e
     measured = measure(model, samples, Plan(Level.CURVATURE))
     assert not measured.curvature.converged
     assert any(np.isnan(layer.per_node["lambda_max"]).any() for layer in measured.layers)
+
+
+def test_flat_directions_of_small_layers_that_start_from_what_is_shared() -> None:
+    """Blocks of fewer parameters than Lanczos makes products, of which few are made where the start is good."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 48, generator=generator) @ torch.randn(48, 48, generator=generator)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 96), nn.ReLU(), nn.Linear(96, 5))
+    samples = Probe((x,), torch.arange(400) % 5, named_loss("cross_entropy"), 400)
+    by = {
+        solver: measure(model, samples, Plan(Level.CURVATURE, solver=solver, tolerance=2e-2))
+        .layers[0]
+        .per_node
+        for solver in ("lanczos", "dense")
+    }
+    off = np.abs(by["lanczos"]["flat_fraction"] - by["dense"]["flat_fraction"])
+    assert np.median(off) < 0.05
+    assert "sigma_min" in by["dense"]
+    assert "sigma_min" not in by["lanczos"]  # only all eigenvalues tell

@@ -76,3 +76,16 @@ def test_where_nothing_is_remembered_they_are_made_anew(
     calls = counted(blocks, monkeypatch)
     torch.testing.assert_close(remembering.forms_by_fold(vectors, 4), expected, rtol=0, atol=0)
     assert len(calls) == 1
+
+
+def test_a_block_that_is_not_finite_spoils_no_other(blocks: ImplicitBlocks) -> None:
+    remembering = Remembering(blocks)
+    one, two = drawn(blocks, 0), drawn(blocks, 1)
+    two[1] = torch.nan
+    for vectors in (one, two):
+        remembering.product(vectors)
+    others = [place for place in range(blocks.nodes) if place != 1]
+    found = remembering.forms_by_fold(one + two, 4)
+    expected = blocks.forms_by_fold(one + two.nan_to_num(), 4)
+    torch.testing.assert_close(found[:, others], expected[:, others], rtol=1e-9, atol=1e-12)
+    assert found[:, 1].isnan().all()

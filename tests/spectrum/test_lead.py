@@ -168,6 +168,28 @@ def test_a_block_beyond_the_range_of_its_type_spoils_no_other() -> None:
     assert found.converged.tolist() == others.tolist()
 
 
+def test_nodes_that_fire_on_one_sample_are_bounded() -> None:
+    """The second vector of a projection of rank one is nothing but rounding."""
+    blocks = stack("spread")
+    weights = torch.zeros_like(blocks.weights)
+    weights[torch.arange(NODES) % ROWS, torch.arange(NODES)] = 1.0
+    lonely = replace(blocks, inputs=blocks.inputs.float(), weights=weights.float())
+    truth = torch.linalg.eigvalsh(lonely.matrices(0, NODES))[:, -1]
+    lead = lead_of(lonely)
+    assert (lead.least <= (1 + 1e-5) * truth).all()
+    assert (lead.second <= 1e-5 * truth).all()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_small_and_large_curvature_in_single_precision(scale: float) -> None:
+    blocks = stack("common")
+    far = replace(blocks, inputs=blocks.inputs.float(), weights=(blocks.weights * scale).float())
+    truth = torch.linalg.eigvalsh(blocks.matrices(0, NODES))[:, -1]
+    lead = lead_of(far)
+    assert (lead.others / scale < truth).all()
+    assert (lead.least / scale > 0.9 * truth).all()
+
+
 @KINDS
 def test_what_comes_with_the_lead_is_what_would_be_multiplied(kind: str) -> None:
     blocks = stack(kind)

@@ -91,9 +91,12 @@ def layer_curvature(
     solve = partial(_solve, settings=settings, generator=generator, workspace=workspace, among=among)
     traces = blocks.traces()
     folds, lead, known = len(fold_sizes), None, None
-    if settings.solver == "lanczos" and isinstance(blocks, OuterBlocks | GramBlocks):
+    iterated = settings.solver == "lanczos" and not solved_densely(blocks.size, settings.solver)
+    if iterated and isinstance(blocks, OuterBlocks | GramBlocks):
         lead, known = blocks.lead(traces, settings.tolerance, folds)
-    multiplied = Remembering(blocks) if isinstance(blocks, ImplicitBlocks) else blocks
+    multiplied: LayerBlocks | Remembering = blocks
+    if workspace is None and isinstance(blocks, ImplicitBlocks):
+        multiplied = Remembering(blocks)
     found = solve(multiplied, blocks.like, lead=lead)
     seen = None
     if preconditioner is not None:
@@ -144,7 +147,7 @@ def curvature_of(
         "lambda_max_se": _standard_error(per_fold["lambda_max"]),
         "flat_fraction": _flat_fraction(found, traces, optimizer, seen is None),
     }
-    if found.values.shape[1] >= found.vectors.shape[1]:
+    if found.every:
         per_node.update(_of_every_eigenvalue(found, optimizer))
     if seen is not None:
         per_node["lambda_max_preconditioned"] = numbers(seen.largest)
@@ -247,7 +250,7 @@ def _flat_fraction(found: Extremes, traces: Tensor, optimizer: OptimizerFacts | 
     flat = (found.values.abs() <= edge.clamp_min(0)).double()
     quadrature = (found.weights * flat).sum(dim=1).clamp(0, 1)
     size = found.vectors.shape[1]
-    if found.values.shape[1] >= size:
+    if found.every or size == 1:
         return numbers(quadrature)
     edge, largest = edge[:, 0], found.largest
     known = torch.where(found.weights > 0, found.values, -torch.inf)

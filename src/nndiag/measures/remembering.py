@@ -58,6 +58,8 @@ def _coordinates(basis: Tensor, vectors: Tensor) -> Tensor:
         vectors: ``v``, ``(nodes, size)``.
     """
     basis = basis.double()
-    inverse = torch.linalg.pinv(basis @ basis.mT, hermitian=True)
+    gram = basis @ basis.mT
+    usable = gram.isfinite().flatten(1).all(dim=1)  # of the others LAPACK would give up all
+    inverse = torch.linalg.pinv(torch.where(usable[:, None, None], gram, 0.0), hermitian=True)
     found: Tensor = (inverse @ (basis @ vectors.double()[:, :, None]))[:, :, 0]
     return found.T

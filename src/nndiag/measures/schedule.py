@@ -15,7 +15,7 @@ from typing import Literal
 
 from nndiag.config.sizes import bytes_in_words
 from nndiag.errors import UsageError
-from nndiag.spectrum import NODES_AT_ONCE, shared_directions, worth_leading
+from nndiag.spectrum import NODES_AT_ONCE, ROWS_AT_ONCE, shared_directions, worth_leading
 
 Form = Literal["outer", "implicit", "rows", "whole", "streamed"]
 
@@ -25,7 +25,7 @@ LAYER_VECTORS = 6
 """Vectors of all blocks of a layer beside those: starts, results, images."""
 PROJECTIONS = 4
 """Projections of blocks on the directions that they share that are held at once, beside those of which half is kept."""
-SUMS = {"outer": 2}
+SUMS = {"outer": 2, "rows": 1}
 """What a form takes while it is multiplied, beside what is kept, in units of that."""
 STREAM_REPLAYS = 16
 """Replays that a streamed round is taken to need."""
@@ -178,7 +178,8 @@ def _leading(need: Need, setting: Setting) -> int:
     if not led(need, setting):
         return 0
     projection = shared_directions(need.size, setting.samples) ** 2 * need.itemsize
-    return (need.nodes * projection) // 2 + PROJECTIONS * min(need.nodes, NODES_AT_ONCE) * projection
+    rows = min(setting.samples, ROWS_AT_ONCE) * projection  # half of the products of coordinates, twice
+    return need.nodes * projection // 2 + PROJECTIONS * min(need.nodes, NODES_AT_ONCE) * projection + rows
 
 
 def rounds_of(needs: Sequence[Need], setting: Setting, budget: int, passing: int) -> tuple[Round, ...]:

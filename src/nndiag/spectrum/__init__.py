@@ -9,12 +9,13 @@ from nndiag.spectrum.asking import Among, Asking, Request, answered, extremes_by
 from nndiag.spectrum.dense import dense_extremes
 from nndiag.spectrum.lanczos import lanczos
 from nndiag.spectrum.lead import Lead, Starts, Tally, shared_directions, worth_leading
-from nndiag.spectrum.leading import NODES_AT_ONCE, Leading, shared_lead, summed_lead
+from nndiag.spectrum.leading import NODES_AT_ONCE, ROWS_AT_ONCE, Leading, shared_lead, summed_lead
 from nndiag.spectrum.power import power
 from nndiag.spectrum.record import Blocks, Extremes, Stack, joined, random_vectors
 
 __all__ = [
     "NODES_AT_ONCE",
+    "ROWS_AT_ONCE",
     "Among",
     "Asking",
     "Blocks",

@@ -46,4 +46,5 @@ def dense_extremes(
         converged=~values[:, 0].isnan(),
         products=size,
         smallest_vectors=lowest,
+        every=True,
     )

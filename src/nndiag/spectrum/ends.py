@@ -10,11 +10,8 @@ from torch import Tensor
 from nndiag.spectrum.lead import Lead
 from nndiag.spectrum.record import Stack
 
-TRUSTED = 2
-"""After how many products the largest Ritz value of a block with a lead is taken to be near its largest eigenvalue
-where nothing proves it: its start is the best of what the blocks have in common."""
 SETTLED = 3
-"""After how many that of any other block is, and the smallest one to be near the smallest."""
+"""After how many products extreme Ritz values are taken to be near extreme eigenvalues where nothing proves it."""
 ROUNDING = 8
 """The least error told, in units of the relative precision of the products."""
 SHARP = 0.1
@@ -79,7 +76,7 @@ def ends_of(stack: Stack, ritz: Ritz, tolerance: float, lead: Lead | None) -> En
         alone = gap > error
         error = torch.where(alone, (error.square() / gap).clamp_min(ROUNDING * ritz.precision * scale), error)
         enough |= alone & (error <= SHARP * tolerance * scale)
-        enough &= alone if ritz.count < TRUSTED else ~(largest < (1 - SHARP * tolerance) * lead.least)
+        enough &= alone if ritz.count < SETTLED else ~(largest < (1 - SHARP * tolerance) * lead.least)
     enough &= smallest_error <= tolerance * scale
     return Ends(largest, smallest, error, smallest_error, ritz.exhausted | enough)
 

@@ -20,7 +20,7 @@ class Krylov:
 
     Args:
         first: unit vectors, ``(nodes, size)``.
-        random: random ones, which the spectrum is to be seen by.
+        random: those which the spectrum is to be seen by, random ones where they can be.
         limit: the most products there will be.
     """
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nndiag.spectrum.asking import Asking, Request
-from nndiag.spectrum.ends import SETTLED, TRUSTED, Ends, Ritz, ends_of
+from nndiag.spectrum.ends import SETTLED, Ends, Ritz, ends_of
 from nndiag.spectrum.krylov import Krylov, leaning
 from nndiag.spectrum.lead import Lead
 from nndiag.spectrum.record import Extremes, Stack
@@ -54,6 +54,7 @@ def lanczos(
     Source: Golub and Van Loan, Matrix Computations, 4th ed., section 10.1; Ubaru, Chen and Saad 2017 for the
     quadrature.
     """
+    assert lead is None or not both_vectors  # semidefinite blocks alone have a lead
     limit = min(max_products, stack.size)
     results = _Results(start, limit, both_vectors)
     owners = torch.arange(stack.nodes, device=start.device)
@@ -72,7 +73,7 @@ def lanczos(
     settled = torch.zeros_like(owners, dtype=torch.bool)
     while True:
         done = krylov.count == limit or bool(krylov.finished.all())
-        if done or krylov.count in CHECKS or (lead is not None and TRUSTED <= krylov.count < SETTLED):
+        if done or krylov.count in CHECKS or (lead is not None and 1 < krylov.count < SETTLED):
             ritz = krylov.ritz()
             ends = ends_of(stack, ritz, tolerance, lead)
             now = ~settled if done else ends.settled & ~settled

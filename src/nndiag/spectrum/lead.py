@@ -167,9 +167,13 @@ def _told(matrices: Tensor) -> tuple[Tensor, ...]:
     Args:
         matrices: positive semidefinite, ``(nodes, size, size)``.
     """
+    traces = matrices.diagonal(dim1=1, dim2=2).double().sum(dim=1)
+    scale = traces.clamp_min(torch.finfo(matrices.dtype).tiny)  # squares of small curvature would be nothing
+    matrices = matrices / scale.to(matrices)[:, None, None]
     top, _ = _top(matrices, SQUARINGS)
     other, bound = _top(_without(matrices, top), SQUARINGS_BESIDE)
-    return *_ritz(matrices, top, other), bound, matrices.diagonal(dim1=1, dim2=2).double().sum(dim=1)
+    first, largest, second = _ritz(matrices, top, other)
+    return first, largest * scale, second * scale, bound * scale, traces
 
 
 @dataclass(frozen=True)
@@ -241,11 +245,13 @@ def _without(matrices: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _ritz(matrices: Tensor, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the better vector between two orthonormal ones, its quotient, and that of the vector across it.
+    """Return the best vector between two unit ones, its quotient, and that of the vector across it.
 
     Returns:
         Unit vectors ``(nodes, size)``, and quotients ``(nodes,)`` float64.
     """
+    for _ in range(2):  # of a matrix of rank one the second is what rounding left of the first
+        two = _unit(two - torch.linalg.vecdot(one, two)[:, None] * one)
     images = matrices @ torch.stack([one, two], dim=2)
     pairs = ((one, 0), (two, 0), (two, 1))
     value, cross, other = (torch.linalg.vecdot(x, images[:, :, k]).double() for x, k in pairs)

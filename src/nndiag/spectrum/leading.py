@@ -12,7 +12,7 @@ from nndiag.spectrum.lead import Lead, Projections, Rows, Starts, Tally, shared_
 SWEEPS = 2
 """Subspace iterations that find the directions: of one a tenth to a third fewer nodes are known at once, and a third
 brings little."""
-ROWS_AT_ONCE, NODES_AT_ONCE = 2048, 256
+ROWS_AT_ONCE, NODES_AT_ONCE = 256, 256
 """Of so many rows all products of two coordinates are formed at once, of so many matrices the projections."""
 
 

@@ -53,7 +53,8 @@ class Extremes:
     every block).
     ``converged`` says, block by block, whether both errors are below the tolerance asked for. ``second`` is what the
     second largest eigenvalue is known to reach, where more is known of it than ``values`` tell. ``unmoved`` says of
-    which blocks ``vectors`` are those that a solver started from.
+    which blocks ``vectors`` are those that a solver started from, ``every`` whether ``values`` are all eigenvalues.
+    Where a lead gave the start, the density is that which this start sees.
     """
 
     largest: Tensor  # (nodes,) float64
@@ -68,6 +69,7 @@ class Extremes:
     smallest_vectors: Tensor | None = None  # (nodes, size)
     second: Tensor | None = None  # (nodes,) float64
     unmoved: Tensor | None = None  # (nodes,) bool
+    every: bool = False
 
 
 def joined(parts: Sequence[Extremes]) -> Extremes:
@@ -77,7 +79,7 @@ def joined(parts: Sequence[Extremes]) -> Extremes:
     found = {}
     for field in fields(Extremes):
         values = [getattr(part, field.name) for part in parts]
-        if field.name == "products":
+        if field.name in ("products", "every"):
             found[field.name] = max(values)
         else:
             found[field.name] = None if values[0] is None else torch.cat(values)

@@ -80,6 +80,11 @@ class Convolution(ColumnKind):
         if not _slides(share):
             return super().overlaps(share, inputs, positions)
         use, strips = share.uses[0], inputs[:, 0].mT
+        if strips.shape[1] > 2 * positions:  # of a long kernel most rows have nothing in common
+            found = inputs.new_full((), float(use.bias is not None))
+            for row in _rows(use, inputs, positions):
+                found = found + row[:, 0].mT @ row[:, 0]
+            return found
         every = strips @ strips.mT  # each row of the kernel finds its own on the diagonal
         step = _step(use, inputs, positions)
         first, *others = (
