@@ -12,6 +12,7 @@ from nndiag.measures.batchview import LayerUse
 from nndiag.measures.blocks import GramBlocks, NodeBlocks, OuterBlocks, RowBlocks
 from nndiag.measures.folds import FoldRows
 from nndiag.measures.implicit import ImplicitBlocks, Segment
+from nndiag.measures.shown import Shown
 from nndiag.replay.jacobian import beside, jacobian, same_inputs
 from nndiag.replay.kinds import Layer, tiles
 from nndiag.spectrum import Tally
@@ -68,31 +69,25 @@ class Capture:
         self._tally: Tally | None = None
         self._rows = 0
 
-    def add(
-        self,
-        use: LayerUse,
-        gradients: Sequence[Sequence[Tensor]],
-        folds: FoldRows,
-    ) -> None:
-        """Keep what one forward pass showed, of samples that no other shows.
+    def add(self, shown: Shown, folds: FoldRows) -> None:
+        """Keep what the passes after one forward pass showed, of samples that no other shows.
 
         Args:
-            use: the calls of the layer.
-            gradients: per column one tensor a share, as its kind holds them.
+            shown: of the layer.
             folds: of the rows of the batch.
         """
-        if _one_position(use, gradients):
-            weights = _squares(gradients)
+        use, gradients = shown.use, shown.columns
+        if shown.weights is not None:
             if not self._always:
-                self._add_outer(use, weights, folds)
+                self._add_outer(use, shown.weights, folds)
                 return
-            self._note(Tally.of(_only_inputs(use), weights))
-            gradients = [[weights.sqrt_()[:, :, None, None]]]
+            self._note(Tally.of(_only_inputs(use), shown.weights))
+            self._add_whole(use, [[shown.weights.sqrt()[:, :, None, None]]], folds)
+            self._rows = min(self._rows, self._samples)  # one input a sample, however many passes
+            return
         self._way = self._way or self.cheapest(use, gradients)
         if self._way == "whole":
             self._add_whole(use, gradients, folds)
-            if self._always and _one_position(use, gradients):
-                self._rows = min(self._rows, self._samples)  # one input a sample, however many passes
         elif self._way == "rows":
             own = _jacobians(use, use.inputs(), gradients, *self._nodes)
             self._add_rows(own.flatten(0, 1), folds.of_row.repeat_interleave(len(gradients)))
@@ -121,10 +116,6 @@ class Capture:
             total = self._sums.sum(dim=0) / self._samples
             return GramBlocks(self._sums, total, self._samples, self._rows, self._tally)
         return ImplicitBlocks(self.layer, self._segments, self._samples)
-
-    def is_outer(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> bool:
-        """Whether the nodes have one position a sample and share its input."""
-        return _one_position(use, gradients)
 
     def cheapest(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> Way:
         """Return the way that takes the least time, going by one batch of so many columns of several positions."""
@@ -208,19 +199,6 @@ def _joined(parts: list[Tensor]) -> Tensor:
 def _only_inputs(use: LayerUse) -> Tensor:
     """Return the inputs of a layer with one position, ``(batch, size)``."""
     return use.inputs()[0][:, 0, :, 0]
-
-
-def _squares(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Return ``Σ_c g_c²`` of layers with one position, ``(batch, nodes)``."""
-    weights = torch.zeros_like(gradients[0][0][:, :, 0, 0])
-    for (g,) in gradients:
-        weights.addcmul_(g[:, :, 0, 0], g[:, :, 0, 0])
-    return weights
-
-
-def _one_position(use: LayerUse, gradients: Sequence[Sequence[Tensor]]) -> bool:
-    g = gradients[0][0]
-    return same_inputs(use.shares, g) and g.shape[3] == 1
 
 
 def _positions(gradients: Sequence[Sequence[Tensor]]) -> int:

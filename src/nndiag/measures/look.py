@@ -20,6 +20,7 @@ from nndiag.measures.curvature import solved_densely
 from nndiag.measures.folds import FoldRows
 from nndiag.measures.replaying import Replay, forward_work
 from nndiag.measures.schedule import Form, Need, Passing, Setting
+from nndiag.measures.shown import Shown
 from nndiag.records.level import Level
 from nndiag.replay.kinds import Layer
 from nndiag.replay.passes import Forward
@@ -64,7 +65,9 @@ def look_at(replay: Replay, seen: Forward, solvers: int = 1) -> Look:
         call_bytes = sum(g.numel() * g.element_size() for g in gradients) / count
         for use in replay.uses(seen):
             own = use.gather(gradients)
-            needs.append(_need(replay, use, own, passes))
+            shown = Shown(use)
+            shown.add(gradients)
+            needs.append(_need(replay, shown, own, passes))
             patches = max(patches, _patches(use, own))
             if needs[-1].form != "outer":
                 tile = max(tile, columns * needs[-1].vector)
@@ -89,20 +92,20 @@ def _alone(replay: Replay) -> list[Layer]:
     return [layer for name, layer in replay.by_jacobians.items() if name not in replay.left_out]
 
 
-def _need(replay: Replay, use: LayerUse, own: Sequence[Tensor], passes: float) -> Need:
-    """Try what is kept of the few samples in the layer's cheapest form."""
-    layer, probe, plan = use.layer, replay.probe, replay.plan
+def _need(replay: Replay, shown: Shown, own: Sequence[Tensor], passes: float) -> Need:
+    """Try what is kept of the few samples in the layer's cheapest form; ``own`` are its gradients."""
+    layer, probe, plan = shown.use.layer, replay.probe, replay.plan
     trial = Capture(layer, len(probe), probe.fold_count, way="implicit")
     itemsize, positions = own[0].element_size(), max(1, sum(g[0, 0].numel() for g in own if g.dim() > 1))
     form: Form = "outer"
-    if not trial.is_outer(use, [own]):
-        form = "whole" if plan.solver == "dense" else trial.cheapest(use, [own] * math.ceil(passes))
+    if shown.weights is None:
+        form = "whole" if plan.solver == "dense" else trial.cheapest(shown.use, [own] * math.ceil(passes))
     per_sample = 0.0
     if form == "rows":
         per_sample = passes * (layer.nodes * layer.size * itemsize + 8)
     elif form != "whole":
         count = len(own[0])
-        trial.add(use, [own], FoldRows(torch.arange(count) % probe.fold_count))
+        trial.add(shown, FoldRows(torch.arange(count) % probe.fold_count))
         more = sum(g.numel() * itemsize for g in own) if form == "implicit" else 0
         per_sample = (trial.bytes + max(0.0, passes - 1) * more) / count
     rows = 1 if form == "outer" else passes

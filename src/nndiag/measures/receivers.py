@@ -7,10 +7,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from nndiag.measures.batchview import LayerUse
 from nndiag.measures.capture import Capture, Way
 from nndiag.measures.folds import FoldRows
 from nndiag.measures.schedule import Part
+from nndiag.measures.shown import Shown
 from nndiag.replay.kinds import Layer
 
 
@@ -20,8 +20,8 @@ class Receiver(Protocol):
     def wants(self, layer: str) -> bool:
         """Whether a layer is to be looked at, by its name."""
 
-    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: FoldRows) -> None:
-        """Take what one pass showed of a layer, as ``Capture.add`` does."""
+    def take(self, shown: Shown, folds: FoldRows) -> None:
+        """Take what the passes after one forward pass showed of a layer, as ``Capture.add`` does."""
 
     def take_jacobians(self, layer: Layer, rows: Tensor, folds: FoldRows) -> None:
         """Take the Jacobians of some samples, as ``Capture.add_jacobians`` does."""
@@ -71,11 +71,12 @@ class Keeping:
         """Whether a layer is kept in this round."""
         return layer not in self._elsewhere and layer not in self.given_up
 
-    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: FoldRows) -> None:
-        """Keep what one pass showed of a layer."""
-        for _, capture in self._of(use.layer):
-            capture.add(use, gradients, folds)
-        self._weigh(use.layer.name, len(folds))
+    def take(self, shown: Shown, folds: FoldRows) -> None:
+        """Keep what passes showed of a layer."""
+        layer = shown.use.layer
+        for _, capture in self._of(layer):
+            capture.add(shown, folds)
+        self._weigh(layer.name, len(folds))
 
     def take_jacobians(self, layer: Layer, rows: Tensor, folds: FoldRows) -> None:
         """Keep Jacobians of some samples."""

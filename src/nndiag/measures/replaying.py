@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from nndiag.measures.plan import Plan
 from nndiag.measures.predictions import PredictionSums
 from nndiag.measures.receivers import Receiver
 from nndiag.measures.seeds import Seeds
+from nndiag.measures.shown import Shown
 from nndiag.measures.signs import SampleSigns
 from nndiag.probe.curvature import loss_factor
 from nndiag.probe.probe import Batch, Probe
@@ -298,11 +299,11 @@ class Replay:
         for group in seeds.groups(self.part_size * self.held_passes, folds, own):
             if group.samples is None:
                 seen = seen or self._forward(part.inputs, part.start, Blind())
-                self._keep(seen, part.inputs, list(group.seeds), folds, receiver)
+                self._keep(seen, part.inputs, group.seeds, folds, receiver)
             else:
                 some = [x[group.samples] for x in part.inputs]
                 again = self._forward(some, part.start, Blind())
-                self._keep(again, some, list(group.seeds), folds[group.samples.to(folds.device)], receiver)
+                self._keep(again, some, group.seeds, folds[group.samples.to(folds.device)], receiver)
 
     def _accepted_noise(self, seen: Forward, columns: int) -> float:
         """Return the noise accepted: none where exact columns are cheap; and say whether solvers may be coarse."""
@@ -320,17 +321,22 @@ class Replay:
         self,
         seen: Forward,
         inputs: Sequence[Tensor],
-        seeds: Sequence[Tensor],
+        seeds: Iterable[Tensor],
         folds: Tensor,
         receiver: Receiver,
     ) -> None:
         """Show a receiver what passes gave; ``folds`` are those of the samples in them."""
-        gradients = [seen.gradients(seed, receiver.wants) for seed in seeds]
+        every = [Shown(use) for use in self.uses(seen) if receiver.wants(use.layer.name)]
+        passed = []
+        for seed in seeds:
+            gradients = seen.gradients(seed, receiver.wants)
+            for shown in every:
+                shown.add(gradients)
+            passed += [seed] if self.by_jacobians else []
         rows = FoldRows(folds)
-        for use in self.uses(seen):
-            if receiver.wants(use.layer.name):
-                receiver.take(use, [use.gather(g) for g in gradients], rows)
-        for part, found in self._jacobians(inputs, seen.output, seeds, receiver):
+        for shown in every:
+            receiver.take(shown, rows)
+        for part, found in self._jacobians(inputs, seen.output, passed, receiver):
             for name, own in found.items():
                 receiver.take_jacobians(self.by_jacobians[name], own, FoldRows(folds[part]))
 

@@ -97,12 +97,12 @@ class Seeds:
             yield Group(samples, self._seeds(own))
 
     def _seeds(self, samples: Tensor) -> Iterator[Tensor]:
-        for place in range(max(1, int(self._passes[samples].max()))):
-            yield self._seed(samples, torch.full_like(samples, place))
+        place, passes = self._allotment.place.index_select(0, samples), self._passes[samples]
+        place = torch.where(place < passes[:, None], place, -1)
+        for number in range(max(1, int(passes.max()))):
+            yield self._seed(samples, place == number, torch.full_like(samples, number))
 
-    def _seed(self, samples: Tensor, places: Tensor) -> Tensor:
-        used = self._allotment.place[samples] == places[:, None]
-        used &= places[:, None] < self._passes[samples, None]
+    def _seed(self, samples: Tensor, used: Tensor, places: Tensor) -> Tensor:
         if self._alone:
             return self._factor.combine(used.float(), samples, self._drawing(samples, places))
         by_chance = self._allotment.chance[samples] & (places == self._allotment.passes[samples] - 1)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nndiag.measures.batchview import LayerUse
 from nndiag.measures.blocks import NodeBlocks, OuterBlocks
 from nndiag.measures.capture import Capture
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature, curvature_of, solving
 from nndiag.measures.folds import FoldRows
+from nndiag.measures.shown import Shown
 from nndiag.records.measured import OptimizerFacts
 from nndiag.replay.kinds import Layer
 from nndiag.spectrum import Asking, Extremes, Lead, Leading, Request, joined, placed, random_vectors, scaled
@@ -37,11 +37,12 @@ class Streaming:
         """Whether a layer is not done."""
         return layer in self.layers and not self.layers[layer].done
 
-    def take(self, use: LayerUse, gradients: Sequence[Sequence[Tensor]], folds: FoldRows) -> None:
-        """Use what one pass showed of a layer."""
-        capture = self._capture(use.layer)
-        capture.add(use, gradients, folds)
-        self.layers[use.layer.name].take(capture.blocks())
+    def take(self, shown: Shown, folds: FoldRows) -> None:
+        """Use what passes showed of a layer."""
+        layer = shown.use.layer
+        capture = self._capture(layer)
+        capture.add(shown, folds)
+        self.layers[layer.name].take(capture.blocks())
 
     def take_jacobians(self, layer: Layer, rows: Tensor, folds: FoldRows) -> None:
         """Use the Jacobians of some samples."""

@@ -83,14 +83,14 @@ class ColumnFactor:
     """
 
     def __init__(self, columns: Tensor, output: Tensor, negative: float = 0.0) -> None:
-        self._columns, self._like = columns, output.detach()
-        self.weights = columns.double().square().sum(dim=2).T.contiguous()
+        self._columns, self._like = columns.transpose(0, 1).contiguous(), output.detach()
+        self.weights = self._columns.double().square().sum(dim=2)
         self.ranks = torch.ones(len(columns), dtype=torch.long, device=columns.device)
         self.total = float(self.weights.sum(dim=1).mean())
         self.negative = negative
 
     def combine(self, signs: Tensor, samples: Tensor, draw: Draw) -> Tensor:
         """The columns, each with its sign."""
-        own = self._columns.index_select(1, samples)
-        seed = torch.einsum("ra,arm->rm", signs.to(self._columns), own)
+        own = self._columns.index_select(0, samples)
+        seed = signs.to(own)[:, None] @ own
         return seed.to(self._like.dtype).reshape(-1, *self._like.shape[1:])

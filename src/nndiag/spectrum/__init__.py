@@ -1,7 +1,6 @@
 """Extreme eigenvalues of many symmetric matrices at once, from products alone.
 
-This room knows no module, no layer and no loss: a solver sees a stack of blocks through ``Blocks`` and
-returns
+This room knows no module, no layer and no loss: a solver sees a stack of blocks through ``Blocks`` and returns
 ``Extremes``. What a block is the curvature of must not come in.
 """
 

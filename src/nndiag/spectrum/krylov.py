@@ -20,11 +20,11 @@ class Krylov:
 
     Args:
         first: unit vectors, ``(nodes, size)``.
-        random: those which the spectrum is to be seen by, random ones where they can be.
         limit: the most products there will be.
+        random: those which the spectrum is to be seen by; the first ones where they are not given.
     """
 
-    def __init__(self, first: Tensor, random: Tensor, limit: int) -> None:
+    def __init__(self, first: Tensor, limit: int, random: Tensor | None = None) -> None:
         nodes = len(first)
         self._random = random
         self.basis = first.new_empty(min(limit, ROOM) + 1, nodes, first.shape[1])
@@ -46,15 +46,17 @@ class Krylov:
     def extend(self, image: Tensor) -> None:
         """Add one vector, made of the images of ``current``, to every Krylov space that is not exhausted."""
         step = self.count
-        overlap = torch.linalg.vecdot(self.basis[step], self._random).double()
-        self.overlap[:, step] = torch.where(self._told, overlap, 0.0)
+        if self._random is None:
+            self.overlap[:, step] = float(step == 0)
+        else:
+            overlap = torch.linalg.vecdot(self.basis[step], self._random).double()
+            self.overlap[:, step] = torch.where(self._told, overlap, 0.0)
         self._reserve(step + 2)
         known = self.basis[: step + 1].movedim(0, 1)
-        overlap = known @ image[:, :, None]
-        alpha = overlap[:, step, 0].double()
-        image = _without(image, known, overlap)
+        image, overlap = _remainder(image, known)
+        alpha = overlap[:, step].double()
         beta = image.norm(dim=1).double()
-        before = (overlap.double().square().sum(dim=(1, 2)) + beta.square()).sqrt()
+        before = (overlap.double().square().sum(dim=1) + beta.square()).sqrt()
         image, beta = self._orthogonal(image, known, before, beta)
         self._scale = torch.maximum(self._scale, torch.maximum(alpha.abs(), before))
         exhausted = beta <= 100 * torch.finfo(image.dtype).eps * self._scale
@@ -81,11 +83,10 @@ class Krylov:
         self._astray = (self._astray + eps) * before / beta.clamp_min(TINY)
         again = torch.nonzero(~self.finished & (self._astray > eps**0.5)).flatten() if self.count else ()
         if len(again) > REPEATED * len(image):
-            image = _without(image, known, known @ image[:, :, None])
+            image, _ = _remainder(image, known)
             beta = image.norm(dim=1).double()
         elif len(again):
-            own = known[again]
-            some = _without(image[again], own, own @ image[again][:, :, None])
+            some, _ = _remainder(image[again], known[again])
             image[again], beta[again] = some, some.norm(dim=1).double()
         return image, beta
 
@@ -104,15 +105,12 @@ class Krylov:
             torch.index_select(self.basis[place], 0, index, out=basis[place])
         self.basis, self.alpha, self.beta = basis, self.alpha[index], self.beta[index]
         self.finished, self._scale = self.finished[index], self._scale[index]
-        self.overlap, self._random = self.overlap[index], self._random[index]
-        self._told, self._astray = self._told[index], self._astray[index]
+        self.overlap, self._told, self._astray = self.overlap[index], self._told[index], self._astray[index]
+        self._random = None if self._random is None else self._random[index]
 
-    def combined(self, states: Tensor, which: Tensor) -> Tensor:
-        """Return unit vectors given by their components in the bases of some blocks, ``(which, size)``."""
-        vectors = states.to(self.basis)[:, 0, None] * self.basis[0, which]
-        for place in range(1, self.count):
-            vectors.addcmul_(states[:, place, None].to(self.basis), self.basis[place, which])
-        return _unit(vectors)
+    def combined(self, states: Tensor) -> Tensor:
+        """Return unit vectors given by their components in the bases, ``(nodes, size)``."""
+        return _unit((states.to(self.basis)[:, None] @ self.basis[: self.count].movedim(0, 1))[:, 0])
 
     def densities(self, values: Tensor, states: Tensor, which: Tensor) -> Tensor:
         """Return the squared overlaps of Ritz vectors of some blocks with the random vectors, ``(which, count)``.
@@ -149,6 +147,12 @@ def _unit(vectors: Tensor) -> Tensor:
     return unit
 
 
-def _without(vectors: Tensor, basis: Tensor, overlap: Tensor) -> Tensor:
-    """Return ``v − Σ_j o_j q_j`` as a product of rows, which is many times faster than one of columns."""
-    return torch.baddbmm(vectors[:, None], overlap.mT, basis, alpha=-1).squeeze(1)
+def _remainder(vectors: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``v − Σ_j o_j q_j`` and ``o_j = ⟨q_j, v⟩``, by products of rows, many times faster than of columns.
+
+    Args:
+        vectors: ``v``, ``(nodes, size)``.
+        basis: ``q``, ``(nodes, count, size)``.
+    """
+    overlap = vectors[:, None] @ basis.mT
+    return torch.baddbmm(vectors[:, None], overlap, basis, alpha=-1)[:, 0], overlap[:, 0]

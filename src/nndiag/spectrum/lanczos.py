@@ -59,14 +59,14 @@ def lanczos(
     results = _Results(start, limit, both_vectors)
     owners = torch.arange(stack.nodes, device=start.device)
     if lead is None:
-        krylov = Krylov(leaning(start), start, limit)
+        krylov = Krylov(leaning(start), limit, start)
         krylov.extend((yield Request(krylov.current)))
     else:
         image = (yield Request(start)) if lead.images is None else lead.images
         owners = results.begin(stack, start, image, lead, tolerance)
         if len(owners) == 0:
             return results.extremes(1)
-        krylov = Krylov(start[owners], start[owners], limit)
+        krylov = Krylov(start[owners], limit)
         krylov.extend(image[owners])
         lead = lead.restricted(owners)
     index = owners if len(owners) < stack.nodes else None
@@ -142,15 +142,17 @@ class _Results:
 
     def put(self, owners: Tensor, ends: Ends, ritz: Ritz, krylov: Krylov, which: Tensor) -> None:
         """Put down what is known of these blocks of the ones at work; quadratures are padded with weight zero."""
+        if len(which) == 0:
+            return
         found, into, count = self._found, owners[which], ritz.count
         values, states = ritz.values[which], ritz.states[which]
         for name in ("largest", "smallest", "largest_error", "smallest_error", "converged"):
             getattr(found, name)[into] = getattr(ends, name)[which]
         found.values[into, :count], found.values[into, count:] = values, values[:, -1:]
         found.weights[into, :count] = krylov.densities(values, states, which)
-        found.vectors[into] = krylov.combined(states[:, :, -1], which)
+        found.vectors[into] = krylov.combined(ritz.states[:, :, -1])[which]
         if found.smallest_vectors is not None:
-            found.smallest_vectors[into] = krylov.combined(states[:, :, 0], which)
+            found.smallest_vectors[into] = krylov.combined(ritz.states[:, :, 0])[which]
 
     def extremes(self, products: int) -> Extremes:
         """Return them all."""

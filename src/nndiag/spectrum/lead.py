@@ -20,9 +20,9 @@ FEWEST = 8
 """Of fewer directions, half as many as there are rows or columns, too little would be learnt."""
 WORTH = 64
 """Of fewer matrices the projections take longer than the products that they save."""
-SQUARINGS, SQUARINGS_BESIDE = 5, 2
-"""How often a projection is squared to find its largest eigenvalue, and then the next one, of which a bound is enough:
-on trained networks that is as good as the eigenvalue with 2."""
+POWERS, POWERS_BESIDE = 7, 4
+"""How often a vector is multiplied by the fourth power of a projection to find its largest eigenvalue, and another by
+the square to find the next one, of which less need be known."""
 MIXED = 0.3
 """How much of a random direction the vectors to start from hold where nothing is proven."""
 ROUNDING = 64
@@ -164,16 +164,38 @@ class Projections:
 def _told(matrices: Tensor) -> tuple[Tensor, ...]:
     """Return unit vectors near the first eigenvectors, two quotients, a bound of all beside the first, and the trace.
 
+    The first is what the 32nd power makes of the heaviest column of the fourth, the second what the fifth power of
+    the square does across it, and then the best of what lies between them. With ``θ`` the quotient of a unit ``u``, no
+    eigenvalue on the complement of ``u`` is above ``(tr Mᵖ − θᵖ)^{1/p}``: these eigenvalues and ``θ`` are a diagonal of
+    ``M``, whose sum of ``p``-th powers is at most ``tr Mᵖ`` (Schur). Here ``p`` is 8, or 4 where the others are
+    small and the rounding of sums is not. Many times faster than all eigenvalues of each.
+
     Args:
         matrices: positive semidefinite, ``(nodes, size, size)``.
+
+    Source: Horn and Johnson, Matrix Analysis, 2nd ed., theorem 4.3.45.
     """
     traces = matrices.diagonal(dim1=1, dim2=2).double().sum(dim=1)
-    scale = traces.clamp_min(torch.finfo(matrices.dtype).tiny)  # squares of small curvature would be nothing
+    scale = traces.clamp_min(torch.finfo(matrices.dtype).tiny)  # powers of small curvature would be nothing
     matrices = matrices / scale.to(matrices)[:, None, None]
-    top, _ = _top(matrices, SQUARINGS)
-    other, bound = _top(_without(matrices, top), SQUARINGS_BESIDE)
-    first, largest, second = _ritz(matrices, top, other)
-    return first, largest * scale, second * scale, bound * scale, traces
+    square = torch.bmm(matrices, matrices)
+    fourth = torch.bmm(square, square)
+    one = _unit(_column(fourth, fourth.diagonal(dim1=1, dim2=2)))
+    for _ in range(POWERS):
+        one = _unit(_times(one, fourth))
+    image = _times(one, square)
+    rest = square.diagonal(dim1=1, dim2=2) - one * (
+        2 * image - torch.linalg.vecdot(one, image)[:, None] * one
+    )
+    two = _across(one, _column(square, rest))
+    for _ in range(POWERS_BESIDE):
+        two = _across(one, _times(two, square))
+    first, largest, second = _ritz(matrices, one, _across(one, two))
+    rounding = 1 + ROUNDING * torch.finfo(matrices.dtype).eps
+    powers = ((4, square), (8, fourth))
+    sums = ((p, torch.linalg.vector_norm(half, dim=(1, 2)).double().square()) for p, half in powers)
+    four, eight = ((rounding * every - largest**p).clamp_min(0) ** (1 / p) for p, every in sums)
+    return first, largest * scale, second * scale, torch.minimum(four, eight) * scale, traces
 
 
 @dataclass(frozen=True)
@@ -211,50 +233,31 @@ class Starts:
         return found
 
 
-def _top(matrices: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
-    """Return unit vectors near the eigenvectors of the largest eigenvalues, and what these are at most.
-
-    With ``p = 2 ** squarings``, ``‖Mᵖ‖_F^{1/p}`` is at least the largest eigenvalue of a semidefinite ``M``, and at
-    most ``size^{1/2p}`` times it. Many times faster than all eigenvalues of each.
-
-    Args:
-        matrices: positive semidefinite, ``(nodes, size, size)``.
-        squarings: how often they are squared.
-    """
-    tiny = torch.finfo(matrices.dtype).tiny
-    length = torch.linalg.vector_norm(matrices, dim=(1, 2)).clamp_min_(tiny)
-    power, spare = matrices / length[:, None, None], torch.empty_like(matrices)
-    logarithm = length.log()
-    for _ in range(squarings):
-        torch.bmm(power, power, out=spare)
-        power, spare = spare, power
-        length = torch.linalg.vector_norm(power, dim=(1, 2)).clamp_min_(tiny)
-        power.div_(length[:, None, None])
-        logarithm = 2 * logarithm + length.log()
-    heaviest = power.diagonal(dim1=1, dim2=2).argmax(dim=1)
-    found = power.gather(2, heaviest[:, None, None].expand(-1, power.shape[1], 1))[:, :, 0]
-    return _unit(found), (logarithm / 2**squarings).exp()
+def _times(vectors: Tensor, matrices: Tensor) -> Tensor:
+    """Return ``M v`` of symmetric matrices as ``vᵀM``, which is three times faster."""
+    return (vectors[:, None] @ matrices)[:, 0]
 
 
-def _without(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """Return ``(I − uuᵀ) M (I − uuᵀ)`` of unit vectors ``u``, as ``M − uwᵀ − wuᵀ`` with ``w = Mu − ½(uᵀMu)u``."""
-    images = (matrices @ vectors[:, :, None])[:, :, 0]
-    images = images - torch.linalg.vecdot(vectors, images)[:, None] / 2 * vectors
-    left, right = torch.stack([vectors, images], dim=2), torch.stack([images, vectors], dim=1)
-    return torch.baddbmm(matrices, left, right, alpha=-1)
+def _column(matrices: Tensor, heights: Tensor) -> Tensor:
+    """Return the column of every symmetric matrix where ``heights`` is largest, ``(nodes, size)``."""
+    every = torch.arange(len(matrices), device=matrices.device)
+    return matrices[every, heights.argmax(dim=1)]
+
+
+def _across(unit: Tensor, vectors: Tensor) -> Tensor:
+    """Return the unit vectors of what is orthogonal to unit vectors."""
+    return _unit(vectors - torch.linalg.vecdot(unit, vectors)[:, None] * unit)
 
 
 def _ritz(matrices: Tensor, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the best vector between two unit ones, its quotient, and that of the vector across it.
+    """Return the best vector between two orthogonal unit ones, its quotient, and that of the vector across it.
 
     Returns:
         Unit vectors ``(nodes, size)``, and quotients ``(nodes,)`` float64.
     """
-    for _ in range(2):  # of a matrix of rank one the second is what rounding left of the first
-        two = _unit(two - torch.linalg.vecdot(one, two)[:, None] * one)
-    images = matrices @ torch.stack([one, two], dim=2)
+    images = torch.stack([one, two], dim=1) @ matrices
     pairs = ((one, 0), (two, 0), (two, 1))
-    value, cross, other = (torch.linalg.vecdot(x, images[:, :, k]).double() for x, k in pairs)
+    value, cross, other = (torch.linalg.vecdot(x, images[:, k]).double() for x, k in pairs)
     half, mean = (value - other) / 2, (value + other) / 2
     distance = torch.hypot(half, cross)
     angle = (torch.atan2(cross, half) / 2).to(one)[:, None]
