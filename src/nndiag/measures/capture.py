@@ -77,6 +77,9 @@ class Capture:
             folds: of the rows of the batch.
         """
         use, gradients = shown.use, shown.columns
+        if shown.jacobians:
+            self.add_jacobians(torch.stack(shown.jacobians), folds)
+            return
         if shown.weights is not None:
             if not self._always:
                 self._add_outer(use, shown.weights, folds)

@@ -67,7 +67,10 @@ def look_at(replay: Replay, seen: Forward, solvers: int = 1) -> Look:
             own = use.gather(gradients)
             shown = Shown(use)
             shown.add(gradients)
-            needs.append(_need(replay, shown, own, passes))
+            if shown.jacobians:
+                needs.append(_need_by_jacobians(replay, use.layer, seen.output, passes))
+            else:
+                needs.append(_need(replay, shown, own, passes))
             patches = max(patches, _patches(use, own))
             if needs[-1].form != "outer":
                 tile = max(tile, columns * needs[-1].vector)
