@@ -22,8 +22,8 @@ from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 
-BUDGET = 512 * 2**20
-"""Bytes given to a measurement, where it can be told."""
+BUDGET = 256 * 2**20
+"""Bytes given to a measurement, where it can be told: less than the smaller probe wants, so that both are bounded."""
 STATUS = Path("/proc/self/status")
 
 

@@ -41,7 +41,7 @@ class Capture:
         folds: folds of the probe.
         dense: whether the blocks themselves will be wanted.
         way: of keeping layers with several positions, and all layers if it is ``"whole"``; by default the cheapest.
-        nodes: the nodes wanted, where blocks are added up whole: of one group, or of whole groups.
+        nodes: the nodes wanted of one group, or of whole groups; all by default.
     """
 
     def __init__(

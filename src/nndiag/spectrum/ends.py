@@ -12,7 +12,7 @@ from nndiag.spectrum.record import Stack
 
 SETTLED = 3
 """After how many products extreme Ritz values are taken to be near extreme eigenvalues where nothing proves it."""
-ROUNDING = 8
+ERROR_FLOOR = 8
 """The least error told, in units of the relative precision of the products."""
 SHARP = 0.1
 """Share of the tolerance that is accepted of errors of the eigenvalue itself, which a residual of it only bounds."""
@@ -74,7 +74,9 @@ def ends_of(stack: Stack, ritz: Ritz, tolerance: float, lead: Lead | None) -> En
     if lead is not None:
         gap = largest - lead.others
         alone = gap > error
-        error = torch.where(alone, (error.square() / gap).clamp_min(ROUNDING * ritz.precision * scale), error)
+        error = torch.where(
+            alone, (error.square() / gap).clamp_min(ERROR_FLOOR * ritz.precision * scale), error
+        )
         enough |= alone & (error <= SHARP * tolerance * scale)
         enough &= alone if ritz.count < SETTLED else ~(largest < (1 - SHARP * tolerance) * lead.least)
     enough &= smallest_error <= tolerance * scale

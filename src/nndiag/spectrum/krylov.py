@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nndiag.spectrum.eigenpairs import eigenpairs
 from nndiag.spectrum.ends import Ritz
+from nndiag.spectrum.record import unit
 
 REPEATED = 0.5
 """All vectors are made orthogonal a second time where more than this share of them must be."""
@@ -110,7 +111,7 @@ class Krylov:
 
     def combined(self, states: Tensor) -> Tensor:
         """Return unit vectors given by their components in the bases, ``(nodes, size)``."""
-        return _unit((states.to(self.basis)[:, None] @ self.basis[: self.count].movedim(0, 1))[:, 0])
+        return unit((states.to(self.basis)[:, None] @ self.basis[: self.count].movedim(0, 1))[:, 0])
 
     def densities(self, values: Tensor, states: Tensor, which: Tensor) -> Tensor:
         """Return the squared overlaps of Ritz vectors of some blocks with the random vectors, ``(which, count)``.
@@ -139,12 +140,7 @@ def leaning(random: Tensor) -> Tensor:
     """
     constant = torch.full_like(random, random.shape[1] ** -0.5)
     opposite = torch.linalg.vecdot(random, constant) < 0  # to the same side, or the sum might vanish
-    return _unit(torch.where(opposite[:, None], -constant, constant).add_(random))
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-    return unit
+    return unit(torch.where(opposite[:, None], -constant, constant).add_(random))
 
 
 def _remainder(vectors: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

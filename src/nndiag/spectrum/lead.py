@@ -13,6 +13,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from nndiag.spectrum.record import unit
+
 DIRECTIONS = 32
 """How many directions are shared at most. On trained networks four to nine tenths of the nodes are known after one
 product of the vectors that they give; of 16 two to four tenths, and 48 take longer than they save."""
@@ -26,7 +28,7 @@ the square to find the next one, of which less need be known."""
 MIXED = 0.3
 """How much of a random direction the vectors to start from hold where nothing is proven."""
 ROUNDING = 64
-"""Rounding of sums over rows, in units of their type's relative precision and of the trace."""
+"""Rounding of sums, in units of their type's relative precision and of what is summed."""
 
 
 def shared_directions(size: int, samples: int) -> int:
@@ -180,9 +182,9 @@ def _told(matrices: Tensor) -> tuple[Tensor, ...]:
     matrices = matrices / scale.to(matrices)[:, None, None]
     square = torch.bmm(matrices, matrices)
     fourth = torch.bmm(square, square)
-    one = _unit(_column(fourth, fourth.diagonal(dim1=1, dim2=2)))
+    one = unit(_column(fourth, fourth.diagonal(dim1=1, dim2=2)))
     for _ in range(POWERS):
-        one = _unit(_times(one, fourth))
+        one = unit(_times(one, fourth))
     image = _times(one, square)
     rest = square.diagonal(dim1=1, dim2=2) - one * (
         2 * image - torch.linalg.vecdot(one, image)[:, None] * one
@@ -221,7 +223,7 @@ class Starts:
         coordinates = torch.cat([first, share[:, None]], dim=1)
         vectors = coordinates @ basis.T
         far = torch.nonzero(~near).flatten()
-        row = _unit(heaviest.rows_of(far))
+        row = unit(heaviest.rows_of(far))
         vectors[far] = row + torch.where(row @ known.random < 0, -MIXED, MIXED)[:, None] * known.random
         norms = vectors.norm(dim=1, keepdim=True)
         return cls(vectors / norms, coordinates / norms, basis, far)
@@ -244,9 +246,9 @@ def _column(matrices: Tensor, heights: Tensor) -> Tensor:
     return matrices[every, heights.argmax(dim=1)]
 
 
-def _across(unit: Tensor, vectors: Tensor) -> Tensor:
+def _across(one: Tensor, vectors: Tensor) -> Tensor:
     """Return the unit vectors of what is orthogonal to unit vectors."""
-    return _unit(vectors - torch.linalg.vecdot(unit, vectors)[:, None] * unit)
+    return unit(vectors - torch.linalg.vecdot(one, vectors)[:, None] * one)
 
 
 def _ritz(matrices: Tensor, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -261,9 +263,4 @@ def _ritz(matrices: Tensor, one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, T
     half, mean = (value - other) / 2, (value + other) / 2
     distance = torch.hypot(half, cross)
     angle = (torch.atan2(cross, half) / 2).to(one)[:, None]
-    return _unit(angle.cos() * one + angle.sin() * two), mean + distance, mean - distance
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    unit: Tensor = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-    return unit
+    return unit(angle.cos() * one + angle.sin() * two), mean + distance, mean - distance

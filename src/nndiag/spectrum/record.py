@@ -88,6 +88,11 @@ def joined(parts: Sequence[Extremes]) -> Extremes:
 
 def random_vectors(nodes: int, size: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Return one random unit vector per block, drawn on the CPU so that every device starts alike."""
-    draws = torch.randn(nodes, size, generator=generator, dtype=like.dtype)
-    unit: Tensor = draws / draws.norm(dim=1, keepdim=True)
-    return unit.to(like.device)
+    return unit(torch.randn(nodes, size, generator=generator, dtype=like.dtype)).to(like.device)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Return vectors ``(nodes, size)`` divided by their lengths; zeros stay zeros."""
+    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    found: Tensor = vectors / lengths.clamp_min(torch.finfo(vectors.dtype).tiny)
+    return found
