@@ -27,6 +27,7 @@ from nndiag.replay.layers import Owners
 from nndiag.replay.lineage import Lineage
 from nndiag.replay.linearity import LinearityProof, leaves, linear_in, tensors_in
 from nndiag.replay.nonlinearity import Nonlinearity, in_order, recognise
+from nndiag.replay.normalising import batch_norm
 from nndiag.replay.units import AFFINE, Units, moved
 
 _NO_VALUES = frozenset(
@@ -137,6 +138,7 @@ class Watch(TorchFunctionMode):
         use = self._use_of(name, args, kwargs)
         given = tensors_in((args, kwargs))
         self._look_for_unseen(given)
+        func = batch_norm if func is F.batch_norm else func
         result = self._run(func, name, in_place, args, kwargs, given)
         if use is not None and isinstance(result, Tensor) and use.kind.fits(use, result):
             result = self._made(use.layer, _own_units(use, result), result, activated=False)
