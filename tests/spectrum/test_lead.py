@@ -53,7 +53,8 @@ def lead_of(blocks: OuterBlocks, tolerance: float = TOLERANCE) -> Lead:
 
 
 def led(blocks: OuterBlocks, lead: Lead, tolerance: float) -> Extremes:
-    return answered(lanczos(blocks, lead.vectors, tolerance=tolerance, lead=lead), blocks)
+    solver = lanczos(blocks, lead.vectors, tolerance=tolerance, lead=lead, traces=blocks.traces)
+    return answered(solver, blocks)
 
 
 KINDS = pytest.mark.parametrize("kind", ["spread", "common", "lonely", "silent"])

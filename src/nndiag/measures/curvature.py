@@ -7,7 +7,7 @@ together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -97,7 +97,7 @@ def layer_curvature(
     multiplied: LayerBlocks | Remembering = blocks
     if workspace is None and isinstance(blocks, ImplicitBlocks):
         multiplied = Remembering(blocks)
-    found = solve(multiplied, blocks.like, lead=lead)
+    found = solve(multiplied, blocks.like, lead=lead, traces=traces if blocks.semidefinite else None)
     seen = None
     if preconditioner is not None:
         assert optimizer is not None
@@ -186,12 +186,19 @@ def solved_densely(size: int, solver: str) -> bool:
 
 
 def solving(
-    stack: Stack, start: Tensor, settings: CurvatureSettings, both_vectors: bool, lead: Lead | None = None
+    stack: Stack,
+    start: Tensor,
+    settings: CurvatureSettings,
+    both_vectors: bool,
+    lead: Lead | None = None,
+    traces: Callable[[], Tensor] | None = None,
 ) -> Asking:
-    """Return the solver that asks for products."""
+    """Return the solver that asks for products; ``traces`` are those of semidefinite blocks."""
     if settings.solver == "power":
         return power(stack, start, tolerance=settings.tolerance, both_vectors=both_vectors)
-    return lanczos(stack, start, tolerance=settings.tolerance, both_vectors=both_vectors, lead=lead)
+    return lanczos(
+        stack, start, tolerance=settings.tolerance, both_vectors=both_vectors, lead=lead, traces=traces
+    )
 
 
 def _solve(
@@ -202,6 +209,7 @@ def _solve(
     workspace: int | None,
     among: tuple[int, int] | None,
     lead: Lead | None = None,
+    traces: Tensor | None = None,
 ) -> Extremes:
     both = not blocks.semidefinite
     if solved_densely(blocks.size, settings.solver):
@@ -219,7 +227,8 @@ def _solve(
         index = torch.arange(begin, min(blocks.nodes, begin + step), device=starts.device)
         some = blocks if step == blocks.nodes else blocks.restricted(index) or Among(blocks, index)
         known = lead if lead is None or step == blocks.nodes else lead.restricted(index)
-        parts.append(answered(solving(some, starts[begin : begin + step], settings, both, known), some))
+        own = None if traces is None else partial(torch.index_select, traces, 0, index)
+        parts.append(answered(solving(some, starts[begin : begin + step], settings, both, known, own), some))
     return extremes_joined(parts)
 
 

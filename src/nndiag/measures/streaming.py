@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -112,7 +113,8 @@ class StreamedLayer:
         starts = lead.vectors if lead else random_vectors(self.nodes, self.size, self._like, generator)
         for a, b in self._ranges:
             own = None if lead is None else lead.restricted(torch.arange(a, b, device=starts.device))
-            solver = solving(_Nodes(self, b - a), starts[a:b], self._settings, False, own)
+            traces = partial(self._traces_of, a, b)
+            solver = solving(_Nodes(self, b - a), starts[a:b], self._settings, False, own, traces)
             self._plain.append(_Task(a, b, solver))
         if self._preconditioner is not None:
             assert self._optimizer is not None
@@ -171,6 +173,10 @@ class StreamedLayer:
         own = own.to(self._traces.device)
         forms = [self._forms[:, own]]
         return curvature_of(found, seen, self._traces[own], forms, self._fold_sizes, self._optimizer)
+
+    def _traces_of(self, start: int, stop: int) -> Tensor:
+        """Return the traces of some nodes, known after the first replay."""
+        return self._traces[start:stop]
 
     def _ask(self) -> None:
         """Put the vectors that solvers want multiplied side by side, those of all ranges in one tensor."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nndiag.spectrum.lead import Lead
+from nndiag.spectrum.raised import Raised
 from nndiag.spectrum.record import Stack
 
 SETTLED = 3
@@ -22,7 +23,8 @@ SHARP = 0.1
 class Ritz:
     """Ritz values in ascending order, their vectors in the basis, and residuals, after ``count`` products.
 
-    ``exhausted`` says of which blocks no product tells more. ``precision`` is the relative one of the basis.
+    ``exhausted`` says of which blocks no product tells more. ``precision`` is the relative one of the basis. ``raised``
+    is what more is known of semidefinite blocks.
     """
 
     values: Tensor  # (nodes, count) float64
@@ -30,6 +32,7 @@ class Ritz:
     residuals: Tensor  # (nodes, count) float64
     exhausted: Tensor  # (nodes,) bool
     precision: float
+    raised: Raised | None = None
 
     @property
     def count(self) -> int:
@@ -39,13 +42,14 @@ class Ritz:
 
 @dataclass(frozen=True)
 class Ends:
-    """The ends of the spectra, and how far they may be off."""
+    """The ends of the spectra, and how far they may be off; ``second`` is what the second largest is known to reach."""
 
     largest: Tensor  # (nodes,) float64
     smallest: Tensor  # (nodes,) float64
     largest_error: Tensor  # (nodes,) float64
     smallest_error: Tensor  # (nodes,) float64
     converged: Tensor  # (nodes,) bool
+    second: Tensor  # (nodes,) float64
 
     @property
     def settled(self) -> Tensor:
@@ -53,46 +57,79 @@ class Ends:
         return self.converged | self.largest.isnan()
 
 
-def ends_of(stack: Stack, ritz: Ritz, tolerance: float, lead: Lead | None) -> Ends:
+def ends_of(
+    stack: Stack, ritz: Ritz, tolerance: float, lead: Lead | None = None, traces: Tensor | None = None
+) -> Ends:
     """Return what the extreme Ritz values tell.
 
     An eigenvalue lies within the residual ``r`` of a Ritz value θ. Where all the others are known to be at most
-    ``θ − γ``, the largest is within ``r²/γ``; else two close eigenvalues look like one until late.
+    ``θ − γ``, the largest is at most ``θ + r²/γ``; else two close eigenvalues look like one until late. Of semidefinite
+    matrices the others are at most what the trace leaves beside the largest.
 
     Args:
         stack: what is known of the matrices.
         ritz: the values.
         tolerance: largest error accepted, relative to the largest magnitude seen in the block.
         lead: what is known of semidefinite blocks.
+        traces: of semidefinite blocks, ``(nodes,)`` float64, where they are known.
 
     Source: Parlett, The Symmetric Eigenvalue Problem, theorems 4.5.1 and 11.7.1.
     """
-    largest, error = ritz.values[:, -1], ritz.residuals[:, -1]
+    value, residual = ritz.values[:, -1], ritz.residuals[:, -1]
     scale = ritz.values.abs().amax(dim=1)
-    smallest, smallest_error = _smallest(stack, ritz, scale, lead)
-    enough = error <= tolerance * scale
-    if lead is not None:
-        gap = largest - lead.others
-        alone = gap > error
-        error = torch.where(
-            alone, (error.square() / gap).clamp_min(ERROR_FLOOR * ritz.precision * scale), error
-        )
-        enough |= alone & (error <= SHARP * tolerance * scale)
-        enough &= alone if ritz.count < SETTLED else ~(largest < (1 - SHARP * tolerance) * lead.least)
+    least = scale * ERROR_FLOOR * ritz.precision
+    largest = value if ritz.raised is None else torch.maximum(value, ritz.raised.largest)
+    gap = value - _others(largest, lead, traces)
+    alone = gap > residual
+    above = value + torch.where(alone, residual.square() / gap, residual)  # as far as the eigenvalue may be
+    error = torch.where(largest <= above + least, (above - largest).clamp_min(0), largest - value + residual)
+    error = torch.where(
+        alone, torch.maximum(error, least), torch.maximum(error, torch.minimum(residual, least))
+    )
+    enough = (residual <= tolerance * scale) & (alone | (largest <= above + least))
+    enough |= alone & (error <= SHARP * tolerance * scale)
+    if ritz.count < SETTLED:
+        enough &= alone
+    elif lead is not None:
+        enough &= ~(largest < (1 - SHARP * tolerance) * lead.least)
+    smallest, smallest_error = _smallest(stack, ritz, scale, lead, traces)
     enough &= smallest_error <= tolerance * scale
-    return Ends(largest, smallest, error, smallest_error, ritz.exhausted | enough)
+    return Ends(largest, smallest, error, smallest_error, ritz.exhausted | enough, _second(ritz, lead))
 
 
-def _smallest(stack: Stack, ritz: Ritz, scale: Tensor, lead: Lead | None) -> tuple[Tensor, Tensor]:
+def _others(largest: Tensor, lead: Lead | None, traces: Tensor | None) -> Tensor:
+    """Return what no other eigenvalue is above."""
+    known = torch.full_like(largest, torch.inf) if lead is None else lead.others
+    return known if traces is None else torch.fmin(known, traces - largest)
+
+
+def _second(ritz: Ritz, lead: Lead | None) -> Tensor:
+    """Return what the second largest eigenvalue is known to reach, zero where nothing is known."""
+    known = torch.zeros_like(ritz.values[:, 0]) if lead is None else lead.second
+    return known if ritz.raised is None else torch.fmax(known, ritz.raised.second)
+
+
+def _smallest(
+    stack: Stack, ritz: Ritz, scale: Tensor, lead: Lead | None, traces: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Return the smallest eigenvalues and their errors, with what is known of semidefinite and rank-short blocks."""
     smallest, error = ritz.values[:, 0], ritz.residuals[:, 0]
     if not stack.semidefinite:
         return smallest, error
     if stack.rank_bound < stack.size:
         return torch.zeros_like(smallest), torch.zeros_like(error)
+    bounded = torch.full_like(ritz.exhausted, ritz.count < SETTLED)
+    if traces is not None and ritz.count < stack.size:
+        # the mean quotient of what is orthogonal to the Krylov space
+        outside = (traces - ritz.values.sum(dim=1)).clamp_min(0) / (stack.size - ritz.count)
+        outside = torch.where(ritz.exhausted, torch.inf, outside)
+        bounded |= outside < smallest
+        smallest = torch.fmin(smallest, outside)
     if lead is not None:
-        bounded = (lead.smallest < smallest) | (ritz.count < SETTLED)
+        bounded |= lead.smallest < smallest
         smallest = torch.where(lead.short, 0.0, torch.fmin(smallest, lead.smallest))
-        error = torch.where(lead.short, 0.0, torch.where(bounded, torch.inf, error))
+        bounded &= ~lead.short
+        error = torch.where(lead.short, 0.0, error)
+    error = torch.where(bounded, torch.inf, error)
     rounding = torch.finfo(torch.float32).eps * scale
     return smallest, torch.minimum(error, smallest.clamp_min(0) + rounding)

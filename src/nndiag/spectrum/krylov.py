@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nndiag.spectrum.eigenpairs import eigenpairs
 from nndiag.spectrum.ends import Ritz
+from nndiag.spectrum.raised import raised
 from nndiag.spectrum.record import unit
 
 REPEATED = 0.5
@@ -109,6 +110,15 @@ class Krylov:
         self.overlap, self._told, self._astray = self.overlap[index], self._told[index], self._astray[index]
         self._random = None if self._random is None else self._random[index]
 
+    def promising(self, traces: Tensor | None) -> Tensor:
+        """Say which blocks may be known after two products: those of which one eigenvalue is half of the trace or more.
+
+        After one ``α_1 + β_1²/α_1`` is a lower bound of it, for semidefinite blocks of which the traces are known.
+        """
+        if traces is None:
+            return torch.zeros_like(self.finished)
+        return 2 * (self.alpha[:, 0] + self.beta[:, 0].square() / self.alpha[:, 0]) > traces
+
     def combined(self, states: Tensor) -> Tensor:
         """Return unit vectors given by their components in the bases, ``(nodes, size)``."""
         return unit((states.to(self.basis)[:, None] @ self.basis[: self.count].movedim(0, 1))[:, 0])
@@ -124,13 +134,15 @@ class Krylov:
         squares.scatter_add_(1, values.abs().argmin(dim=1, keepdim=True), outside)
         return squares / squares.sum(dim=1, keepdim=True)
 
-    def ritz(self) -> Ritz:
+    def ritz(self, semidefinite: bool = False) -> Ritz:
         """Solve the tridiagonal problems; the residual of a Ritz value is ``β_m |s_m|``, ``s_m`` the last component."""
         alpha, off = self.alpha[:, : self.count], self.beta[:, : self.count - 1]
         tridiagonal = torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
         values, states = eigenpairs(tridiagonal)
         residuals = self.beta[:, self.count - 1, None] * states[:, -1, :].abs()
-        return Ritz(values, states, residuals, self.finished, torch.finfo(self.basis.dtype).eps)
+        precision = torch.finfo(self.basis.dtype).eps
+        more = raised(alpha, self.beta[:, : self.count], precision) if semidefinite else None
+        return Ritz(values, states, residuals, self.finished, precision, more)
 
 
 def leaning(random: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,10 +12,13 @@ from nndiag.spectrum.asking import Asking, Request
 from nndiag.spectrum.ends import SETTLED, Ends, Ritz, ends_of
 from nndiag.spectrum.krylov import Krylov, leaning
 from nndiag.spectrum.lead import Lead
+from nndiag.spectrum.raised import raised
 from nndiag.spectrum.record import Extremes, Stack
 
 CHECKS = (SETTLED, 4, 5, 6, 8, 10, 13, 18, 25, 34, 46)
 """After how many products the errors are looked at; blocks that have converged then leave the stack."""
+LARGE = 256
+"""From this size on a product takes so much longer than a look at the errors that one more look may be worth it."""
 WORTH_LEAVING = 0.8
 """The stack is rebuilt only where at most this share of it is still at work."""
 
@@ -27,14 +31,16 @@ def lanczos(
     max_products: int = 64,
     both_vectors: bool = False,
     lead: Lead | None = None,
+    traces: Callable[[], Tensor] | None = None,
 ) -> Asking:
     """Ask for products, and return the extremes of every block.
 
     A Ritz value θ has the residual ``r = β_m |s_m|``, ``s_m`` the last component of its eigenvector in the Krylov
-    basis: an eigenvalue lies within ``r`` of it. Where all the others are known to be at most ``θ − γ``, as a lead may
-    say, the largest is within ``r²/γ``, and is looked at after one product; else two close eigenvalues look like one
-    until late. Of a semidefinite block the smallest eigenvalue lies between zero and the smallest Ritz value, and is
-    zero where the rank is known to be short.
+    basis: an eigenvalue lies within ``r`` of it. Where all the others are known to be at most ``θ − γ``, as a lead or
+    the trace may say, the largest is at most ``θ + r²/γ``, and is looked at after one product where there is a lead,
+    after two where the block is large; else two close eigenvalues look like one until late. At these early looks what
+    is told is the larger ``raised`` value. Of a semidefinite block the smallest eigenvalue lies between zero and the
+    smallest Ritz value, or the mean of what the trace leaves, and is zero where the rank is known to be short.
 
     What is returned of a block is what was known at the first look at which its errors were small enough, whichever
     blocks were still at work beside it: so it does not depend on how a stack is divided.
@@ -46,6 +52,7 @@ def lanczos(
         max_products: when to stop all the same.
         both_vectors: whether to return the vectors of the smallest values too.
         lead: what is known of semidefinite blocks.
+        traces: gives those of semidefinite blocks, ``(nodes,)`` float64, once a product was made.
 
     Returns:
         Extremes; blocks whose errors stay above the tolerance have ``converged`` False, and so have those whose numbers
@@ -61,31 +68,37 @@ def lanczos(
     if lead is None:
         krylov = Krylov(leaning(start), limit, start)
         krylov.extend((yield Request(krylov.current)))
+        known = None if traces is None else traces()
+        early = krylov.promising(known if stack.size >= LARGE else None)
     else:
         image = (yield Request(start)) if lead.images is None else lead.images
-        owners = results.begin(stack, start, image, lead, tolerance)
+        known = None if traces is None else traces()
+        owners = results.begin(stack, start, image, lead, tolerance, known)
         if len(owners) == 0:
             return results.extremes(1)
         krylov = Krylov(start[owners], limit)
         krylov.extend(image[owners])
-        lead = lead.restricted(owners)
+        lead, known = lead.restricted(owners), None if known is None else known[owners]
+        early = torch.ones_like(owners, dtype=torch.bool)
     index = owners if len(owners) < stack.nodes else None
     settled = torch.zeros_like(owners, dtype=torch.bool)
     while True:
         done = krylov.count == limit or bool(krylov.finished.all())
-        if done or krylov.count in CHECKS or (lead is not None and 1 < krylov.count < SETTLED):
-            ritz = krylov.ritz()
-            ends = ends_of(stack, ritz, tolerance, lead)
-            now = ~settled if done else ends.settled & ~settled
+        if done or krylov.count in CHECKS or (1 < krylov.count < SETTLED and bool(early.any())):
+            ritz = krylov.ritz(stack.semidefinite and krylov.count < SETTLED)
+            ends = ends_of(stack, ritz, tolerance, lead, known)
+            enough = ends.settled if krylov.count >= SETTLED else ends.settled & early
+            now = ~settled if done else enough & ~settled
             results.put(owners, ends, ritz, krylov, torch.nonzero(now).flatten())
-            settled = settled | ends.settled
+            settled = settled | enough
             left = torch.nonzero(~settled).flatten()
             if done or len(left) == 0:
                 return results.extremes(krylov.count)
             if len(left) <= WORTH_LEAVING * len(owners):
                 index = owners = owners[left]
-                settled = settled[left]
+                settled, early = settled[left], early[left]
                 lead = None if lead is None else lead.restricted(left)
+                known = None if known is None else known[left]
                 krylov.restrict(left)
         krylov.extend((yield Request(krylov.current, index)))
 
@@ -110,9 +123,18 @@ class _Results:
             converged=torch.zeros(nodes, dtype=torch.bool, device=start.device),
             products=0,
             smallest_vectors=torch.empty_like(start) if both_vectors else None,
+            second=numbers(),
         )
 
-    def begin(self, stack: Stack, start: Tensor, image: Tensor, lead: Lead, tolerance: float) -> Tensor:
+    def begin(
+        self,
+        stack: Stack,
+        start: Tensor,
+        image: Tensor,
+        lead: Lead,
+        tolerance: float,
+        traces: Tensor | None,
+    ) -> Tensor:
         """Put down what one product of the start vectors tells, and return the blocks that this is not enough for."""
         value = torch.linalg.vecdot(start, image)
         residual = torch.linalg.vector_norm(image - value[:, None] * start, dim=1).double()
@@ -123,17 +145,18 @@ class _Results:
             residuals=residual[:, None],
             exhausted=residual <= 100 * precision * value,
             precision=precision,
+            raised=raised(value[:, None], residual[:, None], precision),
         )
-        ends = ends_of(stack, ritz, tolerance, lead)
+        ends = ends_of(stack, ritz, tolerance, lead, traces)
         self._found = replace(
             self._found,
-            largest=value,
+            largest=ends.largest,
             smallest=ends.smallest,
             largest_error=ends.largest_error,
             smallest_error=ends.smallest_error,
             vectors=start.clone(),
             converged=ends.converged,
-            second=lead.second,
+            second=ends.second,
             unmoved=ends.settled,
         )
         self._found.values.copy_(ritz.values.expand_as(self._found.values))
@@ -146,7 +169,7 @@ class _Results:
             return
         found, into, count = self._found, owners[which], ritz.count
         values, states = ritz.values[which], ritz.states[which]
-        for name in ("largest", "smallest", "largest_error", "smallest_error", "converged"):
+        for name in ("largest", "smallest", "largest_error", "smallest_error", "converged", "second"):
             getattr(found, name)[into] = getattr(ends, name)[which]
         found.values[into, :count], found.values[into, count:] = values, values[:, -1:]
         found.weights[into, :count] = krylov.densities(values, states, which)
