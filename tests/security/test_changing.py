@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from nndiag.checkpoint.source import Watched
 from tests.cli.support import run_process
 from tests.security.conftest import Program
 from tests.security.stock import in_child
@@ -24,16 +25,25 @@ WEIGHTS = {f"{index}.weight": torch.zeros(1000, 1000) for index in range(5)}
 
 
 @contextmanager
-def meanwhile(change: Callable[[], None]) -> Iterator[None]:
-    """Make a change again and again, from before until after the block."""
-    over, begun = threading.Event(), threading.Event()
+def meanwhile(change: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Make a change again and again, from before until after the block, and once as soon as any file was opened."""
+    over, begun, one_at_a_time = threading.Event(), threading.Event(), threading.Lock()
 
     def work() -> None:
         while not over.is_set():
-            change()
+            with one_at_a_time:
+                change()
             begun.set()
             over.wait(0.001)
 
+    stock = Watched.__init__
+
+    def opened(file: Watched, path: Path) -> None:
+        stock(file, path)
+        with one_at_a_time:
+            change()
+
+    monkeypatch.setattr(Watched, "__init__", opened)
     thread = threading.Thread(target=work)
     thread.start()
     begun.wait()
@@ -66,10 +76,10 @@ def rewrite(path: Path) -> None:
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
 @pytest.mark.parametrize("change", [append, rewrite])
 def test_checkpoint_that_is_written_to(
-    run: Path, scan: Program, form: str, change: Callable[[Path], None]
+    run: Path, scan: Program, form: str, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(run / "x.pt", form)
-    with meanwhile(lambda: change(path)):
+    with meanwhile(lambda: change(path), monkeypatch):
         line = scan("x.pt").failed(3)
     assert "changed while it was read" in line or "damaged" in line
 
@@ -148,7 +158,9 @@ def test_stock_loaders_mix_old_and_new(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["probe.npz", "probe.safetensors", "probe.pt"])
-def test_probe_that_is_written_to(run: Path, scan: Program, name: str) -> None:
+def test_probe_that_is_written_to(
+    run: Path, scan: Program, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_file({"0.weight": torch.ones(3, 100), "0.bias": torch.ones(3)}, run / "x.pth")
     x = torch.zeros(40_000, 100)
     path = run / name
@@ -161,7 +173,7 @@ def test_probe_that_is_written_to(run: Path, scan: Program, name: str) -> None:
     (run / "nndiag.toml").write_text(
         f'[model]\nsequential = [["Linear", 100, 3]]\n[probe]\ndata = "{name}"\n'
     )
-    with meanwhile(lambda: append(path)):
+    with meanwhile(lambda: append(path), monkeypatch):
         line = scan("x.pth", "--level", "activations").failed(3)
     assert "changed while it was read" in line or "damaged" in line
     assert sys.getswitchinterval() < 1
