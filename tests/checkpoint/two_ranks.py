@@ -58,6 +58,7 @@ def main(out: str) -> None:
     whole = get_state_dict(model, optimizer, options=options)
     if dist.get_rank() == 0:
         torch.save({"model": whole[0], "optim": whole[1]}, f"{out}/whole.pt")
+    dist.barrier()  # no rank leaves while the other still talks to it
     dist.destroy_process_group()
 
 
