@@ -127,6 +127,9 @@ def test_a_callable_loss_is_exact_unless_it_is_not_convex(sign: float, kind: str
         build(CASES[0]).float(), Probe(given.inputs, given.targets, loss), Plan(Level.CURVATURE)
     )
     assert {layer.curvature_kind for layer in measured.layers} == {kind}
+    assert measured.curvature is not None
+    assert measured.curvature.negative == pytest.approx(0.0 if sign > 0 else 1.0, abs=1e-6)
+    assert any("not convex: 1e+02 % of its curvature" in note for note in measured.notes) == (sign < 0)
 
 
 def test_curvature_beyond_the_range_of_single_precision_is_not_a_number_and_no_error() -> None:

@@ -103,7 +103,7 @@ def measure(
             ended - begun,
         ),
         unmeasured=(*left_out, *sorted(replay.left_out.items())),
-        notes=() if refinement.note is None else (refinement.note,),
+        notes=(*_not_convex(replay), *(() if refinement.note is None else (refinement.note,))),
     )
 
 
@@ -265,4 +265,18 @@ def _curvature_facts(
         solver=replay.plan.solver,
         converged=all(c.converged for c in curvatures.values()),
         products=max((c.products for c in curvatures.values()), default=0),
+        negative=_negative_share(replay),
     )
+
+
+def _negative_share(replay: Replay) -> float:
+    """Return the share of the loss's curvature in the output that is negative."""
+    negative = replay.negative_trace
+    return negative / (negative + replay.total_trace) if negative > 0 else 0.0
+
+
+def _not_convex(replay: Replay) -> list[str]:
+    """Say that part of the loss's curvature is in no Gauss-Newton block."""
+    share = _negative_share(replay)
+    what = f"the loss is not convex: {100 * share:.2g} % of its curvature in the output is negative"
+    return [f"{what}, and in no Gauss-Newton block; --curvature hessian has it"] if share > 0 else []

@@ -79,7 +79,7 @@ class Replay:
         self.lookups: dict[str, Tensor] = {}
         self.parameter_gradients: dict[str, Tensor] = {}
         self.loss_sum = 0.0
-        self.exact_trace = self.total_trace = 0.0
+        self.exact_trace = self.total_trace = self.negative_trace = 0.0
         self.piecewise_linear = True
         self.not_linear: set[str] = set()
         self.capture_seconds = 0.0
@@ -284,6 +284,7 @@ class Replay:
         linear = seen.watch.proof.holds(seen.output, self.probe.loss.class_axis)
         convex = seeds.negative <= rounding * seeds.total
         self.piecewise_linear = self.piecewise_linear and linear and convex
+        self.negative_trace += 0.0 if convex else seeds.negative * count
         self.total_trace += seeds.total * count
         self.exact_trace += seeds.exact * seeds.total * count
 

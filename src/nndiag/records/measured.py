@@ -116,13 +116,15 @@ class LayerMeasures:
 @dataclass(frozen=True)
 class CurvatureFacts:
     """How the curvature was computed: share of the trace kept by the columns, solver, and whether every node
-    converged."""
+    converged; ``negative`` is the share of the loss's curvature in the output that is negative, and so left out of
+    Gauss-Newton blocks."""
 
     kind: str
     coverage: float
     solver: str
     converged: bool
     products: int
+    negative: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,11 @@ class ProbeFacts(Record):
 class CurvatureFacts(Record):
     """How the curvature was computed.
 
-    ``coverage`` is the share of the loss curvature's trace that was kept. ``hessian_nodes`` have numbers of the Hessian
-    itself, ``ggn_nodes`` of its Gauss-Newton part. Above ``stability_threshold`` the optimiser's steps grow along an
-    eigenvector of the curvature, under Adam of the preconditioned one; null where no learning rate is known.
+    ``coverage`` is the share of the loss curvature's trace that was kept, ``negative`` the share of that curvature in
+    the output that is negative (of a loss that is not convex), and in no Gauss-Newton block. ``hessian_nodes`` have
+    numbers of the Hessian itself, ``ggn_nodes`` of its Gauss-Newton part. Above ``stability_threshold`` the optimiser's
+    steps grow along an eigenvector of the curvature, under Adam of the preconditioned one; null where no learning rate
+    is known.
     """
 
     kind: Literal["hessian", "ggn", "mixed"]
@@ -108,6 +110,7 @@ class CurvatureFacts(Record):
     solver: str
     converged: bool
     products: int
+    negative: float = 0.0
     hessian_nodes: int = 0
     ggn_nodes: int = 0
     stability_threshold: float | None = None

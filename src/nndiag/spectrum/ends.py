@@ -79,16 +79,19 @@ def ends_of(
     value, residual = ritz.values[:, -1], ritz.residuals[:, -1]
     scale = ritz.values.abs().amax(dim=1)
     least = scale * ERROR_FLOOR * ritz.precision
-    largest = value if ritz.raised is None else torch.maximum(value, ritz.raised.largest)
-    gap = value - _others(largest, lead, traces)
+    surely = value if ritz.raised is None else torch.maximum(value, ritz.raised.surely[0])
+    gap = value - _others(surely, lead, traces)
     alone = gap > residual
     above = value + torch.where(alone, residual.square() / gap, residual)  # as far as the eigenvalue may be
-    error = torch.where(largest <= above + least, (above - largest).clamp_min(0), largest - value + residual)
+    largest, error = _told(ritz, value, surely, above + least)
     error = torch.where(
         alone, torch.maximum(error, least), torch.maximum(error, torch.minimum(residual, least))
     )
-    enough = (residual <= tolerance * scale) & (alone | (largest <= above + least))
+    enough = (residual <= tolerance * scale) & (alone | (surely <= above + least))
     enough |= alone & (error <= SHARP * tolerance * scale)
+    enough &= error <= tolerance * scale
+    if traces is not None:  # no eigenvalue of a semidefinite matrix is above that
+        enough &= surely <= traces + tolerance * scale
     if ritz.count < SETTLED:
         enough &= alone
     elif lead is not None:
@@ -96,6 +99,19 @@ def ends_of(
     smallest, smallest_error = _smallest(stack, ritz, scale, lead, traces)
     enough &= smallest_error <= tolerance * scale
     return Ends(largest, smallest, error, smallest_error, ritz.exhausted | enough, _second(ritz, lead))
+
+
+def _told(ritz: Ritz, value: Tensor, surely: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what is told of the largest eigenvalue, which lies between ``surely`` and ``above``, and its error.
+
+    The raised value, where rounding leaves it and the bounds do not contradict each other.
+    """
+    if ritz.raised is None:
+        return value, (above - value).clamp_min(0)
+    inside = torch.minimum(torch.maximum(ritz.raised.largest, surely), above)
+    told = torch.where(ritz.raised.rounding.isfinite() & (surely <= above), inside, surely)
+    error = torch.maximum(above - told, told - surely)
+    return told, torch.where(surely <= above, error, surely - value + (above - value))
 
 
 def _others(largest: Tensor, lead: Lead | None, traces: Tensor | None) -> Tensor:
@@ -107,7 +123,7 @@ def _others(largest: Tensor, lead: Lead | None, traces: Tensor | None) -> Tensor
 def _second(ritz: Ritz, lead: Lead | None) -> Tensor:
     """Return what the second largest eigenvalue is known to reach, zero where nothing is known."""
     known = torch.zeros_like(ritz.values[:, 0]) if lead is None else lead.second
-    return known if ritz.raised is None else torch.fmax(known, ritz.raised.second)
+    return known if ritz.raised is None else torch.fmax(known, ritz.raised.surely[1])
 
 
 def _smallest(

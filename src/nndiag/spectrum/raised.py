@@ -24,40 +24,53 @@ ROUNDED = 8
 
 @dataclass(frozen=True)
 class Raised:
-    """Lower bounds of the two largest eigenvalues, whatever rounding did; zero where it left nothing."""
+    """The two largest, and how far rounding may have moved them: infinity where it left nothing of them."""
 
     largest: Tensor  # (nodes,) float64
     second: Tensor  # (nodes,) float64
+    rounding: Tensor  # (nodes,) float64
+
+    @property
+    def surely(self) -> tuple[Tensor, Tensor]:
+        """What the two largest eigenvalues are at least, zero where nothing is known."""
+        known = self.rounding.isfinite()
+        two = (torch.where(known, value - self.rounding, 0.0) for value in (self.largest, self.second))
+        first, second = (value.clamp_min(0) for value in two)
+        return first, second
 
 
 def raised(alpha: Tensor, beta: Tensor, precision: float) -> Raised:
     """Return what follows from Lanczos coefficients of semidefinite matrices.
+
+    Products are off by no more than their precision times the norm of the matrix, and so are the coefficients.
 
     Args:
         alpha: ``(nodes, k)`` float64.
         beta: those below the diagonal, and the one that follows: ``(nodes, k)``.
         precision: the relative one of the products.
     """
-    unsure, count = ROUNDED * precision, alpha.shape[1]
-    pivot, error = alpha[:, 0], unsure * alpha[:, 0]
+    count = alpha.shape[1]
+    unsure = ROUNDED * precision * (alpha + beta).amax(dim=1)
+    pivot, error = alpha[:, 0], unsure
     diagonal, off = torch.zeros_like(alpha), torch.zeros_like(alpha)
     rounding, live = torch.zeros_like(pivot), torch.ones_like(pivot, dtype=torch.bool)
     for step in range(count):
-        more = torch.where(live, beta[:, step].square() / pivot, 0.0)
+        below = beta[:, step]
+        more = torch.where(live, below.square() / pivot, 0.0)
         diagonal[:, step] = torch.where(live, pivot + more, 0.0)
-        of_more = more * (unsure + error / pivot)
-        beyond = torch.where(error < pivot, torch.maximum(rounding, error + of_more), torch.inf)
+        of_more = (2 * below * unsure + more * error) / pivot
+        beyond = torch.where(2 * error < pivot, torch.maximum(rounding, error + 2 * of_more), torch.inf)
         rounding = torch.where(live, beyond, rounding)
-        live = live & (beta[:, step] > 0)  # after an invariant space nothing follows
+        live = live & (below > 0)  # after an invariant space nothing follows
         if step + 1 < count:
             pivot = alpha[:, step + 1] - more
             off[:, step] = torch.where(live, (more * pivot).clamp_min(0).sqrt(), 0.0)
-            error = unsure * alpha[:, step + 1] + of_more
+            error = unsure + 2 * of_more
     usable = rounding.isfinite()
     matrices = torch.diag_embed(diagonal)
     if count > 1:
         matrices = matrices + torch.diag_embed(off[:, :-1], 1) + torch.diag_embed(off[:, :-1], -1)
     values, _ = eigenpairs(torch.where(usable[:, None, None], matrices, 0.0))
+    second = values[:, -2] if count > 1 else torch.zeros_like(pivot)
     # a row of what rounding adds has three entries, and those beside the diagonal are off by no more
-    known = torch.where(usable[:, None], (values - 3 * rounding[:, None]).clamp_min(0), 0.0)
-    return Raised(known[:, -1], known[:, -2] if count > 1 else torch.zeros_like(pivot))
+    return Raised(values[:, -1], second, 3 * rounding)
