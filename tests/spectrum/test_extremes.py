@@ -133,3 +133,19 @@ def test_vectors_of_both_ends_where_asked() -> None:
     assert (found.vectors * truth[:, :, -1]).sum(1).abs().tolist() == pytest.approx([1.0] * 5)
     assert (found.smallest_vectors * truth[:, :, 0]).sum(1).abs().tolist() == pytest.approx([1.0] * 5)
     assert solve("lanczos", blocks).smallest_vectors is None
+
+
+@pytest.mark.parametrize("scale", [2.0**-80, 2.0**-110, 2.0**80])
+def test_extremes_do_not_depend_on_the_size_of_the_numbers(scale: float) -> None:
+    stack = symmetric(6, 50, rank=20).float()
+    stack[3] = 0.0
+    plain, scaled = (solve("lanczos", Stack(matrices)) for matrices in (stack, stack * scale))
+    for name in ("largest", "smallest", "largest_error", "smallest_error", "values"):
+        torch.testing.assert_close(
+            getattr(scaled, name) / scale,
+            getattr(plain, name),
+            rtol=1e-3,
+            atol=1e-4 * float(plain.largest.max()),
+        )
+    torch.testing.assert_close(scaled.largest / scale, plain.largest, rtol=1e-5, atol=0)
+    assert scaled.converged.all()

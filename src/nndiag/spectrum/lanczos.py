@@ -19,6 +19,8 @@ CHECKS = (SETTLED, 4, 5, 6, 8, 10, 13, 18, 25, 34, 46)
 """After how many products the errors are looked at; blocks that have converged then leave the stack."""
 LARGE = 256
 """From this size on a product takes so much longer than a look at the errors that one more look may be worth it."""
+LIMIT = 100
+"""The largest exponent of two of a scale: both it and its inverse are in the range of single precision."""
 WORTH_LEAVING = 0.8
 """The stack is rebuilt only where at most this share of it is still at work."""
 
@@ -62,6 +64,65 @@ def lanczos(
     quadrature.
     """
     assert lead is None or not both_vectors  # semidefinite blocks alone have a lead
+    if lead is not None:
+        found: Extremes = yield from _iterated(
+            stack, start, tolerance, max_products, both_vectors, lead, traces
+        )
+        return found
+    scales = _Scales()
+    own = None if traces is None else lambda: scales.removed(traces())
+    solver = _iterated(stack, start, tolerance, max_products, both_vectors, None, own)
+    request = next(solver)
+    while True:
+        image = scales.of_one((yield request), request.index)
+        try:
+            request = solver.send(image)
+        except StopIteration as ended:
+            return scales.restored(ended.value)
+
+
+class _Scales:
+    """Powers of two, one a block, by which its images are divided: squares of them are then in the range of the type.
+
+    Curvature below 1e-19 would else be lost in single precision, and nothing else changes by it.
+    """
+
+    def __init__(self) -> None:
+        self._scales: Tensor | None = None
+
+    def of_one(self, image: Tensor, index: Tensor | None) -> Tensor:
+        """Return images of some blocks without their scales, which the first images of all tell."""
+        if self._scales is None:
+            largest = image.abs().amax(dim=1).double()
+            usable = (largest > 0) & largest.isfinite()
+            exponents = torch.frexp(torch.where(usable, largest, 1.0)).exponent.clamp(-LIMIT, LIMIT)
+            self._scales = torch.ldexp(torch.ones_like(largest), exponents)
+        own = self._scales if index is None else self._scales[index]
+        return image / own.to(image)[:, None]
+
+    def removed(self, values: Tensor) -> Tensor:
+        """Return numbers of all blocks without the scales."""
+        assert self._scales is not None
+        return values / self._scales
+
+    def restored(self, found: Extremes) -> Extremes:
+        """Return extremes with the scales."""
+        assert self._scales is not None
+        names = ("largest", "smallest", "largest_error", "smallest_error", "second")
+        numbers = {name: getattr(found, name) * self._scales for name in names}
+        return replace(found, values=found.values * self._scales[:, None], **numbers)
+
+
+def _iterated(
+    stack: Stack,
+    start: Tensor,
+    tolerance: float,
+    max_products: int,
+    both_vectors: bool,
+    lead: Lead | None,
+    traces: Callable[[], Tensor] | None,
+) -> Asking:
+    """Do what ``lanczos`` says, with images whose squares are in the range of their type."""
     limit = min(max_products, stack.size)
     results = _Results(start, limit, both_vectors)
     owners = torch.arange(stack.nodes, device=start.device)
