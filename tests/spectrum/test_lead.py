@@ -255,3 +255,14 @@ class Counting:
 
     def matrices(self, start: int, stop: int) -> Tensor:
         return self.blocks.matrices(start, stop)
+
+
+@KINDS
+@pytest.mark.parametrize("scale", [2.0**-75, 2.0**75])
+def test_what_is_found_does_not_depend_on_the_size_of_the_numbers(kind: str, scale: float) -> None:
+    blocks = stack(kind)
+    plain = replace(blocks, inputs=blocks.inputs.float(), weights=blocks.weights.float())
+    larger = replace(plain, weights=plain.weights * scale)
+    expected, found = (led(one, lead_of(one), TOLERANCE) for one in (plain, larger))
+    torch.testing.assert_close(found.largest / scale, expected.largest, rtol=1e-4, atol=1e-12)
+    assert torch.equal(found.converged, expected.converged)

@@ -103,7 +103,10 @@ def measure(
             ended - begun,
         ),
         unmeasured=(*left_out, *sorted(replay.left_out.items())),
-        notes=(*_not_convex(replay), *(() if refinement.note is None else (refinement.note,))),
+        notes=(
+            *_not_convex(_negative_share(replay)),
+            *(() if refinement.note is None else (refinement.note,)),
+        ),
     )
 
 
@@ -275,8 +278,7 @@ def _negative_share(replay: Replay) -> float:
     return negative / (negative + replay.total_trace) if negative > 0 else 0.0
 
 
-def _not_convex(replay: Replay) -> list[str]:
-    """Say that part of the loss's curvature is in no Gauss-Newton block."""
-    share = _negative_share(replay)
+def _not_convex(share: float) -> list[str]:
+    """Say that so much of the loss's curvature is in no Gauss-Newton block."""
     what = f"the loss is not convex: {100 * share:.2g} % of its curvature in the output is negative"
     return [f"{what}, and in no Gauss-Newton block; --curvature hessian has it"] if share > 0 else []

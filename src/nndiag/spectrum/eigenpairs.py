@@ -17,3 +17,8 @@ def eigenpairs(matrices: Tensor) -> tuple[Tensor, Tensor]:
     usable = torch.isfinite(matrices).flatten(1).all(dim=1)
     values, vectors = torch.linalg.eigh(torch.where(usable[:, None, None], matrices, 0.0))
     return torch.where(usable[:, None], values, torch.nan), vectors
+
+
+def tridiagonal(diagonal: Tensor, off: Tensor) -> Tensor:
+    """Return symmetric matrices ``(matrices, size, size)`` of their diagonals and what lies beside them."""
+    return torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nndiag.spectrum.eigenpairs import eigenpairs
+from nndiag.spectrum.eigenpairs import eigenpairs, tridiagonal
 from nndiag.spectrum.ends import Ritz
 from nndiag.spectrum.raised import raised
 from nndiag.spectrum.record import unit
@@ -137,8 +137,7 @@ class Krylov:
     def ritz(self, semidefinite: bool = False) -> Ritz:
         """Solve the tridiagonal problems; the residual of a Ritz value is ``β_m |s_m|``, ``s_m`` the last component."""
         alpha, off = self.alpha[:, : self.count], self.beta[:, : self.count - 1]
-        tridiagonal = torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-        values, states = eigenpairs(tridiagonal)
+        values, states = eigenpairs(tridiagonal(alpha, off))
         residuals = self.beta[:, self.count - 1, None] * states[:, -1, :].abs()
         precision = torch.finfo(self.basis.dtype).eps
         more = raised(alpha, self.beta[:, : self.count], precision) if semidefinite else None

@@ -64,79 +64,23 @@ def lanczos(
     quadrature.
     """
     assert lead is None or not both_vectors  # semidefinite blocks alone have a lead
-    if lead is not None:
-        found: Extremes = yield from _iterated(
-            stack, start, tolerance, max_products, both_vectors, lead, traces
-        )
-        return found
-    scales = _Scales()
-    own = None if traces is None else lambda: scales.removed(traces())
-    solver = _iterated(stack, start, tolerance, max_products, both_vectors, None, own)
-    request = next(solver)
-    while True:
-        image = scales.of_one((yield request), request.index)
-        try:
-            request = solver.send(image)
-        except StopIteration as ended:
-            return scales.restored(ended.value)
-
-
-class _Scales:
-    """Powers of two, one a block, by which its images are divided: squares of them are then in the range of the type.
-
-    Curvature below 1e-19 would else be lost in single precision, and nothing else changes by it.
-    """
-
-    def __init__(self) -> None:
-        self._scales: Tensor | None = None
-
-    def of_one(self, image: Tensor, index: Tensor | None) -> Tensor:
-        """Return images of some blocks without their scales, which the first images of all tell."""
-        if self._scales is None:
-            largest = image.abs().amax(dim=1).double()
-            usable = (largest > 0) & largest.isfinite()
-            exponents = torch.frexp(torch.where(usable, largest, 1.0)).exponent.clamp(-LIMIT, LIMIT)
-            self._scales = torch.ldexp(torch.ones_like(largest), exponents)
-        own = self._scales if index is None else self._scales[index]
-        return image / own.to(image)[:, None]
-
-    def removed(self, values: Tensor) -> Tensor:
-        """Return numbers of all blocks without the scales."""
-        assert self._scales is not None
-        return values / self._scales
-
-    def restored(self, found: Extremes) -> Extremes:
-        """Return extremes with the scales."""
-        assert self._scales is not None
-        names = ("largest", "smallest", "largest_error", "smallest_error", "second")
-        numbers = {name: getattr(found, name) * self._scales for name in names}
-        return replace(found, values=found.values * self._scales[:, None], **numbers)
-
-
-def _iterated(
-    stack: Stack,
-    start: Tensor,
-    tolerance: float,
-    max_products: int,
-    both_vectors: bool,
-    lead: Lead | None,
-    traces: Callable[[], Tensor] | None,
-) -> Asking:
-    """Do what ``lanczos`` says, with images whose squares are in the range of their type."""
     limit = min(max_products, stack.size)
     results = _Results(start, limit, both_vectors)
     owners = torch.arange(stack.nodes, device=start.device)
+    first = leaning(start) if lead is None else start
+    image = (yield Request(first)) if lead is None or lead.images is None else lead.images
+    scales = _scales(image)
+    image = image / scales.to(image)[:, None]
+    known = None if traces is None else traces() / scales
     if lead is None:
-        krylov = Krylov(leaning(start), limit, start)
-        krylov.extend((yield Request(krylov.current)))
-        known = None if traces is None else traces()
+        krylov = Krylov(first, limit, start)
+        krylov.extend(image)
         early = krylov.promising(known if stack.size >= LARGE else None)
     else:
-        image = (yield Request(start)) if lead.images is None else lead.images
-        known = None if traces is None else traces()
+        lead = lead.divided(scales)
         owners = results.begin(stack, start, image, lead, tolerance, known)
         if len(owners) == 0:
-            return results.extremes(1)
+            return results.extremes(1, scales)
         krylov = Krylov(start[owners], limit)
         krylov.extend(image[owners])
         lead, known = lead.restricted(owners), None if known is None else known[owners]
@@ -154,14 +98,27 @@ def _iterated(
             settled = settled | enough
             left = torch.nonzero(~settled).flatten()
             if done or len(left) == 0:
-                return results.extremes(krylov.count)
+                return results.extremes(krylov.count, scales)
             if len(left) <= WORTH_LEAVING * len(owners):
                 index = owners = owners[left]
                 settled, early = settled[left], early[left]
                 lead = None if lead is None else lead.restricted(left)
                 known = None if known is None else known[left]
                 krylov.restrict(left)
-        krylov.extend((yield Request(krylov.current, index)))
+        image = yield Request(krylov.current, index)
+        krylov.extend(image / scales[owners].to(image)[:, None])
+
+
+def _scales(images: Tensor) -> Tensor:
+    """Return a power of two for every block, near the largest entry of its image, ``(nodes,)`` float64.
+
+    Of images that are divided by it squares are in the range of the type: in single precision curvature below 1e-19
+    would else be lost. Nothing else changes by it.
+    """
+    largest = images.abs().amax(dim=1).double()
+    usable = (largest > 0) & largest.isfinite()
+    exponents = torch.frexp(torch.where(usable, largest, 1.0)).exponent.clamp(-LIMIT, LIMIT)
+    return torch.ldexp(torch.ones_like(largest), exponents)
 
 
 class _Results:
@@ -238,6 +195,9 @@ class _Results:
         if found.smallest_vectors is not None:
             found.smallest_vectors[into] = krylov.combined(ritz.states[:, :, 0])[which]
 
-    def extremes(self, products: int) -> Extremes:
-        """Return them all."""
-        return replace(self._found, products=products)
+    def extremes(self, products: int, scales: Tensor) -> Extremes:
+        """Return them all, multiplied by their scales."""
+        found = self._found
+        names = ("largest", "smallest", "largest_error", "smallest_error", "second")
+        scaled = {name: getattr(found, name) * scales for name in names}
+        return replace(found, products=products, values=found.values * scales[:, None], **scaled)

@@ -8,7 +8,7 @@ proves that no other eigenvalue is larger.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -112,6 +112,11 @@ class Lead:
     smallest: Tensor  # (nodes,) float64
     short: Tensor  # (nodes,) bool
     images: Tensor | None = None  # (nodes, size)
+
+    def divided(self, scales: Tensor) -> Lead:
+        """Return what is known of the matrices divided by numbers, ``(nodes,)``; images are none of it."""
+        names = ("least", "second", "others", "smallest")
+        return replace(self, images=None, **{name: getattr(self, name) / scales for name in names})
 
     def restricted(self, index: Tensor) -> Lead:
         """Return what is known of these matrices alone."""

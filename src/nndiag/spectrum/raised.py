@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nndiag.spectrum.eigenpairs import eigenpairs
+from nndiag.spectrum.eigenpairs import eigenpairs, tridiagonal
 
 ROUNDED = 8
 """Rounding of products and of what is made of them, in units of their type's relative precision."""
@@ -67,9 +67,7 @@ def raised(alpha: Tensor, beta: Tensor, precision: float) -> Raised:
             off[:, step] = torch.where(live, (more * pivot).clamp_min(0).sqrt(), 0.0)
             error = unsure + 2 * of_more
     usable = rounding.isfinite()
-    matrices = torch.diag_embed(diagonal)
-    if count > 1:
-        matrices = matrices + torch.diag_embed(off[:, :-1], 1) + torch.diag_embed(off[:, :-1], -1)
+    matrices = tridiagonal(diagonal, off[:, :-1])
     values, _ = eigenpairs(torch.where(usable[:, None, None], matrices, 0.0))
     second = values[:, -2] if count > 1 else torch.zeros_like(pivot)
     # a row of what rounding adds has three entries, and those beside the diagonal are off by no more
