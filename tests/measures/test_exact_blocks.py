@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -26,13 +26,18 @@ SETTINGS = CurvatureSettings(tolerance=1e-9)
 
 
 def refined(
-    model: nn.Module, samples: Probe, mode: str = "hessian", update: Update | None = None, apart: bool = True
+    model: nn.Module,
+    samples: Probe,
+    mode: Literal["auto", "hessian"] = "hessian",
+    update: Update | None = None,
+    apart: bool = True,
+    room: int = 2**29,
 ) -> Refinement:
     """Return what a refinement of all layers finds."""
     layers = found_layers(model, samples)
     with undisturbed(model, 0):
         found = start(layers, samples) if apart else {}
-        return refine(model, samples, layers, found, ExactSettings(mode, SETTINGS), update)  # type: ignore[arg-type]
+        return refine(model, samples, layers, found, ExactSettings(mode, SETTINGS, room=room), update)
 
 
 def assert_close(one: ExactLayer, blocks: Tensor, measures: tuple[str, ...]) -> None:
@@ -52,7 +57,9 @@ ALL = ("lambda_max", "lambda_min", "trace")
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 @pytest.mark.parametrize("case", SMOOTH, ids=lambda case: case.name)
 @pytest.mark.parametrize("mode", ["hessian", "auto"])
-def test_every_node_of_a_small_smooth_network_is_exact(case: Case, loss: str, mode: str) -> None:
+def test_every_node_of_a_small_smooth_network_is_exact(
+    case: Case, loss: str, mode: Literal["auto", "hessian"]
+) -> None:
     model, samples = build(case), probe(case, loss, batch_size=7)
     found, blocks = refined(model, samples, mode), dense_blocks(model, samples)
     for layer in found_layers(model, samples):
@@ -83,18 +90,38 @@ def test_layers_whose_samples_are_not_apart_are_refined_too() -> None:
         assert_close(found.layers[layer.name], blocks[layer.name], ALL)
 
 
-@pytest.mark.parametrize("case", SMOOTH[2:4], ids=lambda case: case.name)
-def test_blocks_known_by_products_alone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(refine.__globals__, "TILED_PRODUCTS", 2)
-    model, samples = build(case), probe(case, "cross_entropy")
+WIDE = Case(
+    "wide",
+    lambda: nn.Sequential(nn.Linear(270, 6), nn.GELU(), nn.Flatten(), nn.Linear(24, 3)),
+    (4, 270),
+    3,
+    piecewise_linear=False,
+)
+"""Blocks that are cheaper multiplied than formed."""
+
+
+def test_large_blocks_are_formed_where_that_can_be_afforded() -> None:
+    model, samples = build(WIDE), probe(WIDE, "cross_entropy", samples=6)
     found, blocks = refined(model, samples, "auto"), dense_blocks(model, samples)
     for layer in found_layers(model, samples):
-        assert_close(found.layers[layer.name], blocks[layer.name], ALL[:2])
-    # the last layer has one position, and its blocks are known
-    estimated = [
-        n for n, one in found.layers.items() if one.curvature and "trace_se" in one.curvature.per_node
-    ]
-    assert estimated == [layer.name for layer in found_layers(model, samples)[:-1]]
+        assert_close(found.layers[layer.name], blocks[layer.name], ALL)
+
+
+@pytest.mark.parametrize("case", [*SMOOTH[2:4], WIDE], ids=lambda case: case.name)
+def test_blocks_known_by_products_alone_claim_no_trace(case: Case) -> None:
+    """Where formed blocks have no room; the trace is estimated then, under another name."""
+    model, samples = build(case), probe(case, "cross_entropy", samples=6)
+    found, blocks = refined(model, samples, "auto", room=1), dense_blocks(model, samples)
+    *multiplied, last = (layer.name for layer in found_layers(model, samples))
+    assert_close(found.layers[last], blocks[last], ALL)  # one position: its blocks are known
+    for name in multiplied:
+        assert_close(found.layers[name], blocks[name], ALL[:2])
+        curvature = found.layers[name].curvature
+        assert curvature is not None
+        assert np.isnan(curvature.per_node["trace"]).all()
+        truth = blocks[name].diagonal(dim1=1, dim2=2).sum(dim=1).numpy()
+        off = np.abs(curvature.per_node["trace_estimate"] - truth)
+        assert (off <= 5 * curvature.per_node["trace_se"] + 1e-9 * np.abs(truth)).all()
 
 
 class Known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,10 +98,15 @@ class _Wishes:
 
 @dataclass(frozen=True)
 class _Share:
-    """What a layer may spend: ``nodes`` are how many may be refined, all of them without a bound first."""
+    """What a layer may spend.
+
+    ``nodes`` are how many may be refined, all of them, without a bound first, where ``whole``; ``formed`` says that
+    their blocks may be formed, which an exact trace needs.
+    """
 
     nodes: int
     whole: bool
+    formed: bool
 
 
 class _Refining:
@@ -128,7 +133,7 @@ class _Refining:
         if not self.layers:
             return Refinement()
         apart = [layer for layer in self.layers if layer.name in self.found]
-        HessianProducts(self.model, self.probe)  # says at once that targets are missing
+        self.like = HessianProducts(self.model, self.probe).like  # says at once that targets are missing
         self.single = single_positions(self.model, self.probe, apart)
         self.cost = pass_cost(self.model, self.probe, self.settings.room)
         shares, refined = self._shares(), {}
@@ -141,26 +146,32 @@ class _Refining:
     def _shares(self) -> dict[str, _Share]:
         """Divide what may be spent: a layer that needs less than its share leaves the rest to the others."""
         count = {layer.name: len(self.wishes.nodes(layer)) for layer in self.layers}
-        whole = {layer.name: count[layer.name] * self._per_node(layer) for layer in self.layers}
         if self.hessian:
-            return {name: _Share(nodes, whole=True) for name, nodes in count.items()}
+            return {name: _Share(nodes, whole=True, formed=True) for name, nodes in count.items()}
         left, shares = self.settings.work / self.cost.work, {}
-        waiting = sorted(self.layers, key=lambda layer: whole[layer.name])
+        waiting = sorted(self.layers, key=lambda layer: count[layer.name] * self._formed(layer))
         for place, layer in enumerate(waiting):
-            share = left / (len(waiting) - place)
-            if whole[layer.name] <= share:
-                shares[layer.name] = _Share(count[layer.name], whole=True)
-                left -= whole[layer.name]
-            elif (nodes := int((share - BOUND_COST) // self._per_node(layer))) > 0:
-                shares[layer.name] = _Share(nodes, whole=False)
+            share, nodes = left / (len(waiting) - place), count[layer.name]
+            formed, tiled = self._formed(layer), min(self._formed(layer), TILED_PRODUCTS)
+            if nodes * formed <= share and self._fitting(layer):
+                shares[layer.name] = _Share(nodes, whole=True, formed=True)
+                left -= nodes * formed
+            elif nodes * tiled <= share:
+                shares[layer.name] = _Share(nodes, whole=True, formed=False)
+                left -= nodes * tiled
+            elif (some := int((share - BOUND_COST) // tiled)) > 0:
+                shares[layer.name] = _Share(some, whole=False, formed=tiled == formed)
                 left -= share
         return shares
 
-    def _per_node(self, layer: Layer) -> int:
-        """Return how many vectors the exact block of one node takes."""
-        if layer.name in self.single:
-            return 1
-        return layer.size if self.hessian else min(layer.size, TILED_PRODUCTS)
+    def _fitting(self, layer: Layer) -> int:
+        """Return how many formed blocks of a layer there is room for at a time."""
+        each = (self.probe.fold_count + 1) * layer.size**2 * self.like.element_size()
+        return int(min(FORMED_BYTES, self.settings.room) // each)
+
+    def _formed(self, layer: Layer) -> int:
+        """Return how many vectors it takes to form the exact block of one node."""
+        return 1 if layer.name in self.single else layer.size
 
     def _layer(self, layer: Layer, share: _Share) -> ExactLayer:
         products = HessianProducts(self.model, self.probe, layer.names, self.cost.keep_graphs)
@@ -170,7 +181,7 @@ class _Refining:
             bound, signs = self._signs(layer, products, places)
             nodes = nodes[self._chosen(layer, nodes, share.nodes, signs)]
         kept, parts = [], []
-        for tile, part in self._curvatures(layer, products, places, nodes):
+        for tile, part in self._curvatures(layer, products, places, nodes, share.formed):
             kept.append(tile)
             parts.append(part)
         if not parts:
@@ -204,7 +215,7 @@ class _Refining:
         )
 
     def _curvatures(
-        self, layer: Layer, products: HessianProducts, places: Tensor, nodes: NDArray[np.intp]
+        self, layer: Layer, products: HessianProducts, places: Tensor, nodes: NDArray[np.intp], formed: bool
     ) -> list[tuple[NDArray[np.intp], LayerCurvature]]:
         """Return the curvature of the nodes, tile by tile, without those whose second derivatives are not finite."""
         if len(nodes) == 0:
@@ -213,14 +224,13 @@ class _Refining:
         if single is not None:
             return self._solved(layer, nodes, single)
         folds = self._folds(layer)
-        if not self.hessian and layer.size > TILED_PRODUCTS:
+        if not formed:
             own = places[torch.from_numpy(nodes).to(places.device)]
             tiled = TiledBlocks(
                 products, folds, own, len(self.probe), self.cost.at_once, self.settings.solver.seed
             )
             return self._solved(layer, nodes, tiled)
-        each = (len(folds) + 1) * layer.size**2 * products.like.element_size()
-        tile, found = max(1, min(FORMED_BYTES, self.settings.room) // each), []
+        tile, found = max(1, self._fitting(layer)), []
         for start in range(0, len(nodes), tile):
             part = nodes[start : start + tile]
             own = places[torch.from_numpy(part).to(places.device)]
@@ -268,7 +278,9 @@ class _Refining:
             scale = scale[torch.from_numpy(nodes).to(scale.device)]
         solved = layer_curvature(blocks, self.probe.fold_sizes, self.settings.solver, facts, scale)
         if isinstance(blocks, TiledBlocks):
-            solved.per_node["trace_se"] = numbers(blocks.estimated_traces[1])
+            estimate, error = (numbers(found) for found in blocks.estimated_traces)
+            own = {"trace": np.full(len(nodes), np.nan), "trace_estimate": estimate, "trace_se": error}
+            solved = replace(solved, per_node=solved.per_node | own)
         return [(nodes, solved)]
 
     def _note(self, shares: Mapping[str, _Share]) -> str | None:
