@@ -74,7 +74,7 @@ def automatic(model: nn.Module, samples: Probe, nodes: int | None = None) -> Ref
         model(*samples.inputs)  # the first run is looked at more closely, and would be counted as dearer
         settings = ExactSettings("auto")
         if nodes is not None:
-            products = 2 + BOUND_COST + 4 * nodes  # the outputs, the bound, and blocks of four parameters
+            products = 2 + BOUND_COST + 2 * nodes  # the outputs, the bound, and nodes at two positions
             settings = ExactSettings("auto", work=(products + 0.5) * pass_cost(model, samples).work)
         return refine(model, samples, layers, found, settings)
 

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from nndiag.errors import InputError, ModelError
 from nndiag.measures.blocks import GramBlocks, OuterBlocks
 from nndiag.measures.curvature import LayerCurvature, joined, layer_curvature
+from nndiag.measures.exact.applied import positions_of, signed_blocks
 from nndiag.measures.exact.blocks import SIGNS, SKETCH, TiledBlocks, formed_blocks
 from nndiag.measures.exact.bound import BOUND_PRODUCTS, TRACE_SIGNS, estimated_traces, layer_bound
 from nndiag.measures.exact.choose import Signs, choose_nodes
 from nndiag.measures.exact.cost import pass_cost
 from nndiag.measures.exact.places import places_of
+from nndiag.measures.exact.positions import PositionBlocks
 from nndiag.measures.exact.record import ExactLayer, ExactSettings, LayerBound, Refinement
-from nndiag.measures.exact.single import signed_blocks, single_positions
 from nndiag.measures.hvp import HessianProducts, NoSecondDerivativeError
 from nndiag.measures.plan import Progress, Update
 from nndiag.measures.weights import numbers
@@ -36,7 +37,7 @@ TILED_PRODUCTS = SOLVER_PRODUCTS + 2 * SKETCH + SIGNS
 """Products of a node in the form of ``TiledBlocks``; smaller blocks are cheaper formed."""
 BOUND_COST = BOUND_PRODUCTS + TRACE_SIGNS
 FORMED_BYTES = 256 * 2**20
-"""What the formed blocks of one tile of nodes may take."""
+"""What the exact blocks of one tile of nodes may take."""
 
 
 def refine(
@@ -128,13 +129,14 @@ class _Refining:
         self.apart = all(layer.name in found for layer in layers)
         self.layers = [layer for layer in layers if self.hessian or layer.name in found]
         self.generator = torch.Generator().manual_seed(settings.solver.seed)
+        self.room = min(FORMED_BYTES, settings.room)
 
     def run(self, progress: Progress) -> Refinement:
         if not self.layers:
             return Refinement()
         apart = [layer for layer in self.layers if layer.name in self.found]
         self.like = HessianProducts(self.model, self.probe).like  # says at once that targets are missing
-        self.single = single_positions(self.model, self.probe, apart)
+        self.positions = positions_of(self.model, self.probe, apart, self.room)
         self.cost = pass_cost(self.model, self.probe, self.settings.room)
         shares, refined = self._shares(), {}
         for done, layer in enumerate(self.layers):
@@ -164,14 +166,16 @@ class _Refining:
                 left -= share
         return shares
 
-    def _fitting(self, layer: Layer) -> int:
-        """Return how many formed blocks of a layer there is room for at a time."""
-        each = (self.probe.fold_count + 1) * layer.size**2 * self.like.element_size()
-        return int(min(FORMED_BYTES, self.settings.room) // each)
-
     def _formed(self, layer: Layer) -> int:
-        """Return how many vectors it takes to form the exact block of one node."""
-        return 1 if layer.name in self.single else layer.size
+        """Return how many vectors it takes to know the exact block of one node."""
+        return self.positions.get(layer.name, layer.size)
+
+    def _fitting(self, layer: Layer) -> int:
+        """Return how many exact blocks of a layer there is room for at a time."""
+        entries = (self.probe.fold_count + 1) * layer.size**2
+        if layer.name in self.positions:
+            entries = len(self.probe) * self.positions[layer.name] ** 2
+        return int(self.room // (entries * self.like.element_size()))
 
     def _layer(self, layer: Layer, share: _Share) -> ExactLayer:
         products = HessianProducts(self.model, self.probe, layer.names, self.cost.keep_graphs)
@@ -220,28 +224,39 @@ class _Refining:
         """Return the curvature of the nodes, tile by tile, without those whose second derivatives are not finite."""
         if len(nodes) == 0:
             return []
-        single = self._single(layer, nodes)
-        if single is not None:
-            return self._solved(layer, nodes, single)
-        folds = self._folds(layer)
+        if layer.name in self.positions:
+            applied = self._applied(layer, products, places, nodes)
+            if applied is not None:
+                return applied
+            formed = self.hessian  # otherwise it would cost more than was thought
+        folds, own = self._folds(layer), places[torch.from_numpy(nodes).to(places.device)]
+        samples, at_once = len(self.probe), self.cost.at_once
         if not formed:
-            own = places[torch.from_numpy(nodes).to(places.device)]
-            tiled = TiledBlocks(
-                products, folds, own, len(self.probe), self.cost.at_once, self.settings.solver.seed
-            )
+            tiled = TiledBlocks(products, folds, own, samples, at_once, self.settings.solver.seed)
             return self._solved(layer, nodes, tiled)
         tile, found = max(1, self._fitting(layer)), []
         for start in range(0, len(nodes), tile):
-            part = nodes[start : start + tile]
-            own = places[torch.from_numpy(part).to(places.device)]
-            found += self._solved(layer, part, formed_blocks(folds, own, len(self.probe), self.cost.at_once))
+            part = slice(start, start + tile)
+            found += self._solved(layer, nodes[part], formed_blocks(folds, own[part], samples, at_once))
         return found
 
-    def _single(self, layer: Layer, nodes: NDArray[np.intp]) -> OuterBlocks | None:
-        if layer.name not in self.single:
-            return None
-        index = torch.from_numpy(nodes)
-        return signed_blocks(self.model, self.probe, layer, index, self.cost.at_once)
+    def _applied(
+        self, layer: Layer, products: HessianProducts, places: Tensor, nodes: NDArray[np.intp]
+    ) -> list[tuple[NDArray[np.intp], LayerCurvature]] | None:
+        """Return the curvature of nodes that are applied once, ``None`` where that is not so after all."""
+        tile, found = max(1, self._fitting(layer)), []
+        for start in range(0, len(nodes), tile):
+            part = nodes[start : start + tile]
+            index = torch.from_numpy(part)
+            blocks = signed_blocks(self.model, self.probe, layer, index, self.cost.at_once)
+            if blocks is None:
+                return None
+            if isinstance(blocks, PositionBlocks) and start == 0:
+                own = places[index.to(places.device)]
+                if not _agree(blocks, products, own, self.settings.solver.seed):
+                    return None
+            found += self._solved(layer, part, blocks)
+        return found
 
     def _folds(self, layer: Layer) -> list[HessianProducts]:
         count = self.probe.fold_count
@@ -258,7 +273,10 @@ class _Refining:
         ]
 
     def _solved(
-        self, layer: Layer, nodes: NDArray[np.intp], blocks: OuterBlocks | GramBlocks | TiledBlocks
+        self,
+        layer: Layer,
+        nodes: NDArray[np.intp],
+        blocks: OuterBlocks | PositionBlocks | GramBlocks | TiledBlocks,
     ) -> list[tuple[NDArray[np.intp], LayerCurvature]]:
         image = blocks.product(torch.ones(len(nodes), layer.size).to(blocks.like))
         finite = torch.isfinite(image).all(dim=1).cpu()
@@ -289,3 +307,17 @@ class _Refining:
             return None
         which = "every layer" if left == len(self.layers) else f"{left} of {len(self.layers)} layers"
         return f"exact blocks of {which} would cost too much for --curvature auto, and stay those of Gauss-Newton"
+
+
+def _agree(blocks: PositionBlocks, products: HessianProducts, places: Tensor, seed: int) -> bool:
+    """Whether a block multiplies a random vector as the network does.
+
+    It does not where an axis of as many positions as there are samples was taken for theirs.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(blocks.nodes, blocks.size, generator=generator).to(blocks.like)
+    images = blocks.product(vectors)
+    largest = images.norm(dim=1).nan_to_num(-1.0, -1.0).argmax()[None]
+    expected = products.product_within(places[largest], vectors[largest], 1)
+    rounding = torch.finfo(images.dtype).eps ** (1 / 3)
+    return bool((images[largest] - expected).norm() <= rounding * expected.norm())
