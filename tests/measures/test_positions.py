@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nndiag.measures.curvature import CurvatureSettings
 from nndiag.measures.exact import ExactSettings, refine
-from nndiag.measures.exact.applied import positions_of, signed_blocks
+from nndiag.measures.exact.applied import Positions, positions_of, signed_blocks
 from nndiag.measures.exact.positions import PositionBlocks
 from nndiag.replay.state import undisturbed
 
@@ -52,9 +52,9 @@ HELD = (
     Case("conv2d", lambda: over(nn.Conv2d(2, 4, 3, padding="same", dilation=2), 36), (2, 3, 3), 3),
     Case("conv3d", lambda: over(nn.Conv3d(2, 3, 2, bias=False), 12), (2, 3, 2, 3), 3),
     Case("transposed", lambda: over(nn.ConvTranspose1d(4, 3, 3, stride=2), 15), (4, 2), 3),
-    Case("positions first", Tokens, (5, 8), 3),
+    Case("positions first", Tokens, (3, 8), 3),
 )
-POSITIONS = (3, 3, 4, 2, 9, 4, 5, 5)
+POSITIONS = (3, 3, 4, 2, 9, 4, 5, 3)
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
@@ -62,11 +62,12 @@ POSITIONS = (3, 3, 4, 2, 9, 4, 5, 5)
     ("case", "positions"), list(zip(HELD, POSITIONS, strict=True)), ids=lambda x: str(getattr(x, "name", x))
 )
 def test_nodes_are_known_from_as_many_products_as_positions(case: Case, positions: int, loss: str) -> None:
-    model, samples = build(case), probe(case, loss, samples=11, batch_size=4)
+    model, samples = build(case), probe(case, loss, samples=11, batch_size=4)  # three are left for the last
     layer, blocks = found_layers(model, samples)[0], dense_blocks(model, samples)
     with undisturbed(model, 0):
-        assert positions_of(model, samples, [layer], 2**20) == {layer.name: positions}
-        found = signed_blocks(model, samples, layer, torch.arange(1, layer.nodes), 3)
+        known = positions_of(model, samples, [layer], 2**20)[layer.name]
+        found = signed_blocks(model, samples, layer, known, torch.arange(1, layer.nodes), 3)
+    assert known == Positions(positions, 1 if case.build is Tokens else 0)
     assert isinstance(found, PositionBlocks)
     own = blocks[layer.name][1:]
     scale = float(own.abs().max())
@@ -99,7 +100,32 @@ def test_transposed_weights(positions: int) -> None:
     model, samples = build(case), probe(case, "mse")
     with undisturbed(model, 0):
         known = positions_of(model, samples, found_layers(model, samples), 2**20)
-    assert known == ({"weight": 1} if positions == 1 else {})
+    assert known == ({"weight": Positions(1, 0)} if positions == 1 else {})
+    agrees(model, case, 11)
+
+
+class Attends(nn.Module):
+    """Torch's own attention, of which every projection is applied once; or of others' keys, with biases of its own."""
+
+    def __init__(self, crossed: bool) -> None:
+        super().__init__()
+        self.crossed = crossed
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=crossed)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        others = x.flip(1).sin() if self.crossed else x
+        return self.out(self.inner(x, others, others)[0].mean(dim=1))
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_attention(crossed: bool) -> None:
+    case = Case("attention", lambda: Attends(crossed), (3, 8), 3)
+    model, samples = build(case), probe(case, "mse")
+    with undisturbed(model, 0):
+        known = positions_of(model, samples, found_layers(model, samples), 2**20)
+    assert known.get("inner") == (None if crossed else Positions(3, 1))
+    assert known["inner.out_proj"] == Positions(3, 1)
     agrees(model, case, 11)
 
 
@@ -109,7 +135,7 @@ def test_inputs_that_there_is_no_room_for_are_not_kept() -> None:
     layer = found_layers(model, samples)[0]
     kept = 10 * 3 * 9 * 8  # samples, positions, parameters, bytes
     with undisturbed(model, 0):
-        assert positions_of(model, samples, [layer], kept) == {layer.name: 3}
+        assert positions_of(model, samples, [layer], kept) == {layer.name: Positions(3, 0)}
         assert positions_of(model, samples, [layer], kept - 1) == {}
 
 

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from nndiag.measures.blocks import OuterBlocks
 from nndiag.measures.exact.positions import PositionBlocks
 from nndiag.measures.hvp import batched_second, explained, first_derivatives, mean_loss, second_order
 from nndiag.probe.probe import Batch, Probe
+from nndiag.replay import attention
 from nndiag.replay.called import plain_name
 from nndiag.replay.kinds import BY_FUNCTION, ColumnKind, Samples, Share, Use
 from nndiag.replay.linearity import tensors_in
@@ -31,19 +33,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Positions:
+    """How many positions a sample has, and which axis of the rows of the output counts samples."""
+
+    count: int
+    axis: int
+
+
+@dataclass(frozen=True)
 class Application:
-    """The one use of a layer in a forward pass, and where the gradient at its output, of ``shape``, is taken."""
+    """The one use of a layer in a forward pass, and where the gradient at its output, of ``shape``, is taken.
+
+    ``axis`` is that of the samples.
+    """
 
     share: Share
     output: GradientEdge
     shape: torch.Size
+    axis: int
 
     @property
-    def positions(self) -> int:
-        """How many positions a sample has."""
+    def positions(self) -> Positions:
+        """What there is of them."""
         use = self.share.uses[0]
         rows = math.prod(use.kind.leading(use, self.shape))
-        return math.prod(self.shape) // (use.samples.batch(rows) * use.layer.nodes)
+        return Positions(math.prod(self.shape) // (use.samples.batch(rows) * use.layer.nodes), self.axis)
 
     @cached_property
     def inputs(self) -> Tensor:
@@ -59,10 +73,10 @@ class Application:
         return self.share.kind.gather(self.share, [places.reshape(self.shape)])[:, :, 0]
 
 
-def positions_of(model: nn.Module, probe: Probe, layers: Sequence[Layer], room: int) -> dict[str, int]:
-    """Return how many positions a sample has in layers, by name, where that is a way to know their blocks.
+def positions_of(model: nn.Module, probe: Probe, layers: Sequence[Layer], room: int) -> dict[str, Positions]:
+    """Return the positions that a sample has in layers, by name, where these are a way to know their blocks.
 
-    It is in those that are applied once, to inputs that their nodes share, at no more positions than a node has
+    They are in those that are applied once, to inputs that their nodes share, at no more positions than a node has
     parameters; and where the inputs of the whole probe take no more than ``room`` bytes.
     """
     value, found = _applied(model, probe, next(probe.batches()), layers)
@@ -70,11 +84,11 @@ def positions_of(model: nn.Module, probe: Probe, layers: Sequence[Layer], room: 
     known = {}
     while found:
         name, use = found.popitem()
-        size, positions = use.share.layer.size, use.positions
-        kept = len(probe) * positions * size * parameters[use.share.layer.names[0]].element_size()
-        affordable = positions == 1 or (positions <= size and kept <= room)
+        size, count = use.share.layer.size, use.positions.count
+        kept = len(probe) * count * size * parameters[use.share.layer.names[0]].element_size()
+        affordable = count == 1 or (count <= size and kept <= room)
         if affordable and _is_all(value, use, parameters):
-            known[name] = positions
+            known[name] = use.positions
     return known
 
 
@@ -95,7 +109,7 @@ def _is_all(value: Tensor, use: Application, parameters: Mapping[str, Tensor]) -
 
 
 def signed_blocks(
-    model: nn.Module, probe: Probe, layer: Layer, nodes: Tensor, at_once: int
+    model: nn.Module, probe: Probe, layer: Layer, positions: Positions, nodes: Tensor, at_once: int
 ) -> OuterBlocks | PositionBlocks | None:
     """Return the exact blocks of some nodes of a layer that is applied once.
 
@@ -103,6 +117,7 @@ def signed_blocks(
         model: the model.
         probe: samples, targets and loss.
         layer: one of ``positions_of``.
+        positions: those of the layer.
         nodes: which nodes, ``(k,)``.
         at_once: how many vectors go through one batched pass.
 
@@ -112,15 +127,15 @@ def signed_blocks(
     inputs: list[Tensor] = []
     curvature, folds = [], []
     for batch in probe.batches():
-        value, found = _applied(model, probe, batch, [layer])
+        value, found = _applied(model, probe, batch, [layer], positions.axis)
         use = found.get(layer.name)
-        if use is None or (inputs and use.inputs.shape[1:] != inputs[0].shape[1:]):
+        if use is None or use.positions != positions:
             return None
         inputs.append(use.inputs)
         curvature.append(_second_derivatives(value * len(probe), use, nodes, at_once))
         folds.append(probe.fold_of(batch).to(use.inputs.device))
     parts = torch.cat(inputs), torch.cat(curvature), torch.cat(folds)
-    if parts[0].shape[1] > 1:
+    if positions.count > 1:
         return PositionBlocks(*parts, len(probe))
     return OuterBlocks(parts[0][:, 0], parts[1][:, :, 0, 0], parts[2], len(probe), semidefinite=False)
 
@@ -158,14 +173,17 @@ def _images(gradient: Tensor, output: GradientEdge, seeds: Tensor) -> Tensor:
 
 
 def _applied(
-    model: nn.Module, probe: Probe, batch: Batch, layers: Sequence[Layer]
+    model: nn.Module, probe: Probe, batch: Batch, layers: Sequence[Layer], axis: int | None = None
 ) -> tuple[Tensor, dict[str, Application]]:
-    """Run a batch; return its share of the mean loss, and the layers that have one use."""
+    """Run a batch; return its share of the mean loss, and the layers that have one use, with samples along an axis
+    that may be known.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     watch = _Applications(
         {id(parameters[name]): layer for layer in layers for name in layer.names},
         {layer.name: tuple(id(parameters[name]) for name in layer.names) for layer in layers},
         len(batch),
+        axis,
     )
     with second_order(model), watch:
         value = mean_loss(model, probe, batch)
@@ -179,14 +197,19 @@ class _Applications(TorchFunctionMode):
         owners: the layer of every parameter, by identity.
         parameters: the identities of the parameters of every layer, the weight first.
         samples: how many the batch has.
+        axis: along which axis of the rows of outputs they are; ``None`` for the first one that is as long.
     """
 
     def __init__(
-        self, owners: Mapping[int, Layer], parameters: Mapping[str, tuple[int, ...]], samples: int
+        self,
+        owners: Mapping[int, Layer],
+        parameters: Mapping[str, tuple[int, ...]],
+        samples: int,
+        axis: int | None,
     ) -> None:
         super().__init__()
         self.found: dict[str, Application | None] = {}
-        self._owners, self._parameters, self._samples = owners, parameters, samples
+        self._owners, self._parameters, self._samples, self._axis = owners, parameters, samples, axis
 
     def __torch_function__(
         self,
@@ -196,17 +219,35 @@ class _Applications(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
+        used = self._owned((args, kwargs))
+        name, _ = plain_name(func, args, kwargs)
+        if used and name == "multi_head_attention_forward":
+            return self._attend(func, attention.arguments(args, kwargs))
         result = func(*args, **kwargs)
-        given = tensors_in((args, kwargs))
-        used = {self._owners[id(t)].name: self._owners[id(t)] for t in given if id(t) in self._owners}
         if not used or not any(t.requires_grad for t in tensors_in(result)):
             return result
-        for name, layer in used.items():
+        for layer in used:
             use = None
-            if len(used) == 1 and name not in self.found and isinstance(result, Tensor):
-                use = self._application(layer, plain_name(func, args, kwargs)[0], args, kwargs, result)
-            self.found[name] = use
+            if len(used) == 1 and layer.name not in self.found and isinstance(result, Tensor):
+                use = self._application(layer, name, args, kwargs, result)
+            self.found[layer.name] = use
         return result
+
+    def _owned(self, values: object) -> list[Layer]:
+        """Return the layers that own parameters among values."""
+        owned = (self._owners.get(id(tensor)) for tensor in tensors_in(values))
+        return list({layer.name: layer for layer in owned if layer is not None}.values())
+
+    def _attend(self, func: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+        """Project, attend and project back, each seen by itself."""
+        with self:
+            parts = attention.projected(given)
+        attended, *rest = attention.attend(func, given, parts)
+        for layer in self._owned((given["bias_k"], given["bias_v"])):
+            self.found[layer.name] = None
+        with self:
+            output = F.linear(attended, given["out_proj_weight"], given["out_proj_bias"])
+        return (output, *rest)
 
     def _application(
         self, layer: Layer, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
@@ -223,16 +264,11 @@ class _Applications(TorchFunctionMode):
         use = Use(kind, layer, layer.weights[0], next(iter(layer.biases), None), inputs, options)
         if use.weight.outer * use.weight.inner > 1 or not result.numel() or not kind.fits(use, result):
             return None
-        samples = _samples(kind.leading(use, result.shape), self._samples)
-        if samples is None:
+        leading = list(kind.leading(use, result.shape))
+        axes = [a for a, n in enumerate(leading) if n == self._samples and self._axis in (None, a)]
+        if not axes:
             return None
+        axis = axes[0]
+        samples = Samples(math.prod(leading[:axis]), math.prod(leading[axis + 1 :]))
         share = Share((use.with_samples(samples),), (0,))
-        return Application(share, get_gradient_edge(result), result.shape)
-
-
-def _samples(leading: Sequence[int], count: int) -> Samples | None:
-    """Return where the samples are among rows along so many axes: along the first one that is as long."""
-    if count not in leading:
-        return None
-    axis = list(leading).index(count)
-    return Samples(math.prod(leading[:axis]), math.prod(leading[axis + 1 :]))
+        return Application(share, get_gradient_edge(result), result.shape, axis)

@@ -168,13 +168,13 @@ class _Refining:
 
     def _formed(self, layer: Layer) -> int:
         """Return how many vectors it takes to know the exact block of one node."""
-        return self.positions.get(layer.name, layer.size)
+        return self.positions[layer.name].count if layer.name in self.positions else layer.size
 
     def _fitting(self, layer: Layer) -> int:
         """Return how many exact blocks of a layer there is room for at a time."""
         entries = (self.probe.fold_count + 1) * layer.size**2
         if layer.name in self.positions:
-            entries = len(self.probe) * self.positions[layer.name] ** 2
+            entries = len(self.probe) * self.positions[layer.name].count ** 2
         return int(self.room // (entries * self.like.element_size()))
 
     def _layer(self, layer: Layer, share: _Share) -> ExactLayer:
@@ -228,7 +228,7 @@ class _Refining:
             applied = self._applied(layer, products, places, nodes)
             if applied is not None:
                 return applied
-            formed = self.hessian  # otherwise it would cost more than was thought
+            formed = self.hessian or layer.size <= TILED_PRODUCTS  # else it would cost more than was thought
         folds, own = self._folds(layer), places[torch.from_numpy(nodes).to(places.device)]
         samples, at_once = len(self.probe), self.cost.at_once
         if not formed:
@@ -248,7 +248,8 @@ class _Refining:
         for start in range(0, len(nodes), tile):
             part = nodes[start : start + tile]
             index = torch.from_numpy(part)
-            blocks = signed_blocks(self.model, self.probe, layer, index, self.cost.at_once)
+            positions = self.positions[layer.name]
+            blocks = signed_blocks(self.model, self.probe, layer, positions, index, self.cost.at_once)
             if blocks is None:
                 return None
             if isinstance(blocks, PositionBlocks) and start == 0:
