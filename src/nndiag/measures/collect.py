@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,10 +26,14 @@ from nndiag.measures.stages import Stages
 from nndiag.measures.weights import numbers
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
-from nndiag.records.measured import CurvatureFacts, LayerMeasures, Mask, Measured, Timing
+from nndiag.records.measured import CurvatureFacts, Floats, LayerMeasures, Mask, Measured, Timing
 from nndiag.replay.layers import unmeasured
 from nndiag.replay.passes import main_output
 from nndiag.replay.state import undisturbed
+
+Preferring = Callable[[Measured], Mapping[str, Floats]]
+"""Returns from the numbers known so far of which nodes, by layer, exact curvature is wanted first: larger numbers
+first, zero for no wish."""
 
 
 def measure(
@@ -38,6 +42,7 @@ def measure(
     plan: Plan,
     update: Update | None = None,
     progress: Progress = lambda *_: None,
+    preferred: Preferring = lambda _: {},
 ) -> Measured:
     """Measure a model on a probe.
 
@@ -47,6 +52,7 @@ def measure(
         plan: the level, the solver and its settings.
         update: the update rule, where it is known.
         progress: told what is being done.
+        preferred: asked where not all nodes can be refined by exact products.
 
     Returns:
         The numbers; what could not be taken is absent.
@@ -76,26 +82,21 @@ def measure(
         begun_refining = time.perf_counter()
         curvatures = solving.found
         stages.begin()
-        refinement = _refined(replay, schedule, curvatures, update, stages.tell)
+
+        def first() -> Mapping[str, Floats]:
+            layers = tuple(_layers(replay, curvatures, {}, Refinement()))
+            return preferred(_measured(replay, layers, curvatures, update))
+
+        refinement = _refined(replay, schedule, curvatures, update, stages.tell, first)
         exact = _take_in(curvatures, refinement, replay)
         ended = time.perf_counter()
-        layers = _with_influence(list(_layers(replay, curvatures, exact, refinement)))
+        layers = _layers(replay, curvatures, exact, refinement)
         layers = with_returns(replay, with_forward_effect(replay, layers), update)
         layers = with_jitter(replay, layers)
-        predictions = replay.predictions.record()
         left_out = unmeasured(model, replay.layers)
     curved = plan.level >= Level.CURVATURE
-    return Measured(
-        level=plan.level,
-        layers=tuple(with_class_samples(layer, predictions) for layer in layers),
-        samples=len(probe),
-        folds=probe.fold_count,
-        has_targets=probe.has_targets,
-        loss=replay.loss_sum / len(probe) if probe.has_targets and probe.loss else None,
-        gradient_norm=_gradient_norm(replay),
-        optimizer=None if update is None else update.facts,
-        curvature=_curvature_facts(replay, curvatures, layers) if curved else None,
-        predictions=predictions,
+    return replace(
+        _measured(replay, layers, curvatures, update),
         timing=Timing(
             unit,
             replay.capture_seconds if curved else None,
@@ -107,6 +108,28 @@ def measure(
             *_not_convex(_negative_share(replay)),
             *(() if refinement.note is None else (refinement.note,)),
         ),
+    )
+
+
+def _measured(
+    replay: Replay,
+    layers: Sequence[LayerMeasures],
+    curvatures: Mapping[str, LayerCurvature],
+    update: Update | None,
+) -> Measured:
+    """Put the numbers of the layers together with those of the network."""
+    probe, level, predictions = replay.probe, replay.plan.level, replay.predictions.record()
+    return Measured(
+        level=level,
+        layers=tuple(with_class_samples(layer, predictions) for layer in layers),
+        samples=len(probe),
+        folds=probe.fold_count,
+        has_targets=probe.has_targets,
+        loss=replay.loss_sum / len(probe) if probe.has_targets and probe.loss else None,
+        gradient_norm=_gradient_norm(replay),
+        optimizer=None if update is None else update.facts,
+        curvature=_curvature_facts(replay, curvatures, layers) if level >= Level.CURVATURE else None,
+        predictions=predictions,
     )
 
 
@@ -150,6 +173,7 @@ def _refined(
     curvatures: Mapping[str, LayerCurvature],
     update: Update | None,
     progress: Progress,
+    first: Callable[[], Mapping[str, Floats]],
 ) -> Refinement:
     """Return exact curvature of nodes of the layers where Gauss-Newton blocks are not proved to be exact."""
     plan = replay.plan
@@ -163,7 +187,7 @@ def _refined(
     # the same samples, as many at a time as the budget lets through
     probe = replace(replay.probe, batch_size=replay.part_size)
     seen = {name: numbers(counts) > 0 for name, counts in replay.lookups.items()}
-    return refine(replay.model, probe, layers, curvatures, settings, update, among=seen, progress=progress)
+    return refine(replay.model, probe, layers, curvatures, settings, update, seen, first, progress)
 
 
 def _take_in(
@@ -180,6 +204,15 @@ def _take_in(
 
 
 def _layers(
+    replay: Replay,
+    curvatures: Mapping[str, LayerCurvature],
+    exact: Mapping[str, Mask],
+    refinement: Refinement,
+) -> tuple[LayerMeasures, ...]:
+    return _with_influence(list(_by_layer(replay, curvatures, exact, refinement)))
+
+
+def _by_layer(
     replay: Replay,
     curvatures: Mapping[str, LayerCurvature],
     exact: Mapping[str, Mask],

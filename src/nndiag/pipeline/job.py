@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -33,7 +34,7 @@ from nndiag.records.measured import Measured
 from nndiag.records.report import Diagnosis
 from nndiag.remedies import Goal
 from nndiag.replay.layers import find_layers
-from nndiag.rules.diagnose import Selection, judge, judge_model
+from nndiag.rules.diagnose import Selection, flagged, judge, judge_model
 from nndiag.rules.thresholds import thresholds
 
 
@@ -207,9 +208,10 @@ class Job:
             before = 1 if what.startswith("certificate") else 0
             self._progress(index, what, (before + done / max(total, 1)) / parts)
 
-        plan = self._plan()
+        plan, preferred = self._plan(), partial(flagged, selection=self.selection)
         try:
-            measured = _of_kind(measure(model, probe, plan, update, progress), self.settings.curvature)
+            found = measure(model, probe, plan, update, progress, preferred)
+            measured = _of_kind(found, self.settings.curvature)
         except NonFiniteOutputError:
             self._note_of(index, "outputs are not finite, so that gradients and curvature are left out")
             return measure(model, probe, replace(plan, level=Level.ACTIVATIONS), update, progress)

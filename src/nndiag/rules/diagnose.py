@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from nndiag.errors import UsageError
-from nndiag.records.measured import LayerMeasures, Measured
+from nndiag.records.measured import Floats, LayerMeasures, Measured
 from nndiag.records.report import DEGENERATE, Finding
 from nndiag.rules import RULES, Rule, is_known
 from nndiag.rules.across import Blame, blames, own_fault
@@ -88,6 +90,20 @@ def judge(measured: Measured, selection: Selection) -> tuple[JudgedLayer, ...]:
         )
         for layer, context in zip(measured.layers, contexts, strict=True)
     )  # fmt: skip
+
+
+_GRAVITY = {"error": 2.0, "warning": 1.0, "info": 0.0}
+
+
+def flagged(measured: Measured, selection: Selection) -> dict[str, Floats]:
+    """Return by layer how grave the gravest finding of every node is: 2 an error, 1 a warning, 0 less."""
+    found = {}
+    for layer in judge(measured, selection):
+        gravity = np.zeros(layer.measures.nodes)
+        for node, findings in layer.by_node.items():
+            gravity[node] = max((_GRAVITY[finding.severity] for finding in findings), default=0.0)
+        found[layer.measures.name] = gravity
+    return found
 
 
 NodeHits = dict[str, list[Hit]]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +49,7 @@ def refine(
     settings: ExactSettings,
     update: Update | None = None,
     among: Mapping[str, Mask] | None = None,
-    priority: Mapping[str, Floats] | None = None,
+    preferred: Callable[[], Mapping[str, Floats]] = dict,
     progress: Progress = lambda *_: None,
 ) -> Refinement:
     """Return exact curvature of nodes: λ_max, λ_min, trace and what follows from them, of the mean loss over the probe.
@@ -63,7 +64,8 @@ def refine(
         update: the update rule; preconditioned blocks are those of the Hessian too.
         among: by layer, the nodes to look at, where not all: others, such as rows of an embedding that were never
             looked up, are not refined in any mode.
-        priority: by layer, nodes that ``auto`` should prefer: larger numbers first, zero for no wish.
+        preferred: asked where not all nodes can be refined: returns by layer the nodes that ``auto`` should prefer,
+            larger numbers first, zero for no wish.
         progress: told what is being done.
 
     Returns:
@@ -76,7 +78,7 @@ def refine(
         ModelError: in mode ``"hessian"``, second derivatives are not finite.
     """
     try:
-        wishes = _Wishes(among or {}, priority or {})
+        wishes = _Wishes(among or {}, preferred)
         return _Refining(model, probe, layers, found, settings, update, wishes).run(progress)
     except (InputError, NoSecondDerivativeError) as error:
         if settings.mode == "hessian":
@@ -89,7 +91,12 @@ class _Wishes:
     """Which nodes the caller wants looked at, and which of them first."""
 
     among: Mapping[str, Mask]
-    priority: Mapping[str, Floats]
+    preferred: Callable[[], Mapping[str, Floats]]
+
+    @cached_property
+    def priority(self) -> Mapping[str, Floats]:
+        """By layer, larger numbers for nodes to look at first."""
+        return self.preferred()
 
     def nodes(self, layer: Layer) -> NDArray[np.intp]:
         """Return the nodes of a layer to look at."""
