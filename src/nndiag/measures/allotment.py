@@ -32,13 +32,14 @@ class Allotment:
 
     ``passes`` of each sample, ``(batch,)``; the last of them is left to chance where ``chance`` says so. ``place`` is
     the pass of every atom, ``(batch, atoms)``, -1 for one that is nothing; ``exact`` the share of the trace that goes
-    alone.
+    alone; ``variance`` that of a sample's share of the trace, in the mean over the samples.
     """
 
     passes: Tensor
     chance: Tensor
     place: Tensor
     exact: float
+    variance: float
 
     @property
     def expected(self) -> Tensor:
@@ -63,12 +64,14 @@ def allot(weights: Tensor, ranks: Tensor, *, noise: float, coverage: float, limi
     if noise <= 0 or most <= 1:
         passes, chance = atoms.counts, torch.zeros_like(atoms.counts, dtype=torch.bool)
         singles = passes if noise <= 0 else atoms.singles(passes[:, None])[:, 0]
+        variances = atoms.variances(singles[:, None], torch.ones_like(singles[:, None]))[:, 0]
     else:
         levels = _Levels(atoms, min(most, limit))
-        passes, chance, singles = levels.chosen(noise * total, (1 - coverage) * total, noise)
+        passes, chance, singles, variances = levels.chosen(noise * total, (1 - coverage) * total, noise)
     shared = float(atoms.shared(singles[:, None]).sum())
     exact = max(0.0, 1.0 - shared / total) if total > 0 else 1.0
-    return Allotment(passes, chance, atoms.unsorted(_dealt(atoms.heavy, singles, passes)), exact)
+    place = atoms.unsorted(_dealt(atoms.heavy, singles, passes))
+    return Allotment(passes, chance, place, exact, float(variances.mean()))
 
 
 class _Sorted:
@@ -152,8 +155,8 @@ class _Levels:
         self._chance = levels % 2 == 0
         self._costs = levels // 2 + torch.where(self._chance, CHANCE, 1.0).double()
 
-    def chosen(self, noise: float, shared: float, own_noise: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return passes, whether the last is left to chance, and how many atoms go alone, each ``(batch,)``.
+    def chosen(self, noise: float, shared: float, own_noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return passes, whether the last is left to chance, how many atoms go alone, and the variance, ``(batch,)``.
 
         Args:
             noise: accepted standard deviation of the sum over the samples.
@@ -164,8 +167,9 @@ class _Levels:
         level = _cheapest(self._shared, self._costs, allowed, shared)
         allowed &= self._shared <= self._shared.gather(1, level[:, None])
         level = _cheapest(self._variances, self._costs, allowed, noise**2)
-        pick = [x.gather(1, level[:, None])[:, 0] for x in (self._passes, self._singles)]
-        return pick[0], self._chance[level] & (pick[1] < self._atoms.counts), pick[1]
+        tables = self._passes, self._singles, self._variances
+        passes, singles, variances = (table.gather(1, level[:, None])[:, 0] for table in tables)
+        return passes, self._chance[level] & (singles < self._atoms.counts), singles, variances
 
     def _quiet(self, noise: float) -> Tensor:
         """Return the levels at which no sample is too noisy by itself, ``(batch, levels)``; all where none is.

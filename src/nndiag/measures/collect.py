@@ -21,7 +21,7 @@ from nndiag.measures.record import layer_record, only_observed, with_class_sampl
 from nndiag.measures.replaying import ChangingUsesError, Replay
 from nndiag.measures.returning import with_returns
 from nndiag.measures.schedule import Schedule, make_schedule
-from nndiag.measures.solving import FINE_TOLERANCE, Solving, weights
+from nndiag.measures.solving import Solving, fine_tolerance, weights
 from nndiag.measures.stages import Stages
 from nndiag.measures.weights import numbers
 from nndiag.probe.probe import Probe
@@ -30,6 +30,9 @@ from nndiag.records.measured import CurvatureFacts, Floats, LayerMeasures, Mask,
 from nndiag.replay.layers import unmeasured
 from nndiag.replay.passes import main_output
 from nndiag.replay.state import undisturbed
+
+CLAIMED_NOISE = 0.01
+"""Blocks with more noise than this, as a share of their trace, are not called the Hessian's."""
 
 Preferring = Callable[[Measured], Mapping[str, Floats]]
 """Returns from the numbers known so far of which nodes, by layer, exact curvature is wanted first: larger numbers
@@ -106,6 +109,7 @@ def measure(
         unmeasured=(*left_out, *sorted(replay.left_out.items())),
         notes=(
             *_not_convex(_negative_share(replay)),
+            *_drawn(replay.noise, layers),
             *(() if refinement.note is None else (refinement.note,)),
         ),
     )
@@ -164,7 +168,8 @@ def scheduled(replay: Replay, update: Update | None) -> tuple[Look, Schedule]:
 
 def _proved(replay: Replay, name: str) -> bool:
     """Whether a layer's Gauss-Newton blocks are proved to be the Hessian's."""
-    return replay.piecewise_linear and name not in replay.not_linear and name not in replay.left_out
+    exact = replay.piecewise_linear and replay.noise <= CLAIMED_NOISE
+    return exact and name not in replay.not_linear and name not in replay.left_out
 
 
 def _refined(
@@ -180,7 +185,7 @@ def _refined(
     if plan.level < Level.CURVATURE or plan.curvature == "ggn":
         return Refinement()
     layers = [one for one in replay.layers if one.name in replay.reached and not _proved(replay, one.name)]
-    tolerance = FINE_TOLERANCE if plan.tolerance is None else plan.tolerance
+    tolerance = fine_tolerance(replay) if plan.tolerance is None else plan.tolerance
     settings = ExactSettings(
         plan.curvature, CurvatureSettings(plan.solver, tolerance, plan.seed), room=schedule.budget // 4
     )
@@ -309,6 +314,14 @@ def _negative_share(replay: Replay) -> float:
     """Return the share of the loss's curvature in the output that is negative."""
     negative = replay.negative_trace
     return negative / (negative + replay.total_trace) if negative > 0 else 0.0
+
+
+def _drawn(noise: float, layers: Sequence[LayerMeasures]) -> list[str]:
+    """Say that random signs made the numbers of Gauss-Newton blocks coarse, where there are any."""
+    if noise <= CLAIMED_NOISE or all(layer.curvature_kind in ("hessian", None) for layer in layers):
+        return []
+    what = f"Gauss-Newton blocks are known through random signs, with noise of {100 * noise:.2g} % of their trace"
+    return [f"{what}; --curvature hessian has none"]
 
 
 def _not_convex(share: float) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from nndiag.measures.blocks import GramBlocks, LayerBlocks, OuterBlocks, ScaledBlocks
 from nndiag.measures.implicit import ImplicitBlocks
 from nndiag.measures.remembering import Remembering
-from nndiag.measures.schedule import SOLVER_VECTORS
+from nndiag.measures.schedule import solver_vectors
 from nndiag.measures.update_map import update_map
 from nndiag.measures.weights import numbers
 from nndiag.records.measured import Floats, OptimizerFacts
@@ -40,6 +40,9 @@ from nndiag.spectrum.dense import TILE_BYTES
 
 DENSE_SIZE = 40
 """Blocks up to this size are solved densely whatever the solver: exact, and cheaper."""
+
+MOST_PRODUCTS, MOST_EXACTING, EXACTING = 64, 512, 1e-5
+"""The most products that Lanczos makes, and where the tolerance is below that: smallest eigenvalues are slow."""
 
 FLAT_SHARE = 1e-3
 """Without a learning rate a direction is flat where its curvature is below this share of the block's
@@ -196,8 +199,15 @@ def solving(
     """Return the solver that asks for products; ``traces`` are those of semidefinite blocks."""
     if settings.solver == "power":
         return power(stack, start, tolerance=settings.tolerance, both_vectors=both_vectors)
+    most = MOST_PRODUCTS if settings.tolerance >= EXACTING else MOST_EXACTING
     return lanczos(
-        stack, start, tolerance=settings.tolerance, both_vectors=both_vectors, lead=lead, traces=traces
+        stack,
+        start,
+        tolerance=settings.tolerance,
+        max_products=most,
+        both_vectors=both_vectors,
+        lead=lead,
+        traces=traces,
     )
 
 
@@ -220,7 +230,8 @@ def _solve(
         starts = random_vectors(every, blocks.size, like, generator)[first : first + blocks.nodes]
     else:
         starts = lead.vectors
-    each = SOLVER_VECTORS[settings.solver] * blocks.size * starts.element_size()
+    itemsize = starts.element_size()
+    each = solver_vectors(settings.solver, itemsize) * blocks.size * itemsize
     step = blocks.nodes if workspace is None else min(blocks.nodes, max(1, workspace // each))
     parts = []
     for begin in range(0, blocks.nodes, step):

@@ -34,9 +34,11 @@ from nndiag.replay.watch import Observer
 EXACT_WORK = 2e9
 """Multiplications (columns times those of a forward pass over the probe) up to which all columns are exact."""
 EXACT_COLUMNS, SINGLE_COLUMNS = 64, 16
-"""Columns up to which that may be: a backward pass has a cost of its own, however small the network. So many are exact
-whatever the work where most units have one position a sample: nothing but the backward passes grows with them there,
-and these cost less than drawing some and a forward pass anew for every group of samples."""
+"""Columns up to which that may be: a backward pass has a cost of its own, however small the network. The lesser number
+is exact whatever the work where most units have one position a sample: nothing but the backward passes grows with them
+there, and these cost less than drawing some and a forward pass anew for every group of samples."""
+PRECISE_WORK, PRECISE_COLUMNS = 2e11, 1024
+"""The same in double precision, where numbers are asked for that are as exact as they can be."""
 DEFAULT_NOISE, SELECTIVE_NOISE = 2e-3, 5e-4
 """What sampling may cost where all columns are not: a standard deviation, as a share of the trace. Less where most
 units have one position a sample: they are off for whole samples, and see the noise of few."""
@@ -79,7 +81,7 @@ class Replay:
         self.lookups: dict[str, Tensor] = {}
         self.parameter_gradients: dict[str, Tensor] = {}
         self.loss_sum = 0.0
-        self.exact_trace = self.total_trace = self.negative_trace = 0.0
+        self.exact_trace = self.total_trace = self.negative_trace = self.trace_variance = 0.0
         self.piecewise_linear = True
         self.not_linear: set[str] = set()
         self.capture_seconds = 0.0
@@ -259,6 +261,16 @@ class Replay:
             self.parameter_gradients[name] = value if before is None else before + value
         return at_outputs
 
+    @property
+    def precise(self) -> bool:
+        """Whether the network computes in double precision."""
+        return any(p.dtype == torch.float64 for p in self.model.parameters())
+
+    @property
+    def noise(self) -> float:
+        """The standard deviation that random signs gave the trace, as a share of it."""
+        return self.trace_variance**0.5 / self.total_trace if self.total_trace > 0 else 0.0
+
     def seeds(self, output: Tensor, targets: Tensor | None, start: int) -> Seeds:
         """Return the seeds of a batch whose first sample has this place in the probe."""
         assert self.probe.loss is not None
@@ -287,6 +299,7 @@ class Replay:
         self.negative_trace += 0.0 if convex else seeds.negative * count
         self.total_trace += seeds.total * count
         self.exact_trace += seeds.exact * seeds.total * count
+        self.trace_variance += seeds.variance * count
 
     def _keep_all(
         self, seen: Forward | None, part: Batch, seeds: Seeds, offset: int, receiver: Receiver
@@ -311,8 +324,10 @@ class Replay:
         if self.plan.noise is not None:
             self.coarse = self.plan.noise > 0
             return self.plan.noise
-        selective = _selective(seen)
-        little = columns * len(self.probe) * forward_work(seen) <= EXACT_WORK
+        selective, work = _selective(seen), columns * len(self.probe) * forward_work(seen)
+        if self.precise and work <= PRECISE_WORK and columns <= PRECISE_COLUMNS:
+            return 0.0
+        little = work <= EXACT_WORK
         self.coarse = not little
         if (little and columns <= EXACT_COLUMNS) or (selective and columns <= SINGLE_COLUMNS):
             return 0.0

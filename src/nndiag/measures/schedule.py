@@ -21,6 +21,8 @@ Form = Literal["outer", "implicit", "rows", "whole", "streamed"]
 
 SOLVER_VECTORS = {"lanczos": 32, "power": 8, "dense": 4}
 """Vectors of a block that a solver is taken to hold at once."""
+PRECISELY = 4
+"""So many times as many hold those of Lanczos in double precision, where it goes on for longer."""
 LAYER_VECTORS = 6
 """Vectors of all blocks of a layer beside those: starts, results, images."""
 PROJECTIONS = 4
@@ -284,7 +286,8 @@ class _Division:
 
     def _streamed(self, need: Need, room: int) -> list[Part]:
         """Return a layer in parts whose solvers find room."""
-        each = SOLVER_VECTORS[self._setting.solver] * self._setting.solvers * need.size * need.itemsize
+        vectors = solver_vectors(self._setting.solver, need.itemsize) * self._setting.solvers
+        each = vectors * need.size * need.itemsize
         fixed = LAYER_VECTORS * need.vector + _leading(need, self._setting)
         count = max(1, min(need.nodes, (room - fixed) // each))
         ends = [(a, min(need.nodes, a + count)) for a in range(0, need.nodes, count)]
@@ -307,11 +310,17 @@ def _solving(need: Need, part: Part, setting: Setting, budget: int | None) -> in
         basis = 3 * (tile if budget is None else min(tile, max(_workspace(budget), 8 * need.size**2)))
         basis += 4 * 8 * nodes * need.size
     else:
-        basis = SOLVER_VECTORS[setting.solver] * vector
+        basis = solver_vectors(setting.solver, need.itemsize) * vector
         if budget is not None:
             basis = min(basis, max(_workspace(budget), basis // max(1, nodes)))
     beside = LAYER_VECTORS * vector + _leading(need, setting)
     return int(SUMS.get(part.form, 0) * part.bytes + beside + basis)
+
+
+def solver_vectors(solver: str, itemsize: int) -> int:
+    """Return how many vectors of a block a solver is taken to hold at once."""
+    more = PRECISELY if solver == "lanczos" and itemsize == 8 else 1
+    return SOLVER_VECTORS[solver] * more
 
 
 def _workspace(budget: int) -> int:
@@ -351,7 +360,7 @@ def _floor(need: Need, setting: Setting) -> int:
     if need.dense:
         part = _summed(need, setting, 0, 1)
         return part.bytes + _solving(need, part, setting, 0)
-    each = SOLVER_VECTORS[setting.solver] * setting.solvers * need.size * need.itemsize
+    each = solver_vectors(setting.solver, need.itemsize) * setting.solvers * need.size * need.itemsize
     return LAYER_VECTORS * need.vector + _leading(need, setting) + each
 
 

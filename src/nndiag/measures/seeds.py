@@ -70,7 +70,7 @@ class Seeds:
         every = torch.arange(len(factor.weights), device=factor.weights.device) + first
         lucky = self._signs.draw(every, -1, round(-math.log2(CHANCE))).eq(1).all(dim=1)
         self._passes = self._allotment.passes - (self._allotment.chance & ~lucky).long()
-        self.exact = self._allotment.exact
+        self.exact, self.variance = self._allotment.exact, self._allotment.variance
         self.total, self.negative = factor.total, factor.negative
 
     @property

@@ -26,7 +26,7 @@ from nndiag.measures.streaming import StreamedLayer, Streaming
 from nndiag.records.measured import OptimizerFacts
 from nndiag.replay.kinds import Layer
 
-FINE_TOLERANCE, COARSE_TOLERANCE = 5e-4, 2e-2
+PRECISE_TOLERANCE, FINE_TOLERANCE, COARSE_TOLERANCE = 5e-7, 5e-4, 2e-2
 """Residuals accepted from a solver, relative to the largest eigenvalue, whose own error is of second order: 0.14 % at
 most at 2 %, on trained networks. The coarse one where columns are sampled, or a product takes long."""
 SOLVING_WEIGHT = 0.5
@@ -193,7 +193,7 @@ class Solving:
         plan = self.replay.plan
         tolerance = plan.tolerance
         if tolerance is None:
-            tolerance = COARSE_TOLERANCE if self.replay.coarse else FINE_TOLERANCE
+            tolerance = COARSE_TOLERANCE if self.replay.coarse else fine_tolerance(self.replay)
         return CurvatureSettings(plan.solver, tolerance, plan.seed)
 
     def _rule(self, layer: Layer) -> tuple[OptimizerFacts | None, Tensor | None]:
@@ -210,6 +210,11 @@ class Solving:
         done, every = len(self._pieces) + 1, len(self._layers)
         what = f"curvature of layer {name} ({min(done, every)} of {every})"
         self._stages.tell(what, 1 + SOLVING_WEIGHT * place / max(1, count), 1 + SOLVING_WEIGHT)
+
+
+def fine_tolerance(replay: Replay) -> float:
+    """Return the largest error accepted where nothing is sampled."""
+    return PRECISE_TOLERANCE if replay.precise else FINE_TOLERANCE
 
 
 def weights(rounds: Sequence[Round]) -> list[float]:
