@@ -31,6 +31,7 @@ from nndiag.replay.layers import unmeasured
 from nndiag.replay.passes import main_output
 from nndiag.replay.state import undisturbed
 
+UNTOUCHED = "the forward pass does not use it"
 CLAIMED_NOISE = 0.01
 """Blocks with more noise than this, as a share of their trace, are not called the Hessian's."""
 
@@ -96,7 +97,7 @@ def measure(
         layers = _layers(replay, curvatures, exact, refinement)
         layers = with_returns(replay, with_forward_effect(replay, layers), update)
         layers = with_jitter(replay, layers)
-        left_out = unmeasured(model, replay.layers)
+        left_out = (*unmeasured(model, replay.layers), *_untouched(replay), *_apart_from(replay, exact))
     curved = plan.level >= Level.CURVATURE
     return replace(
         _measured(replay, layers, curvatures, update),
@@ -106,7 +107,7 @@ def measure(
             solving.seconds + ended - begun_refining if curved else None,
             ended - begun,
         ),
-        unmeasured=(*left_out, *sorted(replay.left_out.items())),
+        unmeasured=left_out,
         notes=(
             *_not_convex(_negative_share(replay)),
             *_drawn(replay.noise, layers),
@@ -314,6 +315,19 @@ def _negative_share(replay: Replay) -> float:
     """Return the share of the loss's curvature in the output that is negative."""
     negative = replay.negative_trace
     return negative / (negative + replay.total_trace) if negative > 0 else 0.0
+
+
+def _untouched(replay: Replay) -> list[tuple[str, str]]:
+    """Return the layers that no forward pass used."""
+    return [(one.name, UNTOUCHED) for one in replay.layers if one.name not in replay.reached]
+
+
+def _apart_from(replay: Replay, exact: Mapping[str, Mask]) -> list[tuple[str, str]]:
+    """Return the layers whose samples could not be told apart, with the reason."""
+    return [
+        (name, f"{reason}; its curvature alone is known" if name in exact else reason)
+        for name, reason in sorted(replay.left_out.items())
+    ]
 
 
 def _drawn(noise: float, layers: Sequence[LayerMeasures]) -> list[str]:

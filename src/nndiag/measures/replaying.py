@@ -26,6 +26,7 @@ from nndiag.records.level import Level
 from nndiag.replay.jacobians import Rows, SamplesMixedError, sample_jacobians
 from nndiag.replay.kinds import Layer, Samples
 from nndiag.replay.layers import find_layers, owners
+from nndiag.replay.lookups import Taken
 from nndiag.replay.orientation import unit_axes
 from nndiag.replay.passes import Forward, forward, main_output
 from nndiag.replay.separation import FIRST, Blind, separation, strays
@@ -79,6 +80,7 @@ class Replay:
         self.by_jacobians: dict[str, Layer] = {}
         self.reached: set[str] = set()
         self.lookups: dict[str, Tensor] = {}
+        self._always: set[str] = set()
         self.parameter_gradients: dict[str, Tensor] = {}
         self.loss_sum = 0.0
         self.exact_trace = self.total_trace = self.negative_trace = self.trace_variance = 0.0
@@ -196,17 +198,41 @@ class Replay:
             self.reached.add(call.layer.name)
             if call.reading is not None:
                 self.observer.commit(call.layer, call.reading, call.produced, call.is_output)  # type: ignore[arg-type]
-        for use in layer_uses(seen, self.samples, ()):
-            self._count_lookups(use)
+        self._count_lookups(seen)
 
-    def _count_lookups(self, use: LayerUse) -> None:
-        counts = [share.kind.lookups(share) for share in use.shares]
+    def _count_lookups(self, seen: Forward) -> None:
+        """Add up how often the nodes of a layer took part, where all of its uses say so."""
+        found = {use.layer.name: self._lookups(use, seen) for use in layer_uses(seen, self.samples, ())}
+        nodes = {layer.name: layer.nodes for layer in self.layers}
+        for name, taken in seen.watch.taken.items():
+            counts = None
+            if taken is not None and (name not in found or found[name] is not None):
+                counts = found.get(name)
+                for some in taken:
+                    more = torch.bincount(some.rows.flatten(), minlength=nodes[name]).double()
+                    more *= some.times(len(seen.output))
+                    counts = more if counts is None else counts + more
+            found[name] = counts
+        for name, counts in found.items():
+            if counts is None:
+                self._always.add(name)
+            elif name in self.lookups:
+                counts = counts + self.lookups[name]
+            if counts is not None:
+                self.lookups[name] = counts
+        self.lookups = {name: counts for name, counts in self.lookups.items() if name not in self._always}
+
+    def _lookups(self, use: LayerUse, seen: Forward) -> Tensor | None:
+        """Return how often each node took part in the uses of a layer, ``None`` where all always do."""
         total = None
-        if all(count is not None for count in counts):
-            total = torch.stack([count for count in counts if count is not None]).sum(dim=0)
-        if total is not None:
-            before = self.lookups.get(use.layer.name)
-            self.lookups[use.layer.name] = total if before is None else before + total
+        for share in use.shares:
+            counts = share.kind.lookups(share)
+            if counts is None:
+                return None
+            once = Taken(share.uses[0].input, all(seen.calls[place].fixed for place in share.places))
+            counts = counts * once.times(len(seen.output))
+            total = counts if total is None else total + counts
+        return total
 
     def _targets(self, output: Tensor, batch: Batch) -> Tensor | None:
         if self.probe.loss is None or batch.targets is None:

@@ -15,7 +15,8 @@ class TwiceDifferentiable(TorchFunctionMode):
     """A mode under which passes are run that will be differentiated twice.
 
     ``torch._weight_norm`` (of ``weight_norm``, old and new) is right once; its Hessian on a CPU is not even symmetric
-    (torch 2.13). ``F.embedding_bag`` has no second derivative; sums and means of looked-up rows have.
+    (torch 2.13). ``F.embedding_bag`` has no second derivative; sums and means of looked-up rows have. Sparse gradients
+    of ``F.embedding`` cannot be differentiated again.
     """
 
     def __torch_function__(
@@ -28,6 +29,8 @@ class TwiceDifferentiable(TorchFunctionMode):
         """Run the function, or what is the same."""
         if getattr(func, "__name__", "") == "_weight_norm":
             return _weight_norm(*args, **dict(kwargs or {}))
+        if func is F.embedding:
+            return _embedding(*args, **dict(kwargs or {}))
         if func is F.embedding_bag:
             return _embedding_bag(*args, **dict(kwargs or {}))
         return func(*args, **dict(kwargs or {}))
@@ -36,6 +39,19 @@ class TwiceDifferentiable(TorchFunctionMode):
 def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """``g v / ‖v‖``, the norm over all axes but one."""
     return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """Return what ``F.embedding`` does, with gradients that are dense."""
+    return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse=False)
 
 
 def _embedding_bag(

@@ -95,4 +95,6 @@ class FirstLook(Look):
         if len(self._orientation.axes) > known:
             self.layers = find_layers(self._model, unit_axes=self._orientation.named())
             self._owners = owners_of(self._named, self.layers)
-        return super().__torch_function__(func, types, args, kwargs)
+        result = super().__torch_function__(func, types, args, kwargs)
+        self._orientation.follow(func, args, kwargs or {}, result)
+        return result

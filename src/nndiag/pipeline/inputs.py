@@ -90,8 +90,14 @@ def _built(config: RunConfig, files: tuple[Path, ...], settings: ScanSettings, n
         give_by_name(found.module, takes, data.names, len(data.inputs))
     if data is not None and isinstance(found.module, nn.Sequential) and config.model.sequential is not None:
         check_outputs(found.module, data.inputs[0], sequential_source(config))
-    model = found.module.to(settings.device, DTYPES[settings.dtype])
+    model = _of_type(found.module.to(settings.device), DTYPES[settings.dtype])
     return Inputs(config, files, model, None if data is None else _probe(data, config, settings, takes, note))
+
+
+def _of_type(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a model with its real numbers in a type; ``nn.Module.to`` would make complex ones real."""
+    model._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)  # type: ignore[no-untyped-call]
+    return model
 
 
 def located(settings: ScanSettings, config: RunConfig) -> ScanSettings:

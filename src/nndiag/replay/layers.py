@@ -101,6 +101,8 @@ def _plain(m: _Module) -> Iterator[Layer]:
         yield _columns_of_weight(m, label, weight)
         return
     if _turned(m):
+        if weight.dim() == 2 and m.unit_axes[m.name("weight")] == (1,):
+            yield _columns_of_weight(m, label, weight)
         return
     nodes = m.heads.count if m.heads else weight.shape[0]
     outer = m.heads.outer if m.heads else 1

@@ -67,6 +67,10 @@ class Lineage:
         """Whether the data say how many rows of each sample a tensor has, as with ``x[x[:, 0] > 0]``."""
         return tensor in self._picked
 
+    def fixed(self, tensor: Tensor) -> bool:
+        """Whether a tensor does not depend on the data: a constant, or made without them, as by ``arange``."""
+        return id(tensor) in self._constants or tensor in self._fixed
+
     def see(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: object, call: int | None
     ) -> None:
@@ -101,7 +105,7 @@ class Lineage:
     ) -> None:
         """Take note of what does not depend on the data, and of rows that they pick."""
         drawn = name in _RANDOM or "rand" in name
-        fixed = not drawn and (name in _NEW or all(map(self._is_fixed, given)))
+        fixed = not drawn and (name in _NEW or all(map(self.fixed, given)))
         picked = not fixed and (self._picks(name, args, kwargs) or self._passes_on(name, given))
         for tensor in made:
             for known, holds in ((self._fixed, fixed), (self._picked, picked)):
@@ -114,7 +118,7 @@ class Lineage:
         """Whether a call of a function gives as many rows as the data say."""
         if name == "__getitem__":
             masks = (index for index in tensors_in(args[1:]) if index.dtype in (torch.bool, torch.uint8))
-            return not all(map(self._is_fixed, masks))
+            return not all(map(self.fixed, masks))
         if name == "repeat_interleave":
             return len(tensors_in((args, kwargs))) > 1
         return name in _PICKING or (name == "where" and len(args) + len(kwargs) == 1)
@@ -123,9 +127,6 @@ class Lineage:
         if not self._picked or name in _PUTTING_BACK:
             return False
         return any(tensor in self._picked for tensor in given)
-
-    def _is_fixed(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._constants or tensor in self._fixed
 
     def _united(self, given: Iterable[Tensor]) -> frozenset[int]:
         none: frozenset[int] = frozenset()

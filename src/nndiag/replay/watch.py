@@ -26,6 +26,7 @@ from nndiag.replay.kinds import BY_FUNCTION, Layer, Slot, Use
 from nndiag.replay.layers import Owners
 from nndiag.replay.lineage import Lineage
 from nndiag.replay.linearity import LinearityProof, leaves, linear_in, tensors_in
+from nndiag.replay.lookups import Taken, rows_taken
 from nndiag.replay.nonlinearity import Nonlinearity, in_order, recognise
 from nndiag.replay.normalising import batch_norm
 from nndiag.replay.units import AFFINE, Units, moved
@@ -57,8 +58,9 @@ class Call:
     ``edge`` is where the gradient with respect to the layer's output is taken, whatever is done to it in
     place later; ``use`` is ``None`` for what is only looked at, such as the states of recurrent units. ``dtype`` is
     that of the parameters, which the output need not have under autocast; ``rounding`` that of one step of what was
-    computed, relative to it. ``cut_off`` says that no gradient can come back, as under ``no_grad``, and ``picked``
-    that the data say how many rows of each sample there are.
+    computed, relative to it. ``fixed`` says that the data have no part in what it was called on, ``cut_off`` that no
+    gradient can come back, as under ``no_grad``, and ``picked`` that the data say how many rows of each sample there
+    are.
     ``activation`` is the nonlinearity that alone consumes the output; ``reading`` what the
     observer said of the units, where there are any. ``is_output`` says that no other layer works on what it put out.
     """
@@ -69,6 +71,7 @@ class Call:
     shape: torch.Size
     dtype: torch.dtype | None = None
     rounding: float = 0.0
+    fixed: bool = False
     cut_off: bool = False
     picked: bool = False
     produced: object = None
@@ -94,7 +97,8 @@ class Watch(TorchFunctionMode):
 
     ``used_elsewhere`` names the layers with a parameter in a function that no kind knows or that cannot be seen,
     ``not_linear`` those in whose parameters the network is not known to be piecewise linear for that, or because they
-    are used more than once.
+    are used more than once. ``taken`` has the rows that functions no kind knows took of a layer's nodes, by its name,
+    ``None`` where they took them all.
     """
 
     def __init__(self, owners: Owners, observer: Observer, constants: Collection[Tensor]) -> None:
@@ -103,6 +107,7 @@ class Watch(TorchFunctionMode):
         self.proof = LinearityProof()
         self.used_elsewhere: set[str] = set()
         self.not_linear: set[str] = set()
+        self.taken: dict[str, list[Taken] | None] = {}
         self._used: set[str] = set()
         self._layers_used: set[str] = set()
         self._owners = owners
@@ -145,6 +150,7 @@ class Watch(TorchFunctionMode):
             call = self._enter(use, result)
             self._lineage.see(name, args, kwargs, result, call)
             self.calls[-1].picked = self._lineage.picked(result)
+            self.calls[-1].fixed = all(map(self._lineage.fixed, tensors_in((args, kwargs))))
         else:
             self._lineage.see(name, args, kwargs, result, None)
             if any(t.requires_grad for t in tensors_in(result)):
@@ -163,6 +169,7 @@ class Watch(TorchFunctionMode):
                 owner, _ = self._owners[id(parameter)]
                 self.used_elsewhere.add(owner.name)
                 self.not_linear.add(owner.name)
+                self.taken[owner.name] = None
         for index, call in enumerate(self.calls):
             if call.use is None:
                 continue
@@ -248,9 +255,19 @@ class Watch(TorchFunctionMode):
             if owner is None or tensor is result:
                 continue
             self.used_elsewhere.add(owner[0].name)
+            rows = rows_taken(name, args, kwargs, tensor)
+            self._take(*owner, rows, all(self._lineage.fixed(t) for t in given))
             self._count(*owner)
             if not linear_in(name, args, kwargs, tensor):
                 self.not_linear.add(owner[0].name)
+
+    def _take(self, layer: Layer, slot: Slot, rows: Tensor | None, fixed: bool) -> None:
+        """Take note of the rows of a parameter that were taken, if these are nodes."""
+        before = self.taken.get(layer.name, [])
+        if rows is None or before is None or not slot.in_order or layer.nodes != slot.shape[0]:
+            self.taken[layer.name] = None
+        else:
+            self.taken[layer.name] = [*before, Taken(rows, fixed)]
 
     def _count(self, layer: Layer, *slots: Slot | None) -> None:
         """Take note of a use of some of a layer's parameters: in two of them one may multiply the other."""
