@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from tests.cases import Case, build, dense_blocks, found_layers, probe
 from tests.measures.exact_cases import start
 from torch import Tensor, nn
 
+from nndiag.measures.blocks import GramBlocks
 from nndiag.measures.curvature import CurvatureSettings
 from nndiag.measures.exact import ExactSettings, refine
 from nndiag.measures.exact.applied import Positions, positions_of, signed_blocks
@@ -65,7 +68,7 @@ def test_nodes_are_known_from_as_many_products_as_positions(case: Case, position
     model, samples = build(case), probe(case, loss, samples=11, batch_size=4)  # three are left for the last
     layer, blocks = found_layers(model, samples)[0], dense_blocks(model, samples)
     with undisturbed(model, 0):
-        known = positions_of(model, samples, [layer], 2**20)[layer.name]
+        known = positions_of(model, samples, [layer])[layer.name]
         found = signed_blocks(model, samples, layer, known, torch.arange(1, layer.nodes), 3)
     assert known == Positions(positions, 1 if case.build is Tokens else 0)
     assert isinstance(found, PositionBlocks)
@@ -99,7 +102,7 @@ def test_transposed_weights(positions: int) -> None:
     case = Case("columns", Columns, (positions, 8), 3)
     model, samples = build(case), probe(case, "mse")
     with undisturbed(model, 0):
-        known = positions_of(model, samples, found_layers(model, samples), 2**20)
+        known = positions_of(model, samples, found_layers(model, samples))
     assert known == ({"": Positions(1, 0)} if positions == 1 else {})
     agrees(model, case, 11)
 
@@ -123,20 +126,55 @@ def test_attention(crossed: bool) -> None:
     case = Case("attention", lambda: Attends(crossed), (3, 8), 3)
     model, samples = build(case), probe(case, "mse")
     with undisturbed(model, 0):
-        known = positions_of(model, samples, found_layers(model, samples), 2**20)
+        known = positions_of(model, samples, found_layers(model, samples))
     assert known.get("inner") == (None if crossed else Positions(3, 1))
     assert known["inner.out_proj"] == Positions(3, 1)
     agrees(model, case, 11)
 
 
-def test_inputs_that_there_is_no_room_for_are_not_kept() -> None:
-    case = HELD[0]
-    model, samples = build(case), probe(case, "mse", samples=10)
-    layer = found_layers(model, samples)[0]
-    kept = 10 * 3 * 9 * 8  # samples, positions, parameters, bytes
+@pytest.mark.parametrize("case", HELD, ids=lambda case: case.name)
+def test_blocks_may_be_added_up_batch_by_batch(case: Case) -> None:
+    """Where there is no room to keep inputs: nothing but rounding changes."""
+    model, samples = build(case), probe(case, "mse", samples=11, batch_size=4)
+    layer, nodes = found_layers(model, samples)[0], torch.arange(3)
     with undisturbed(model, 0):
-        assert positions_of(model, samples, [layer], kept) == {layer.name: Positions(3, 0)}
-        assert positions_of(model, samples, [layer], kept - 1) == {}
+        known = positions_of(model, samples, [layer])[layer.name]
+        kept, summed = (
+            signed_blocks(model, samples, layer, known, nodes, 3, summed=summed) for summed in (False, True)
+        )
+    assert isinstance(kept, PositionBlocks)
+    assert isinstance(summed, GramBlocks)
+    vectors = torch.randn(3, layer.size, dtype=torch.float64)
+    for one, other in (
+        (kept.product(vectors), summed.product(vectors)),
+        (kept.matrices(0, 3), summed.matrices(0, 3)),
+        (kept.traces(), summed.traces()),
+        (kept.forms_by_fold(vectors, 4), summed.forms_by_fold(vectors, 4)),
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["auto", "hessian"])
+def test_room_changes_nothing(mode: Literal["auto", "hessian"]) -> None:
+    case = HELD[0]
+    model, samples = build(case), probe(case, "cross_entropy", samples=11, batch_size=4)
+    layers = found_layers(model, samples)
+    with undisturbed(model, 0):
+        wide, narrow = (
+            refine(model, samples, layers, start(layers, samples), ExactSettings(mode, room=room)).layers
+            for room in (2**29, 1)
+        )
+    for name, one in wide.items():
+        other = narrow[name]
+        assert one.nodes.tolist() == other.nodes.tolist()
+        assert one.curvature is not None
+        assert other.curvature is not None
+        assert one.curvature.per_node.keys() == other.curvature.per_node.keys()
+        for measure, values in one.curvature.per_node.items():
+            scale = np.abs(one.curvature.per_node["lambda_max"]).max()
+            np.testing.assert_allclose(
+                other.curvature.per_node[measure], values, rtol=1e-6, atol=1e-9 * scale
+            )
 
 
 def agrees(model: nn.Module, case: Case, count: int) -> None:

@@ -19,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from nndiag.measures.blocks import OuterBlocks
+from nndiag.measures.blocks import GramBlocks, OuterBlocks
 from nndiag.measures.exact.positions import PositionBlocks
 from nndiag.measures.hvp import batched_second, explained, first_derivatives, mean_loss, second_order
 from nndiag.probe.probe import Batch, Probe
@@ -73,21 +73,18 @@ class Application:
         return self.share.kind.gather(self.share, [places.reshape(self.shape)])[:, :, 0]
 
 
-def positions_of(model: nn.Module, probe: Probe, layers: Sequence[Layer], room: int) -> dict[str, Positions]:
+def positions_of(model: nn.Module, probe: Probe, layers: Sequence[Layer]) -> dict[str, Positions]:
     """Return the positions that a sample has in layers, by name, where these are a way to know their blocks.
 
     They are in those that are applied once, to inputs that their nodes share, at no more positions than a node has
-    parameters; and where the inputs of the whole probe take no more than ``room`` bytes.
+    parameters.
     """
     value, found = _applied(model, probe, next(probe.batches()), layers)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     known = {}
     while found:
         name, use = found.popitem()
-        size, count = use.share.layer.size, use.positions.count
-        kept = len(probe) * count * size * parameters[use.share.layer.names[0]].element_size()
-        affordable = count == 1 or (count <= size and kept <= room)
-        if affordable and _is_all(value, use, parameters):
+        if use.positions.count <= use.share.layer.size and _is_all(value, use, parameters):
             known[name] = use.positions
     return known
 
@@ -109,8 +106,14 @@ def _is_all(value: Tensor, use: Application, parameters: Mapping[str, Tensor]) -
 
 
 def signed_blocks(
-    model: nn.Module, probe: Probe, layer: Layer, positions: Positions, nodes: Tensor, at_once: int
-) -> OuterBlocks | PositionBlocks | None:
+    model: nn.Module,
+    probe: Probe,
+    layer: Layer,
+    positions: Positions,
+    nodes: Tensor,
+    at_once: int,
+    summed: bool = False,
+) -> OuterBlocks | PositionBlocks | GramBlocks | None:
     """Return the exact blocks of some nodes of a layer that is applied once.
 
     Args:
@@ -120,24 +123,42 @@ def signed_blocks(
         positions: those of the layer.
         nodes: which nodes, ``(k,)``.
         at_once: how many vectors go through one batched pass.
+        summed: whether to add the blocks up batch by batch, for what is kept not to grow with the probe.
 
     Returns:
         The blocks; ``None`` where a later batch uses the layer in another way than the first.
     """
-    inputs: list[Tensor] = []
-    curvature, folds = [], []
+    kept, sums = [], None
     for batch in probe.batches():
         value, found = _applied(model, probe, batch, [layer], positions.axis)
         use = found.get(layer.name)
         if use is None or use.positions != positions:
             return None
-        inputs.append(use.inputs)
-        curvature.append(_second_derivatives(value * len(probe), use, nodes, at_once))
-        folds.append(probe.fold_of(batch).to(use.inputs.device))
-    parts = torch.cat(inputs), torch.cat(curvature), torch.cat(folds)
+        curvature = _second_derivatives(value * len(probe), use, nodes, at_once)
+        part = use.inputs, curvature, probe.fold_of(batch).to(use.inputs.device)
+        if summed:
+            sums = _added(sums, *part, probe.fold_count)
+        else:
+            kept.append(part)
+    if sums is not None:
+        return GramBlocks(sums, sums.sum(dim=0) / len(probe), len(probe), layer.size, semidefinite=False)
+    inputs, curvature, folds = (torch.cat(parts) for parts in zip(*kept, strict=True))
     if positions.count > 1:
-        return PositionBlocks(*parts, len(probe))
-    return OuterBlocks(parts[0][:, 0], parts[1][:, :, 0, 0], parts[2], len(probe), semidefinite=False)
+        return PositionBlocks(inputs, curvature, folds, len(probe))
+    return OuterBlocks(inputs[:, 0], curvature[:, :, 0, 0], folds, len(probe), semidefinite=False)
+
+
+def _added(sums: Tensor | None, inputs: Tensor, curvature: Tensor, owners: Tensor, folds: int) -> Tensor:
+    """Add ``Σ_n A_nᵀ h_{n,i} A_n`` of a batch to the sums of the folds that own its samples."""
+    size = inputs.shape[2]
+    if sums is None:
+        sums = inputs.new_zeros(folds, curvature.shape[1], size, size)
+    for fold in range(folds):
+        own = owners == fold
+        rows = inputs[own].flatten(0, 1).T
+        for node in range(curvature.shape[1]):
+            sums[fold, node].addmm_(rows, (curvature[own, node] @ inputs[own]).flatten(0, 1))
+    return sums
 
 
 def _second_derivatives(total: Tensor, use: Application, nodes: Tensor, at_once: int) -> Tensor:

@@ -37,6 +37,7 @@ SOLVER_PRODUCTS = 22
 TILED_PRODUCTS = SOLVER_PRODUCTS + 2 * SKETCH + SIGNS
 """Products of a node in the form of ``TiledBlocks``; smaller blocks are cheaper formed."""
 BOUND_COST = BOUND_PRODUCTS + TRACE_SIGNS
+SignedBlocks = OuterBlocks | PositionBlocks | GramBlocks
 FORMED_BYTES = 256 * 2**20
 """What the exact blocks of one tile of nodes may take."""
 
@@ -143,7 +144,7 @@ class _Refining:
             return Refinement()
         apart = [layer for layer in self.layers if layer.name in self.found]
         self.like = HessianProducts(self.model, self.probe).like  # says at once that targets are missing
-        self.positions = positions_of(self.model, self.probe, apart, self.room)
+        self.positions = positions_of(self.model, self.probe, apart)
         self.cost = pass_cost(self.model, self.probe, self.settings.room)
         shares, refined = self._shares(), {}
         for done, layer in enumerate(self.layers):
@@ -162,7 +163,7 @@ class _Refining:
         for place, layer in enumerate(waiting):
             share, nodes = left / (len(waiting) - place), count[layer.name]
             formed, tiled = self._formed(layer), min(self._formed(layer), TILED_PRODUCTS)
-            if nodes * formed <= share and self._fitting(layer):
+            if nodes * formed <= share and self._formable(layer):
                 shares[layer.name] = _Share(nodes, whole=True, formed=True)
                 left -= nodes * formed
             elif nodes * tiled <= share:
@@ -177,12 +178,17 @@ class _Refining:
         """Return how many vectors it takes to know the exact block of one node."""
         return self.positions[layer.name].count if layer.name in self.positions else layer.size
 
-    def _fitting(self, layer: Layer) -> int:
-        """Return how many exact blocks of a layer there is room for at a time."""
-        entries = (self.probe.fold_count + 1) * layer.size**2
-        if layer.name in self.positions:
-            entries = len(self.probe) * self.positions[layer.name].count ** 2
-        return int(self.room // (entries * self.like.element_size()))
+    def _formable(self, layer: Layer) -> bool:
+        """Whether the exact block of one node may be held: the same whatever the room, as results must be."""
+        return layer.name in self.positions or self._whole_bytes(layer) <= FORMED_BYTES
+
+    def _whole_bytes(self, layer: Layer) -> int:
+        """Return what the exact block of one node takes, with the shares of the folds."""
+        return (self.probe.fold_count + 1) * layer.size**2 * self.like.element_size()
+
+    def _tile(self, each: int) -> int:
+        """Return how many nodes there is room for at a time, by what each of them takes."""
+        return max(1, self.room // each)
 
     def _layer(self, layer: Layer, share: _Share) -> ExactLayer:
         products = HessianProducts(self.model, self.probe, layer.names, self.cost.keep_graphs)
@@ -241,7 +247,7 @@ class _Refining:
         if not formed:
             tiled = TiledBlocks(products, folds, own, samples, at_once, self.settings.solver.seed)
             return self._solved(layer, nodes, tiled)
-        tile, found = max(1, self._fitting(layer)), []
+        tile, found = self._tile(self._whole_bytes(layer)), []
         for start in range(0, len(nodes), tile):
             part = slice(start, start + tile)
             found += self._solved(layer, nodes[part], formed_blocks(folds, own[part], samples, at_once))
@@ -251,15 +257,19 @@ class _Refining:
         self, layer: Layer, products: HessianProducts, places: Tensor, nodes: NDArray[np.intp]
     ) -> list[tuple[NDArray[np.intp], LayerCurvature]] | None:
         """Return the curvature of nodes that are applied once, ``None`` where that is not so after all."""
-        tile, found = max(1, self._fitting(layer)), []
+        positions, samples = self.positions[layer.name], len(self.probe)
+        item, each = self.like.element_size(), self._whole_bytes(layer)
+        entries = samples * positions.count**2  # the curvature of one node at its positions
+        kept = (samples * positions.count * layer.size + entries) * item
+        summed = kept > max(self.room, each)
+        tile, found = self._tile(each if summed else entries * item), []
         for start in range(0, len(nodes), tile):
             part = nodes[start : start + tile]
             index = torch.from_numpy(part)
-            positions = self.positions[layer.name]
-            blocks = signed_blocks(self.model, self.probe, layer, positions, index, self.cost.at_once)
+            blocks = signed_blocks(self.model, self.probe, layer, positions, index, self.cost.at_once, summed)
             if blocks is None:
                 return None
-            if isinstance(blocks, PositionBlocks) and start == 0:
+            if positions.count > 1 and start == 0:
                 own = places[index.to(places.device)]
                 if not _agree(blocks, products, own, self.settings.solver.seed):
                     return None
@@ -284,7 +294,7 @@ class _Refining:
         self,
         layer: Layer,
         nodes: NDArray[np.intp],
-        blocks: OuterBlocks | PositionBlocks | GramBlocks | TiledBlocks,
+        blocks: SignedBlocks | TiledBlocks,
     ) -> list[tuple[NDArray[np.intp], LayerCurvature]]:
         image = blocks.product(torch.ones(len(nodes), layer.size).to(blocks.like))
         finite = torch.isfinite(image).all(dim=1).cpu()
@@ -317,7 +327,7 @@ class _Refining:
         return f"exact blocks of {which} would cost too much for --curvature auto, and stay those of Gauss-Newton"
 
 
-def _agree(blocks: PositionBlocks, products: HessianProducts, places: Tensor, seed: int) -> bool:
+def _agree(blocks: SignedBlocks, products: HessianProducts, places: Tensor, seed: int) -> bool:
     """Whether a block multiplies a random vector as the network does.
 
     It does not where an axis of as many positions as there are samples was taken for theirs.
