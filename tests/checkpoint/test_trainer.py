@@ -82,7 +82,7 @@ def test_moments_come_back_by_name_through_two_groups(trained: Trained) -> None:
     state, note = match_optimizer(trained.model, fit(trained.model, opened.places), opened.optimizers)
     assert state is not None
     assert (state.facts.name, state.facts.lr, state.step) == ("adamw", 1e-3, 12)
-    assert note == "optimiser: its parameter groups differ in weight_decay, which is left out"
+    assert note == "optimiser: its parameter groups differ in weight_decay: each parameter has its own"
     for name, parameter in trained.model.named_parameters():
         assert torch.equal(state.second_moments[name], trained.optimizer.state[parameter]["exp_avg_sq"]), name
 

@@ -114,11 +114,54 @@ def test_sgd_is_known_with_and_without_state() -> None:
     assert (facts.name, facts.momentum, facts.weight_decay) == ("sgd", 0.9, 1e-4)
 
 
-def test_another_rule_is_said_and_not_named() -> None:
+@pytest.mark.parametrize(
+    "rule", ["RMSprop", "Adagrad", "Adamax", "Adadelta", "ASGD", "Rprop", "NAdam", "RAdam"]
+)
+def test_another_rule_has_no_threshold_here(rule: str) -> None:
     model = net()
-    state, note = matched(model, stepped(torch.optim.RMSprop(model.parameters(), lr=0.1), model))
-    assert (state.facts.name, state.facts.lr) == (None, 0.1)
-    assert note == "optimiser: it is neither SGD nor Adam"
+    optimizer = getattr(torch.optim, rule)(model.parameters(), lr=0.1)
+    state, note = matched(model, stepped(optimizer, model))
+    assert (state.facts.name, state.facts.lr, state.facts.stability_threshold) == (rule.lower(), 0.1, None)
+    assert (
+        note
+        == f"optimiser: it is neither SGD nor Adam ({rule.lower()}), and no stability margin is known of it"
+    )
+
+
+@pytest.mark.parametrize("rule", ["SGD", "Adam"])
+def test_a_rule_that_ascends_has_no_threshold_here(rule: str) -> None:
+    model = net()
+    optimizer = getattr(torch.optim, rule)(model.parameters(), lr=0.1, maximize=True)
+    state, note = matched(model, stepped(optimizer, model))
+    assert state.facts.stability_threshold is None
+    assert "(ascent)" in note
+
+
+def test_parameters_without_second_moments_are_said() -> None:
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters())
+    model[2].weight.requires_grad_(False)
+    _, note = matched(model, stepped(optimizer, model))
+    assert note == "optimiser: it has no second moments of 2.weight: their stability margins are left out"
+
+
+def test_every_parameter_has_the_facts_of_its_group_and_its_own_steps() -> None:
+    model = net()
+    groups = [
+        {"params": list(model[0].parameters()), "lr": 1.0, "betas": (0.5, 0.9)},
+        {"params": list(model[2].parameters()), "lr": 2.0},
+    ]
+    optimizer = torch.optim.Adam(groups)
+    model[0].weight.requires_grad_(False)
+    stepped(optimizer, model)
+    model[0].weight.requires_grad_(True)
+    state, _ = matched(model, stepped(optimizer, model))
+    assert {name: facts.lr for name, facts in state.rules.items()} == {
+        "0.weight": 1.0, "0.bias": 1.0, "2.weight": 2.0, "2.bias": 2.0,
+    }  # fmt: skip
+    assert state.rules["0.bias"].betas == (0.5, 0.9)
+    assert {facts.name for facts in state.rules.values()} == {"adam"}
+    assert state.steps["0.weight"] < state.steps["0.bias"] == state.steps["2.weight"] == state.step
 
 
 def test_groups_that_split_matrices_from_vectors_are_matched() -> None:
@@ -131,7 +174,7 @@ def test_groups_that_split_matrices_from_vectors_are_matched() -> None:
     for name, parameter in model.named_parameters():
         assert torch.equal(state.second_moments[name], optimizer.state[parameter]["exp_avg_sq"])
     assert (state.facts.name, state.facts.lr, state.facts.weight_decay) == ("adamw", 1e-3, None)
-    assert note == "optimiser: its parameter groups differ in weight_decay, which is left out"
+    assert note == "optimiser: its parameter groups differ in weight_decay: each parameter has its own"
 
 
 def test_a_learning_rate_per_group_is_absent() -> None:
@@ -142,7 +185,7 @@ def test_a_learning_rate_per_group_is_absent() -> None:
     ]
     state, note = matched(model, stepped(torch.optim.SGD(groups), model))
     assert state.facts.lr is None
-    assert note == "optimiser: its parameter groups differ in lr, which is left out"
+    assert note == "optimiser: its parameter groups differ in lr: each parameter has its own"
 
 
 def test_an_optimiser_of_two_networks_follows_the_file() -> None:

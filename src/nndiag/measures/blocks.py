@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nndiag.measures.implicit import ImplicitBlocks
-from nndiag.spectrum import Blocks, Lead, Tally, shared_lead, summed_lead, worth_leading
+from nndiag.spectrum import Blocks, Lead, Tally, fills, shared_lead, summed_lead, worth_leading
 
 
 class LayerBlocks(Blocks, Protocol):
@@ -263,12 +263,13 @@ NodeBlocks = OuterBlocks | GramBlocks | RowBlocks | ImplicitBlocks
 class ScaledBlocks:
     """``D (G + wI) D`` for a diagonal ``D`` per node: the curvature that a preconditioned optimiser sees.
 
-    ``decay`` is ``w``, a weight decay that goes through the preconditioner with the gradient.
+    ``decay`` is ``w``, a weight decay that goes through the preconditioner with the gradient, one number or one for
+    each entry.
     """
 
     blocks: Blocks
     scale: Tensor  # (nodes, size): P^{-1/2}
-    decay: float = 0.0
+    decay: float | Tensor = 0.0
 
     @property
     def semidefinite(self) -> bool:
@@ -288,23 +289,26 @@ class ScaledBlocks:
     @property
     def rank_bound(self) -> int:
         """Scaling does not raise a rank; decay fills it."""
-        return self.size if self.decay else self.blocks.rank_bound
+        return self.size if fills(self.decay) else self.blocks.rank_bound
 
     def product(self, vectors: Tensor) -> Tensor:
         """``D (G + wI) D V``."""
         scaled = vectors * self.scale
         image = self.blocks.product(scaled)
-        return (image.add_(scaled, alpha=self.decay) if self.decay else image) * self.scale
+        return (image.add_(scaled * self.decay) if fills(self.decay) else image) * self.scale
 
     def restricted(self, index: Tensor) -> ScaledBlocks | None:
         """Return the blocks of these nodes alone."""
         blocks = self.blocks.restricted(index)
-        return None if blocks is None else ScaledBlocks(blocks, self.scale[index], self.decay)
+        decay = self.decay[index] if isinstance(self.decay, Tensor) else self.decay
+        return None if blocks is None else ScaledBlocks(blocks, self.scale[index], decay)
 
     def matrices(self, start: int, stop: int) -> Tensor:
         """Return the blocks themselves in float64."""
         scale = self.scale[start:stop].double()
         added = self.blocks.matrices(start, stop)
-        if self.decay:
+        if isinstance(self.decay, Tensor):
+            added = added + torch.diag_embed(self.decay[start:stop].to(added))
+        elif self.decay:
             added = added + self.decay * torch.eye(self.size, dtype=added.dtype, device=added.device)
         return added * scale[:, :, None] * scale[:, None, :]

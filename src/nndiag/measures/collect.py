@@ -88,13 +88,13 @@ def measure(
         stages.begin()
 
         def first() -> Mapping[str, Floats]:
-            layers = tuple(_layers(replay, curvatures, {}, Refinement()))
+            layers = _layers(replay, curvatures, {}, Refinement())
             return preferred(_measured(replay, layers, curvatures, update))
 
         refinement = _refined(replay, schedule, curvatures, update, stages.tell, first)
         exact = _take_in(curvatures, refinement, replay)
         ended = time.perf_counter()
-        layers = _layers(replay, curvatures, exact, refinement)
+        layers = _with_rates(replay, _layers(replay, curvatures, exact, refinement), update)
         layers = with_returns(replay, with_forward_effect(replay, layers), update)
         layers = with_jitter(replay, layers)
         left_out = (*unmeasured(model, replay.layers), *_untouched(replay), *_apart_from(replay, exact))
@@ -273,6 +273,22 @@ def _with_curvature(
         per_layer={**record.per_layer, **median},
         per_node={**record.per_node, **curvature.per_node},
         per_fold={**record.per_fold, **curvature.per_fold},
+    )
+
+
+def _with_rates(
+    replay: Replay, records: Sequence[LayerMeasures], update: Update | None
+) -> tuple[LayerMeasures, ...]:
+    """Add the learning rate of every layer that has one, where it is not the same for all."""
+    if update is None or update.facts.lr is not None:
+        return tuple(records)
+    facts = {layer.name: update.layer_rule(layer).facts for layer in replay.layers}
+    rates = {name: one.lr for name, one in facts.items() if one is not None and one.lr is not None}
+    return tuple(
+        replace(record, per_layer={**record.per_layer, "learning_rate": rates[record.name]})
+        if record.name in rates
+        else record
+        for record in records
     )
 
 

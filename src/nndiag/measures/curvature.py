@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nndiag.measures.blocks import GramBlocks, LayerBlocks, OuterBlocks, ScaledBlocks
 from nndiag.measures.implicit import ImplicitBlocks
+from nndiag.measures.plan import LayerRule
 from nndiag.measures.remembering import Remembering
 from nndiag.measures.schedule import solver_vectors
 from nndiag.measures.update_map import update_map
@@ -73,8 +74,7 @@ def layer_curvature(
     blocks: LayerBlocks,
     fold_sizes: Tensor,
     settings: CurvatureSettings,
-    optimizer: OptimizerFacts | None,
-    preconditioner: Tensor | None,
+    rule: LayerRule,
     workspace: int | None = None,
     among: tuple[int, int] | None = None,
 ) -> LayerCurvature:
@@ -84,8 +84,7 @@ def layer_curvature(
         blocks: of all its nodes.
         fold_sizes: samples of every fold, ``(folds,)``.
         settings: solver and tolerance.
-        optimizer: the update rule, where it is known.
-        preconditioner: Adam's ``P = √v̂ + ε`` as ``(nodes, size)``, where it is known.
+        rule: how the optimiser sees the blocks, where it is known.
         workspace: bytes that a solver may take; it then treats some nodes after the others.
         among: the place of the first node in its layer and the nodes of that, where these are not all: random start
             vectors are those of the layer.
@@ -102,14 +101,13 @@ def layer_curvature(
         multiplied = Remembering(blocks)
     found = solve(multiplied, blocks.like, lead=lead, traces=traces if blocks.semidefinite else None)
     seen = None
-    if preconditioner is not None:
-        assert optimizer is not None
-        scaled = ScaledBlocks(blocks, preconditioner.rsqrt().to(blocks.like), optimizer.coupled_decay)
-        seen = solve(scaled, blocks.like)
+    if rule.divisor is not None:
+        decay = rule.decay.to(blocks.like) if isinstance(rule.decay, Tensor) else rule.decay
+        seen = solve(ScaledBlocks(blocks, rule.divisor.rsqrt().to(blocks.like), decay), blocks.like)
     forms = [_forms(multiplied, found, folds, known)]
     if found.smallest_vectors is not None:
         forms.append(blocks.forms_by_fold(found.smallest_vectors, folds))
-    return curvature_of(found, seen, traces, forms, fold_sizes, optimizer)
+    return curvature_of(found, seen, traces, forms, fold_sizes, rule.facts)
 
 
 def _forms(blocks: LayerBlocks | Remembering, found: Extremes, folds: int, known: Tensor | None) -> Tensor:
@@ -133,13 +131,13 @@ def curvature_of(
 
     Args:
         found: the extremes of the blocks.
-        seen: those of the blocks as the optimiser sees them, where its preconditioner is known.
+        seen: those of the blocks as the optimiser sees them, where these are others.
         traces: of the blocks, ``(nodes,)``.
         forms: shares of the folds at the vectors of the largest eigenvalues, and of the smallest where those are known.
         fold_sizes: samples of every fold, ``(folds,)``.
         optimizer: the update rule, where it is known.
     """
-    names = ("lambda_max", "lambda_min")
+    names, preconditioned = ("lambda_max", "lambda_min"), optimizer is not None and optimizer.is_adam
     per_fold = {name: _by_fold(form, fold_sizes) for name, form in zip(names, forms, strict=False)}
     per_node = {
         "lambda_max": numbers(found.largest),
@@ -148,13 +146,13 @@ def curvature_of(
         "lambda_min_error": numbers(found.smallest_error),
         "trace": numbers(traces),
         "lambda_max_se": _standard_error(per_fold["lambda_max"]),
-        "flat_fraction": _flat_fraction(found, traces, optimizer, seen is None),
+        "flat_fraction": _flat_fraction(found, traces, optimizer, seen is None or not preconditioned),
     }
     if found.every:
         per_node.update(_of_every_eigenvalue(found, optimizer))
-    if seen is not None:
+    if seen is not None and preconditioned:
         per_node["lambda_max_preconditioned"] = numbers(seen.largest)
-    if optimizer is not None and (seen is not None or not optimizer.is_adam):
+    if optimizer is not None and (seen is not None or not preconditioned):
         ends = seen or found
         per_node.update(update_map(numbers(ends.largest), numbers(ends.smallest), optimizer))
     return LayerCurvature(per_node, per_fold, bool(found.converged.all()), found.products)

@@ -33,31 +33,33 @@ def with_returns(
     second is zero where it undoes it wholly. NaN where a node does not move. Nothing below the curvature level, without
     a learning rate, or without targets. One forward and backward pass.
     """
-    threshold = None if update is None else update.facts.stability_threshold
-    if threshold is None or replay.plan.level < Level.CURVATURE or not replay.parameter_gradients:
+    if update is None or replay.plan.level < Level.CURVATURE or not replay.parameter_gradients:
         return tuple(layers)
-    assert update is not None
     parameters = {name: p.detach() for name, p in replay.model.named_parameters()}
-    first = _step(update, parameters, replay.parameter_gradients, len(replay.probe), 2 / threshold)
+    first = _step(update, parameters, replay.parameter_gradients, len(replay.probe))
     if not first:
         return tuple(layers)
     moved = {name: p + first[name] if name in first else p for name, p in parameters.items()}
-    second = _step(update, moved, _gradients(replay, moved, list(first)), len(replay.probe), 2 / threshold)
+    second = _step(update, moved, _gradients(replay, moved, list(first)), len(replay.probe))
     return tuple(
         _with_return(replay, record, _aliased(replay, first), _aliased(replay, second)) for record in layers
     )
 
 
-def _step(update: Update, at: Tensors, sums: Tensors, samples: int, rate: float) -> dict[str, Tensor]:
-    """Return ``−α_e P⁻¹ (∇L + wθ)`` by parameter."""
-    facts, steps = update.facts, {}
+def _step(update: Update, at: Tensors, sums: Tensors, samples: int) -> dict[str, Tensor]:
+    """Return ``−α_e P⁻¹ (∇L + wθ)`` by parameter, ``α_e`` two over the largest stable eigenvalue."""
+    steps = {}
     for name, total in sums.items():
+        facts = update.rule(name)
+        threshold = None if facts is None else facts.stability_threshold
+        if facts is None or threshold is None:
+            continue
         gradient = total.double() / samples + facts.coupled_decay * at[name]
         if facts.is_adam:
             if name not in update.second_moments:
                 continue
             gradient = gradient / update.divisor(name).to(gradient.device)
-        steps[name] = (-rate * (gradient + facts.added_decay * at[name])).to(at[name])
+        steps[name] = (-2 / threshold * (gradient + facts.added_decay * at[name])).to(at[name])
     return steps
 
 

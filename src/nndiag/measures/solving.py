@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import Tensor
-
 from nndiag.measures.capture import Capture
 from nndiag.measures.curvature import (
     CurvatureSettings,
@@ -17,13 +15,12 @@ from nndiag.measures.curvature import (
     solved_densely,
 )
 from nndiag.measures.look import Look
-from nndiag.measures.plan import Update
+from nndiag.measures.plan import LayerRule, Update
 from nndiag.measures.receivers import Keeping, Receiver
 from nndiag.measures.replaying import Replay
 from nndiag.measures.schedule import STREAM_REPLAYS, Need, Part, Round, Schedule, led, rounds_of
 from nndiag.measures.stages import Stages
 from nndiag.measures.streaming import StreamedLayer, Streaming
-from nndiag.records.measured import OptimizerFacts
 from nndiag.replay.kinds import Layer
 
 PRECISE_TOLERANCE, FINE_TOLERANCE, COARSE_TOLERANCE = 5e-7, 5e-4, 2e-2
@@ -103,10 +100,9 @@ class Solving:
     def _solve(self, part: Part, capture: Capture) -> None:
         layer = capture.layer
         nodes = slice(part.start, part.stop)
-        facts, scale = self._rule(layer)
         found = layer_curvature(
-            capture.blocks(), self.replay.probe.fold_sizes, self.settings, facts,
-            None if scale is None else scale[nodes], self.schedule.workspace, (part.start, layer.nodes),
+            capture.blocks(), self.replay.probe.fold_sizes, self.settings, self._rule(layer).of(nodes),
+            self.schedule.workspace, (part.start, layer.nodes),
         )  # fmt: skip
         self._pieces.setdefault(layer.name, []).append((part.start, found))
 
@@ -149,10 +145,10 @@ class Solving:
         like = next(p for p in replay.model.parameters() if p.is_floating_point()).detach()
         layers = {}
         for name, own in ranges.items():
-            facts, scale = self._rule(self._layers[name])
+            rule = self._rule(self._layers[name])
             sizes, settings = replay.probe.fold_sizes, self.settings
             layers[name] = StreamedLayer(
-                self._layers[name], own, like, sizes, settings, facts, scale,
+                self._layers[name], own, like, sizes, settings, rule,
                 led(self._needs[name], self._look.setting),
             )  # fmt: skip
         streaming = Streaming(layers, replay.probe.fold_sizes)
@@ -196,11 +192,9 @@ class Solving:
             tolerance = COARSE_TOLERANCE if self.replay.coarse else fine_tolerance(self.replay)
         return CurvatureSettings(plan.solver, tolerance, plan.seed)
 
-    def _rule(self, layer: Layer) -> tuple[OptimizerFacts | None, Tensor | None]:
-        """Return what is known of the optimiser, and its preconditioner for a layer."""
-        if self._update is None:
-            return None, None
-        return self._update.facts, self._update.preconditioner(layer)
+    def _rule(self, layer: Layer) -> LayerRule:
+        """Return how the optimiser sees a layer."""
+        return LayerRule() if self._update is None else self._update.layer_rule(layer)
 
     def _which(self) -> str:
         count = len(self.schedule.rounds)

@@ -16,10 +16,21 @@ from nndiag.measures.blocks import NodeBlocks, OuterBlocks
 from nndiag.measures.capture import Capture
 from nndiag.measures.curvature import CurvatureSettings, LayerCurvature, curvature_of, solving
 from nndiag.measures.folds import FoldRows
+from nndiag.measures.plan import LayerRule
 from nndiag.measures.shown import Shown
-from nndiag.records.measured import OptimizerFacts
 from nndiag.replay.kinds import Layer
-from nndiag.spectrum import Asking, Extremes, Lead, Leading, Request, joined, placed, random_vectors, scaled
+from nndiag.spectrum import (
+    Asking,
+    Extremes,
+    Lead,
+    Leading,
+    Request,
+    fills,
+    joined,
+    placed,
+    random_vectors,
+    scaled,
+)
 
 
 class Streaming:
@@ -75,8 +86,7 @@ class StreamedLayer:
         like: gives dtype and device of the vectors.
         fold_sizes: samples of every fold.
         settings: how to solve.
-        optimizer: the update rule, where it is known.
-        preconditioner: Adam's ``P`` of all nodes, ``(nodes, size)``, where it is known.
+        rule: how the optimiser sees its blocks, where that is known.
         led: whether what the inputs have in common is looked at first, as where the rows of the layer are kept.
     """
 
@@ -90,13 +100,12 @@ class StreamedLayer:
         like: Tensor,
         fold_sizes: Tensor,
         settings: CurvatureSettings,
-        optimizer: OptimizerFacts | None,
-        preconditioner: Tensor | None,
+        rule: LayerRule,
         led: bool = False,
     ) -> None:
         self.nodes, self.size, self.rank_bound = layer.nodes, layer.size, 0
         self._ranges, self._like, self._settings = list(ranges), like, settings
-        self._fold_sizes, self._optimizer, self._preconditioner = fold_sizes, optimizer, preconditioner
+        self._fold_sizes, self._rule = fold_sizes, rule
         self._plain: list[_Task] = []
         self._seen: list[_Task] = []
         self._traces, self._forms = torch.zeros(()), torch.zeros(())
@@ -116,13 +125,17 @@ class StreamedLayer:
             traces = partial(self._traces_of, a, b)
             solver = solving(_Nodes(self, b - a), starts[a:b], self._settings, False, own, traces)
             self._plain.append(_Task(a, b, solver))
-        if self._preconditioner is not None:
-            assert self._optimizer is not None
-            scale, decay = self._preconditioner.rsqrt().to(self._like), self._optimizer.coupled_decay
+        if self._rule.divisor is not None:
+            scale, decay = self._rule.divisor.rsqrt().to(self._like), self._rule.decay
+            decay = decay.to(self._like) if isinstance(decay, Tensor) else decay
             starts = random_vectors(self.nodes, self.size, self._like, generator)
             for a, b in self._ranges:
-                solver = solving(_Nodes(self, b - a, full=decay > 0), starts[a:b], self._settings, False)
-                self._seen.append(_Task(a, b, scaled(solver, scale[a:b], decay)))
+                solver = solving(_Nodes(self, b - a, full=fills(decay)), starts[a:b], self._settings, False)
+                self._seen.append(
+                    _Task(
+                        a, b, scaled(solver, scale[a:b], decay[a:b] if isinstance(decay, Tensor) else decay)
+                    )
+                )
         self._ask()
 
     @property
@@ -172,7 +185,7 @@ class StreamedLayer:
         seen = joined([task.result for task in self._seen]) if self._seen else None
         own = own.to(self._traces.device)
         forms = [self._forms[:, own]]
-        return curvature_of(found, seen, self._traces[own], forms, self._fold_sizes, self._optimizer)
+        return curvature_of(found, seen, self._traces[own], forms, self._fold_sizes, self._rule.facts)
 
     def _traces_of(self, start: int, stop: int) -> Tensor:
         """Return the traces of some nodes, known after the first replay."""

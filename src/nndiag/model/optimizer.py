@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nndiag.errors import printable
 from nndiag.model.fit import Fit
-from nndiag.model.optimizer_facts import facts_of, number
+from nndiag.model.optimizer_facts import facts_in, facts_of, number
 from nndiag.model.optimizer_order import Assignment, Key, SavedOptimizer, assign
 from nndiag.records.measured import OptimizerFacts
 
@@ -24,12 +24,15 @@ class OptimizerState:
 
     ``second_moments`` maps a parameter's name to the running mean of its squared gradient, in the parameter's
     shape (for AMSGrad its running maximum, which is what divides the step); parameters without one have no
-    entry. They are not corrected for bias: that takes ``step``.
+    entry. They are not corrected for bias: that takes the parameter's entry in ``steps``. ``rules`` are the facts of
+    every parameter that the optimiser holds, which differ where its groups do.
     """
 
     facts: OptimizerFacts
     step: int | None = None
     second_moments: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    rules: Mapping[str, OptimizerFacts] = field(default_factory=dict, repr=False)
+    steps: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def eps(self) -> float | None:
@@ -70,15 +73,51 @@ def match_optimizer(
     saved, assignment = matched[0]
     facts, differing = facts_of(_groups(saved, assignment), list(saved.state.values()))
     notes = [assignment.note] if assignment.note else []
-    if facts.name is None:
-        rule = "it is neither SGD nor Adam" if saved.state else "its rule is not known, give --optimizer"
-        notes.append(rule)
-    if differing:
-        notes.append(f"its parameter groups differ in {', '.join(differing)}, which is left out")
-    note = f"optimiser: {'; '.join(notes)}" if notes else ""
-    return OptimizerState(facts, _step(saved, assignment), _second_moments(saved, assignment)), printable(
-        note
+    if facts.stability_threshold is None and facts.name not in (None, "sgd", "adam", "adamw"):
+        notes.append(f"it is neither SGD nor Adam ({facts.name}), and no stability margin is known of it")
+    elif facts.name is None:
+        notes.append("its rule is not known, give --optimizer")
+    state = OptimizerState(
+        facts,
+        _step(saved, assignment),
+        _second_moments(saved, assignment),
+        _rules(saved, assignment, facts.name),
+        _steps(saved, assignment),
     )
+    notes += _left_out(model, state, differing)
+    note = f"optimiser: {'; '.join(notes)}" if notes else ""
+    return state, printable(note)
+
+
+def _left_out(model: nn.Module, state: OptimizerState, differing: Sequence[str]) -> list[str]:
+    """Say what the groups do not agree on, and which parameters have no second moments."""
+    notes = []
+    if differing:
+        used = "each parameter has its own" if state.rules else "which is left out"
+        notes.append(f"its parameter groups differ in {', '.join(differing)}: {used}")
+    lacking = [name for name in state.rules if name not in state.second_moments]
+    if state.facts.is_adam and lacking:
+        few = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        notes.append(f"it has no second moments of {few}: their stability margins are left out")
+    return notes
+
+
+def _rules(saved: SavedOptimizer, assignment: Assignment, name: str | None) -> dict[str, OptimizerFacts]:
+    """Return the facts of every parameter that was matched, those of its group."""
+    owners = {}
+    for group in saved.groups:
+        members = group.get("params")
+        facts = facts_in(group, name)
+        for key in members if isinstance(members, list | tuple) else ():
+            if isinstance(key, int | str):
+                owners[key] = facts
+    return {own: owners[key] for own, key in assignment.keys.items() if key in owners}
+
+
+def _steps(saved: SavedOptimizer, assignment: Assignment) -> dict[str, int]:
+    """Return how many steps each parameter took part in."""
+    steps = {name: number(saved.state.get(key, {}).get("step")) for name, key in assignment.keys.items()}
+    return {name: int(step) for name, step in steps.items() if step is not None}
 
 
 def _groups(saved: SavedOptimizer, assignment: Assignment) -> list[Mapping[str, object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +14,20 @@ from nndiag.records.measured import OptimizerFacts
 Group = Mapping[str, object]
 ADAMW_DECAY = 0.01
 """The default of AdamW, and not of Adam; older state dicts do not say which of the two wrote them."""
+
+
+_OTHERS = {
+    "nadam": {"momentum_decay"},
+    "adamax": {"exp_inf"},
+    "rmsprop": {"centered"},
+    "adagrad": {"lr_decay", "initial_accumulator_value"},
+    "adadelta": {"rho"},
+    "asgd": {"lambd", "t0"},
+    "rprop": {"etas"},
+}
+"""Torch's other rules, by entries of groups and states that no rule has but they."""
+_RADAM = {"betas", "foreach", "decoupled_weight_decay"}
+"""What its groups share with Adam's, which say ``amsgrad`` as well."""
 
 
 def facts_of(
@@ -28,11 +43,18 @@ def facts_of(
         "betas": [_betas(group.get("betas")) for group in groups],
         "eps": [number(group.get("eps")) for group in groups],
         "weight_decay": [number(group.get("weight_decay")) for group in groups],
+        "dampening": [number(group.get("dampening")) for group in groups],
+        "nesterov": [_flag(group.get("nesterov")) for group in groups],
     }
     agreed = {key: values[0] for key, values in read.items() if values and len(set(values)) == 1}
     differing = tuple(key for key in read if groups and key not in agreed)
     name = _name(groups, states)
     return OptimizerFacts(name=name, source="checkpoint", **agreed), differing
+
+
+def facts_in(group: Group, name: str | None) -> OptimizerFacts:
+    """Return the facts of one group of the rule of this name."""
+    return replace(facts_of([group], [])[0], name=name)
 
 
 def number(value: object) -> float | None:
@@ -50,6 +72,10 @@ def number(value: object) -> float | None:
     return plain if math.isfinite(plain) and plain >= 0 else None
 
 
+def _flag(value: object) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
 def _betas(value: object) -> tuple[float, float] | None:
     if not isinstance(value, list | tuple) or len(value) != 2:
         return None
@@ -60,7 +86,13 @@ def _betas(value: object) -> tuple[float, float] | None:
 
 
 def _name(groups: Sequence[Group], states: Sequence[Mapping[str, object]]) -> str | None:
-    """Return ``"sgd"``, ``"adam"``, ``"adamw"``, or ``None`` where the rule is another one."""
+    """Return ``"sgd"``, ``"adam"``, ``"adamw"``, the name of another rule, or ``None`` where nothing tells."""
+    keys = {key for group in groups for key in group} | {key for state in states for key in state}
+    other = next((name for name, marks in _OTHERS.items() if marks <= keys), None)
+    if other is None and keys >= _RADAM and "amsgrad" not in keys:
+        other = "radam"
+    if other is not None or any(group.get("maximize") is True for group in groups):
+        return other or "ascent"
     if any("exp_avg_sq" in state for state in states) or any("amsgrad" in group for group in groups):
         stated = [group["decoupled_weight_decay"] for group in groups if "decoupled_weight_decay" in group]
         if stated:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 import nndiag
 from nndiag.errors import UsageError
 from nndiag.measures import Update
-from nndiag.model.optimizer_facts import facts_of
+from nndiag.model.optimizer_facts import facts_in, facts_of
 from nndiag.monitor.healing import Correction, Healer, HealingSettings
 from nndiag.monitor.history import Entry
 from nndiag.monitor.watched import WatchedStep
@@ -252,8 +252,19 @@ class Monitor:
             return None
         states = {name: self._optimizer.state.get(p, {}) for name, p in self._raw.named_parameters()}
         moments = {name: state["exp_avg_sq"] for name, state in states.items() if "exp_avg_sq" in state}
-        steps = [int(state["step"]) for state in states.values() if "step" in state]
-        return Update(facts, moments, max(steps, default=None))
+        steps = {name: int(state["step"]) for name, state in states.items() if "step" in state}
+        return Update(facts, moments, max(steps.values(), default=None), self._rules(facts), steps)
+
+    def _rules(self, facts: OptimizerFacts) -> dict[str, OptimizerFacts]:
+        """Return the facts of every parameter that the optimiser holds, those of its group."""
+        assert self._optimizer is not None
+        names = {id(p): name for name, p in self._raw.named_parameters()}
+        return {
+            names[id(p)]: facts_in(group, facts.name)
+            for group in self._optimizer.param_groups
+            for p in group["params"]
+            if id(p) in names
+        }
 
 
 def _said_by(optimizer: Optimizer | None) -> Callable[[], OptimizerFacts | None]:

@@ -188,6 +188,8 @@ class Job:
         saved, sentence = match_optimizer(model, fitted, checkpoint.optimizers)
         self.notes.say(sentence)
         update = update_rule(saved, checkpoint.step, self.inputs.config, settings)
+        if saved is None and update is not None and update.facts.is_adam:
+            self.notes.say("optimiser: without the second moments of Adam its stability margins are left out")
         return fitted, update, saved is not None
 
     def _measured(self, index: int, model: nn.Module, update: Update | None) -> Measured:

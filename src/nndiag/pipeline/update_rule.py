@@ -26,6 +26,7 @@ def update_rule(
     """
     facts = saved.facts if saved is not None else OptimizerFacts()
     source = facts.source if saved is not None else ""
+    rules = dict(saved.rules) if saved is not None else {}
     for table, origin in ((config.optimizer, "nndiag.toml"), (settings, "options")):
         name = table.optimizer if isinstance(table, ScanSettings) else table.name
         given = {field: getattr(table, field) for field in _FIELDS if getattr(table, field) is not None}
@@ -33,10 +34,16 @@ def update_rule(
             given["name"] = name
         if given:
             facts, source = replace(facts, **given), origin
+            rules = {one: replace(rule, **given) for one, rule in rules.items()}
     if not source:
         return None
+    if saved is None and facts.name is None:
+        facts = replace(facts, name="sgd")  # a learning rate alone is that of gradient descent
     steps = step if step is not None else (saved.step if saved is not None else None)
     if facts.horizon is None and steps:
         facts = replace(facts, horizon=float(steps))
-    moments = saved.second_moments if saved is not None else {}
-    return Update(replace(facts, source=source), moments, saved.step if saved is not None else None)
+    rules = {one: replace(rule, horizon=facts.horizon, source=source) for one, rule in rules.items()}
+    facts = replace(facts, source=source)
+    if saved is None:
+        return Update(facts, {})
+    return Update(facts, saved.second_moments, saved.step, rules, saved.steps)

@@ -27,7 +27,8 @@ PointKind = Literal[
 class OptimizerFacts:
     """The update rule that trained the checkpoint, as far as it is known.
 
-    ``name`` is ``"sgd"``, ``"adam"`` or ``"adamw"``; ``source`` says where the facts come from
+    ``name`` is ``"sgd"``, ``"adam"`` or ``"adamw"``, or that of a rule whose map is not known here (``"rmsprop"``, …),
+    ``None`` where nothing says which it is; ``source`` says where the facts come from
     (``"checkpoint"``, ``"nndiag.toml"``, ``"options"``). ``horizon`` is the number of steps within which
     a direction must relax to count as trainable.
     """
@@ -40,22 +41,31 @@ class OptimizerFacts:
     weight_decay: float | None = None
     horizon: float | None = None
     source: str = "options"
+    dampening: float | None = None
+    nesterov: bool | None = None
 
     @property
     def stability_threshold(self) -> float | None:
-        """Largest stable eigenvalue of the (preconditioned) curvature: ``2(1+β)/α``, Adam
-        ``(2+2β₁)/((1−β₁)α)``.
+        """Largest stable eigenvalue of the (preconditioned) curvature: ``2(1+β)/((1−τ)α)`` with momentum β and
+        dampening τ, with Nesterov's momentum ``2(1+β)/((1+2β)α)``, Adam ``(2+2β₁)/((1−β₁)α)``.
+
+        ``None`` without a learning rate, or where the rule is none of these. With ``a = αλ`` a step of torch's Nesterov
+        has the characteristic polynomial ``z² − (1+β)(1−a)z + β(1−a)``, whose roots reach the unit circle there.
 
         Source: math of the heavy-ball and Adam maps; Cohen et al. 2022, "Adaptive gradient methods at the
-        edge of
-        stability", section 3. ``None`` without a learning rate.
+        edge of stability", section 3.
         """
-        if not self.lr:
+        if not self.lr or not (self.is_adam or self.name == "sgd"):
             return None
         if self.is_adam:
             beta1 = self.betas[0] if self.betas else 0.9
             return (2.0 + 2.0 * beta1) / ((1.0 - beta1) * self.lr)
-        return 2.0 * (1.0 + (self.momentum or 0.0)) / self.lr
+        momentum, dampening = self.momentum or 0.0, self.dampening or 0.0
+        if self.nesterov:
+            return 2.0 * (1.0 + momentum) / ((1.0 + 2.0 * momentum) * self.lr)
+        if not momentum:  # dampening is of the momentum alone
+            return 2.0 / self.lr
+        return 2.0 * (1.0 + momentum) / ((1.0 - dampening) * self.lr) if dampening < 1 else None
 
     @property
     def coupled_decay(self) -> float:

@@ -41,13 +41,13 @@ def _suggestion(
     facts: Mapping[str, object],
 ) -> Suggestion:
     known = [nodes[t.layer, t.index] for t in group if t.index is not None and (t.layer, t.index) in nodes]
-    lr = facts.get("lr")
+    lr = layer.measures.get("learning_rate") or facts.get("lr")
     largest = _largest_stable(layer, known, float(lr)) if isinstance(lr, int | float) and lr else None
     rate = None if largest is None else BELOW_STABLE * largest
     if kind == "lower_lr" and isinstance(lr, int | float) and lr:
         rate = BELOW_STABLE * min(float(lr), largest or float(lr))
     elif kind == "raise_lr":
-        rate = _rate_to_relax(known, facts, rate)
+        rate = _rate_to_relax(known, {**facts, "lr": lr}, rate)
     elif kind == "leaky_slope":
         rate = None
     code = max((t.code for t in group), key=[t.code for t in group].count)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nndiag.records.level import Level
 
 if TYPE_CHECKING:
-    from nndiag.records.measured import Mask, Measured
+    from nndiag.records.measured import LayerMeasures, Mask, Measured
 
 Severity = Literal["error", "warning", "info"]
 Subject = Literal["node", "layer", "model"]
@@ -80,6 +80,11 @@ class Context:
     def threshold(self, name: str) -> float:
         """Return a threshold by name."""
         return self.thresholds[name]
+
+    def learning_rate(self, layer: LayerMeasures) -> float | None:
+        """Return the learning rate of a layer: its own, where the optimiser's groups have different ones."""
+        facts = self.measured.optimizer
+        return layer.per_layer.get("learning_rate") or (None if facts is None else facts.lr)
 
 
 @dataclass(frozen=True)

@@ -119,16 +119,18 @@ def plateau(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
 def source(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     """``λ_max`` (preconditioned under Adam) above the largest stable eigenvalue."""
     margin = layer.per_node.get("stability_margin")
-    facts = context.measured.optimizer
-    if margin is None or facts is None or not facts.lr:
+    rate = context.learning_rate(layer)
+    if margin is None or not rate:
         return
     over = where(unstable(layer, context, margin))
-    safe = facts.lr / max((float(margin[i]) for i in over), default=1.0)
-    message = f"a learning rate of {short(facts.lr)} overshoots here: all of the layer is stable below {short(safe)}"
+    safe = rate / max((float(margin[i]) for i in over), default=1.0)
+    message = (
+        f"a learning rate of {short(rate)} overshoots here: all of the layer is stable below {short(safe)}"
+    )
     for i in over:
         evidence = {
             "stability_margin": float(margin[i]), "threshold": context.threshold("stability_margin"),
-            "largest_stable_lr": float(facts.lr / margin[i]),
+            "largest_stable_lr": float(rate / margin[i]),
         }  # fmt: skip
         yield Hit(i, message, evidence, sure=not context.few)
 

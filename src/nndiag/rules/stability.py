@@ -37,11 +37,11 @@ def flip(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
 
 def sharp_layer(layer: LayerMeasures, context: Context) -> Iterator[Hit]:
     """``max_i margin_i ≥ share``, and at least ``ratio`` times the median of that over the other layers."""
-    facts, margin = context.measured.optimizer, _sharpest(layer)
+    rate, margin = context.learning_rate(layer), _sharpest(layer)
     others = [_sharpest(other) for other in context.measured.layers if other.name != layer.name]
     known = [other for other in others if other is not None and other > 0]
     edge = context.threshold("sharp_margin")
-    if margin is None or margin < edge or facts is None or not facts.lr:
+    if margin is None or margin < edge or not rate:
         return
     if known and margin < context.threshold("sharp_ratio") * median(known):
         return

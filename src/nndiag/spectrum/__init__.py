@@ -4,7 +4,7 @@ This room knows no module, no layer and no loss: a solver sees a stack of blocks
 ``Extremes``. What a block is the curvature of must not come in.
 """
 
-from nndiag.spectrum.asking import Among, Asking, Request, answered, extremes_by, placed, scaled
+from nndiag.spectrum.asking import Among, Asking, Request, answered, extremes_by, fills, placed, scaled
 from nndiag.spectrum.dense import dense_extremes
 from nndiag.spectrum.lanczos import lanczos
 from nndiag.spectrum.lead import Lead, Starts, Tally, shared_directions, worth_leading
@@ -28,6 +28,7 @@ __all__ = [
     "answered",
     "dense_extremes",
     "extremes_by",
+    "fills",
     "joined",
     "lanczos",
     "placed",

@@ -114,13 +114,18 @@ def placed(vectors: Tensor, index: Tensor | None, nodes: int) -> Tensor:
     return vectors.new_zeros(nodes, vectors.shape[1]).index_copy_(0, index, vectors)
 
 
-def scaled(solver: Asking, scale: Tensor, shift: float = 0.0) -> Asking:
+def fills(shift: float | Tensor) -> bool:
+    """Whether adding a multiple of the identity, or a diagonal, leaves no rank short."""
+    return isinstance(shift, Tensor) or shift != 0
+
+
+def scaled(solver: Asking, scale: Tensor, shift: float | Tensor = 0.0) -> Asking:
     """Let a solver of ``D (G + wI) D`` ask for products with ``G``.
 
     Args:
         solver: of the scaled stack.
         scale: the diagonals ``D``, ``(nodes, size)``.
-        shift: ``w``.
+        shift: ``w``, one number or one for each entry, ``(nodes, size)``.
     """
     request = next(solver)
     while True:
@@ -128,7 +133,8 @@ def scaled(solver: Asking, scale: Tensor, shift: float = 0.0) -> Asking:
         vectors = request.vectors * own
         image = yield Request(vectors, request.index)
         try:
-            request = solver.send((image.add(vectors, alpha=shift) if shift else image) * own)
+            more = shift[request.index] if isinstance(shift, Tensor) and request.index is not None else shift
+            request = solver.send((image + vectors * more if fills(shift) else image) * own)
         except StopIteration as ended:
             found: Extremes = ended.value
             return found

@@ -24,7 +24,7 @@ from nndiag.measures.exact.places import places_of
 from nndiag.measures.exact.positions import PositionBlocks
 from nndiag.measures.exact.record import ExactLayer, ExactSettings, LayerBound, Refinement
 from nndiag.measures.hvp import HessianProducts, NoSecondDerivativeError
-from nndiag.measures.plan import Progress, Update
+from nndiag.measures.plan import LayerRule, Progress, Update
 from nndiag.measures.weights import numbers
 from nndiag.probe.probe import Probe
 from nndiag.records.measured import Floats, Mask
@@ -308,11 +308,10 @@ class _Refining:
             if len(keep) == 0:
                 return []
             nodes, blocks = nodes[keep.numpy()], blocks.restricted(keep.to(image.device))
-        facts = None if self.update is None else self.update.facts
-        scale = None if self.update is None else self.update.preconditioner(layer)
-        if scale is not None:
-            scale = scale[torch.from_numpy(nodes).to(scale.device)]
-        solved = layer_curvature(blocks, self.probe.fold_sizes, self.settings.solver, facts, scale)
+        rule = LayerRule() if self.update is None else self.update.layer_rule(layer)
+        if rule.divisor is not None:
+            rule = rule.of(torch.from_numpy(nodes).to(rule.divisor.device))
+        solved = layer_curvature(blocks, self.probe.fold_sizes, self.settings.solver, rule)
         if isinstance(blocks, TiledBlocks):
             estimate, error = (numbers(found) for found in blocks.estimated_traces)
             own = {"trace": np.full(len(nodes), np.nan), "trace_estimate": estimate, "trace_se": error}
