@@ -149,3 +149,55 @@ def test_extremes_do_not_depend_on_the_size_of_the_numbers(scale: float) -> None
         )
     torch.testing.assert_close(scaled.largest / scale, plain.largest, rtol=1e-5, atol=0)
     assert scaled.converged.all()
+
+
+class Diagonal(Stack):
+    """A large diagonal matrix."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values, self.nodes, self.size = values, 1, len(values)
+        self.rank_bound, self.semidefinite = self.size, False
+
+    def product(self, vectors: Tensor) -> Tensor:
+        return vectors * self.values
+
+    def restricted(self, index: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_isolated_negative_eigenvalue_is_not_believed_away(seed: int) -> None:
+    """One of 20,000 is at −0.5, beside one at 100 and all others below 0.1: it shows after some 20 products."""
+    values = 0.1 * torch.rand(20_000, dtype=torch.float64, generator=generator())
+    values[7], values[9] = 100.0, -0.5
+    found = extremes_by(
+        lanczos,
+        Diagonal(values),
+        values,
+        generator=torch.Generator().manual_seed(seed),
+        tolerance=2e-4,
+        least_products=40,
+        both_vectors=True,
+    )
+    assert bool(found.converged.all())
+    assert found.products >= 40
+    assert float(found.smallest) == pytest.approx(-0.5, abs=1e-6)
+    assert float(found.largest) == pytest.approx(100.0, abs=1e-6)
+
+
+def test_an_exhausted_krylov_space_needs_no_more_products() -> None:
+    blocks = Stack(torch.diag_embed(torch.tensor([[2.0, 1.0, -6.0, 0.5]], dtype=torch.float64)))
+    found = extremes_by(lanczos, blocks, blocks.stack, generator=generator(), least_products=40)
+    assert found.products == 4
+    assert bool(found.converged.all())
+
+
+@pytest.mark.parametrize("spectrum", [(2.0, 1.0, -6.0), (6.0, 1.0, -2.0), (1.0, 0.5, -0.9)])
+def test_power_iteration_goes_on_until_it_has_settled(spectrum: tuple[float, ...]) -> None:
+    """The norm of a shifted block is twice that of the block, by which the residuals are judged."""
+    blocks = Stack(torch.diag_embed(torch.tensor([spectrum], dtype=torch.float64)))
+    found = extremes_by(power, blocks, blocks.stack, generator=generator(), tolerance=1e-4)
+    assert bool(found.converged.all())
+    assert float(found.largest) == pytest.approx(max(spectrum), abs=1e-3)
+    assert float(found.smallest) == pytest.approx(min(spectrum), abs=1e-3)
+    assert max(float(found.largest_error), float(found.smallest_error)) <= 1e-4 * 6.1

@@ -45,6 +45,9 @@ DENSE_SIZE = 40
 MOST_PRODUCTS, MOST_EXACTING, EXACTING = 64, 512, 1e-5
 """The most products that Lanczos makes, and where the tolerance is below that: smallest eigenvalues are slow."""
 
+LEAST_INDEFINITE = 12
+"""Products before the ends of a block are believed that may have negative eigenvalues."""
+
 FLAT_SHARE = 1e-3
 """Without a learning rate a direction is flat where its curvature is below this share of the block's
 largest."""
@@ -203,6 +206,7 @@ def solving(
         start,
         tolerance=settings.tolerance,
         max_products=most,
+        least_products=0 if stack.semidefinite else LEAST_INDEFINITE,
         both_vectors=both_vectors,
         lead=lead,
         traces=traces,

@@ -31,6 +31,7 @@ def lanczos(
     *,
     tolerance: float = 1e-3,
     max_products: int = 64,
+    least_products: int = 0,
     both_vectors: bool = False,
     lead: Lead | None = None,
     traces: Callable[[], Tensor] | None = None,
@@ -52,6 +53,8 @@ def lanczos(
         start: random unit vectors, ``(nodes, size)``, to which the constant one is added; or those of a lead.
         tolerance: largest error accepted, relative to the largest magnitude seen in the block.
         max_products: when to stop all the same.
+        least_products: what is known sooner is not believed, but of blocks whose Krylov space is exhausted: where
+            neither end is bounded, an isolated eigenvalue may not have shown yet.
         both_vectors: whether to return the vectors of the smallest values too.
         lead: what is known of semidefinite blocks.
         traces: gives those of semidefinite blocks, ``(nodes,)`` float64, once a product was made.
@@ -93,6 +96,7 @@ def lanczos(
             ritz = krylov.ritz(stack.semidefinite and krylov.count < SETTLED)
             ends = ends_of(stack, ritz, tolerance, lead, known)
             enough = ends.settled if krylov.count >= SETTLED else ends.settled & early
+            enough &= krylov.finished | (krylov.count >= least_products)
             now = ~settled if done else enough & ~settled
             results.put(owners, ends, ritz, krylov, torch.nonzero(now).flatten())
             settled = settled | enough

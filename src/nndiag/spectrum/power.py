@@ -11,6 +11,8 @@ from nndiag.spectrum.asking import Asking, Request
 from nndiag.spectrum.record import Extremes, Stack
 
 SHIFT_MARGIN = 1.05
+NEARER = 0.9
+"""Shifted runs stop at this share of the residual that is accepted, so that rounding does not leave it above."""
 MISS_PROBABILITY = 1e-3
 """How often an error may exceed the one reported for an iteration that has not settled."""
 
@@ -45,8 +47,9 @@ def power(
     dominant, _, first = yield from _iterate(start, tolerance, max_products)
     bound = dominant.abs()
     shift = (SHIFT_MARGIN * bound).to(start)[:, None]
-    _, top, second = yield from _iterate(start, tolerance, max_products, shift)
-    _, bottom, third = yield from _iterate(start, tolerance, max_products, shift, sign=-1)
+    enough = NEARER * tolerance * bound
+    _, top, second = yield from _iterate(start, tolerance, max_products, shift, enough)
+    _, bottom, third = yield from _iterate(start, tolerance, max_products, shift, enough, sign=-1)
     largest, largest_error = yield from _rayleigh(top)
     smallest, smallest_error = yield from _rayleigh(bottom)
     scale = torch.maximum(bound, torch.maximum(largest.abs(), smallest.abs()))
@@ -69,9 +72,17 @@ def power(
 
 
 def _iterate(
-    start: Tensor, tolerance: float, max_products: int, shift: Tensor | None = None, sign: int = 1
+    start: Tensor,
+    tolerance: float,
+    max_products: int,
+    shift: Tensor | None = None,
+    enough: Tensor | None = None,
+    sign: int = 1,
 ) -> Generator[Request, Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """Return dominant Rayleigh quotients of ``±G + shift``, their unit vectors and the products each block took."""
+    """Return dominant Rayleigh quotients of ``±G + shift``, their unit vectors and the products each block took.
+
+    A block has settled once its residual is ``enough``, by default ``tolerance`` times the norm of the image.
+    """
     vectors = start
     tiny = torch.finfo(start.dtype).tiny
     value = torch.zeros(len(start), dtype=torch.float64, device=start.device)
@@ -85,7 +96,7 @@ def _iterate(
         value = torch.where(settled, value, now)
         norm = image.norm(dim=1)
         residual = (image - now.to(image)[:, None] * vectors).norm(dim=1)
-        fresh = ~settled & (residual <= tolerance * norm)
+        fresh = ~settled & (residual <= (tolerance * norm if enough is None else enough))
         counts = torch.where(fresh, count, counts)
         settled = settled | fresh
         if bool(settled.all()):

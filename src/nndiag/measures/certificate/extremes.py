@@ -18,7 +18,9 @@ TOLERANCE = 2e-4
 MOST_PRODUCTS = 64
 BASIS_BYTES = 2 * 2**30
 """Memory for the basis, which holds one vector of all parameters a product; it caps the products of a large model."""
-LEAST_PRODUCTS = 8
+LEAST_PRODUCTS, SURE_PRODUCTS = 8, 40
+"""The least products that are made, and so many before ends are believed where memory allows: an isolated negative
+eigenvalue of a hundredth of the largest takes 20 to 30 to show among 10⁵ parameters."""
 ROUNDINGS = 10
 """Units of rounding, relative to the largest magnitude, that a product may be off by: no residual is known better."""
 
@@ -49,6 +51,7 @@ def hessian_ends(
             generator=generator,
             tolerance=TOLERANCE,
             max_products=most,
+            least_products=min(most, SURE_PRODUCTS),
             both_vectors=True,
         )
     except _NotFiniteError:
