@@ -101,6 +101,29 @@ class GPT(nn.Module):
         return self.head(self.norm(out)[:, -1])
 
 
+class SmoothConvolutions(nn.Sequential):
+    """Three convolutions with GELU that classify pictures of 28x28."""
+
+    def __init__(self, channels: int, classes: int = 10) -> None:
+        super().__init__(
+            nn.Conv2d(1, channels, 3, 2, 1), nn.GELU(), nn.Conv2d(channels, 2 * channels, 3, 2, 1), nn.GELU(),
+            nn.Conv2d(2 * channels, 2 * channels, 3, 2, 1), nn.GELU(), nn.Flatten(),
+            nn.Linear(2 * channels * 16, classes),
+        )  # fmt: skip
+
+
+class SmoothEncoder(nn.Module):
+    """A block of a Transformer that classifies a sequence of vectors by the mean over its positions."""
+
+    def __init__(self, features: int, width: int, classes: int = 10) -> None:
+        super().__init__()
+        self.first, self.block = nn.Linear(features, width), Transformer(width, 4)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.block(self.first(x))).mean(dim=1))
+
+
 class SequenceLSTM(nn.Module):
     """An LSTM that classifies a sequence by its last state."""
 

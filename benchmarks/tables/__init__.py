@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.setting import Table
-from benchmarks.tables import cost, edge, error, growth, memory, peers, reading, reports, solvers
+from benchmarks.tables import cost, edge, error, exact, growth, memory, peers, reading, reports, solvers
 
 TABLES: dict[str, Table] = {
     "cost": cost.table,
@@ -13,6 +13,7 @@ TABLES: dict[str, Table] = {
     "memory": memory.table,
     "reading": reading.table,
     "solvers": solvers.table,
+    "exact": exact.table,
     "edge": edge.table,
     "reports": reports.table,
 }
