@@ -48,8 +48,8 @@ def table(setting: Setting) -> list[str]:
             "The whole measurement, Gauss-Newton blocks of all nodes included, in units. Errors are the largest over "
             f"{LIMIT} random nodes of every linear and convolutional layer, relative to the largest magnitude among "
             "the node's eigenvalues; what they are compared with is the Hessian by double backward in float64, an "
-            "entry of the gradient at a time, so that they hold the rounding of single precision. `auto` spends a fixed "
-            "number of operations.",
+            "entry of the gradient at a time, so that they hold the rounding of single precision. `auto` spends a "
+            "fixed number of operations.",
         ),
         *rows(HEAD, body),
     ]

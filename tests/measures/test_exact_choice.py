@@ -14,7 +14,7 @@ from nndiag.measures.exact.bound import BOUND_PRODUCTS, estimated_traces, layer_
 from nndiag.measures.exact.choose import Signs, choose_nodes
 from nndiag.measures.exact.cost import pass_cost
 from nndiag.measures.exact.places import places_of
-from nndiag.measures.exact.refine import BOUND_COST
+from nndiag.measures.exact.shares import BOUND_COST
 from nndiag.measures.hvp import HessianProducts
 from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe

@@ -17,7 +17,7 @@ from nndiag.cli import main
 from nndiag.measures import Plan, collect, measure
 from nndiag.measures.exact import ExactSettings
 from nndiag.measures.exact.cost import pass_cost
-from nndiag.measures.exact.refine import BOUND_COST
+from nndiag.measures.exact.shares import BOUND_COST
 from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level

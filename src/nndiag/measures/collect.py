@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -15,11 +14,13 @@ from nndiag.measures.curvature import CurvatureSettings, LayerCurvature
 from nndiag.measures.detached import with_forward_effect
 from nndiag.measures.exact import ExactSettings, Refinement, merged, refine
 from nndiag.measures.jitter import with_jitter
+from nndiag.measures.layer_records import layer_records, proved, with_rates
 from nndiag.measures.look import Look, look_at
 from nndiag.measures.plan import Plan, Progress, Update
-from nndiag.measures.record import layer_record, only_observed, with_class_samples
+from nndiag.measures.record import with_class_samples
 from nndiag.measures.replaying import ChangingUsesError, Replay
 from nndiag.measures.returning import with_returns
+from nndiag.measures.said import not_measured, sentences
 from nndiag.measures.schedule import Schedule, make_schedule
 from nndiag.measures.solving import Solving, fine_tolerance, weights
 from nndiag.measures.stages import Stages
@@ -30,10 +31,6 @@ from nndiag.records.measured import CurvatureFacts, Floats, LayerMeasures, Mask,
 from nndiag.replay.layers import unmeasured
 from nndiag.replay.passes import main_output
 from nndiag.replay.state import undisturbed
-
-UNTOUCHED = "the forward pass does not use it"
-CLAIMED_NOISE = 0.01
-"""Blocks with more noise than this, as a share of their trace, are not called the Hessian's."""
 
 Preferring = Callable[[Measured], Mapping[str, Floats]]
 """Returns from the numbers known so far of which nodes, by layer, exact curvature is wanted first: larger numbers
@@ -88,16 +85,16 @@ def measure(
         stages.begin()
 
         def first() -> Mapping[str, Floats]:
-            layers = _layers(replay, curvatures, {}, Refinement())
+            layers = layer_records(replay, curvatures, {}, Refinement())
             return preferred(_measured(replay, layers, curvatures, update))
 
         refinement = _refined(replay, schedule, curvatures, update, stages.tell, first)
         exact = _take_in(curvatures, refinement, replay)
         ended = time.perf_counter()
-        layers = _with_rates(replay, _layers(replay, curvatures, exact, refinement), update)
+        layers = with_rates(replay, layer_records(replay, curvatures, exact, refinement), update)
         layers = with_returns(replay, with_forward_effect(replay, layers), update)
         layers = with_jitter(replay, layers)
-        left_out = (*unmeasured(model, replay.layers), *_untouched(replay), *_apart_from(replay, exact))
+        left_out = (*unmeasured(model, replay.layers), *not_measured(replay, exact))
     curved = plan.level >= Level.CURVATURE
     return replace(
         _measured(replay, layers, curvatures, update),
@@ -109,8 +106,7 @@ def measure(
         ),
         unmeasured=left_out,
         notes=(
-            *_not_convex(_negative_share(replay)),
-            *_drawn(replay.noise, layers),
+            *sentences(replay, layers),
             *(() if refinement.note is None else (refinement.note,)),
         ),
     )
@@ -167,12 +163,6 @@ def scheduled(replay: Replay, update: Update | None) -> tuple[Look, Schedule]:
     return look, schedule
 
 
-def _proved(replay: Replay, name: str) -> bool:
-    """Whether a layer's Gauss-Newton blocks are proved to be the Hessian's."""
-    exact = replay.piecewise_linear and replay.noise <= CLAIMED_NOISE
-    return exact and name not in replay.not_linear and name not in replay.left_out
-
-
 def _refined(
     replay: Replay,
     schedule: Schedule,
@@ -185,7 +175,7 @@ def _refined(
     plan = replay.plan
     if plan.level < Level.CURVATURE or plan.curvature == "ggn":
         return Refinement()
-    layers = [one for one in replay.layers if one.name in replay.reached and not _proved(replay, one.name)]
+    layers = [one for one in replay.layers if one.name in replay.reached and not proved(replay, one.name)]
     tolerance = fine_tolerance(replay) if plan.tolerance is None else plan.tolerance
     settings = ExactSettings(
         plan.curvature, CurvatureSettings(plan.solver, tolerance, plan.seed), room=schedule.budget // 4
@@ -209,103 +199,6 @@ def _take_in(
     return masks
 
 
-def _layers(
-    replay: Replay,
-    curvatures: Mapping[str, LayerCurvature],
-    exact: Mapping[str, Mask],
-    refinement: Refinement,
-) -> tuple[LayerMeasures, ...]:
-    return _with_influence(list(_by_layer(replay, curvatures, exact, refinement)))
-
-
-def _by_layer(
-    replay: Replay,
-    curvatures: Mapping[str, LayerCurvature],
-    exact: Mapping[str, Mask],
-    refinement: Refinement,
-) -> Iterator[LayerMeasures]:
-    parameters = dict(replay.model.named_parameters(remove_duplicate=False))
-    by_identity = {id(p): n for n, p in replay.model.named_parameters()}
-    gradients = {
-        name: replay.parameter_gradients[by_identity[id(p)]] / len(replay.probe)
-        for name, p in parameters.items()
-        if by_identity[id(p)] in replay.parameter_gradients
-    }
-    for layer in replay.layers:
-        record = layer_record(
-            layer,
-            layer.rows(parameters).detach(),
-            replay.observer.sums.get(layer.name),
-            replay.gradients[layer.name] if layer.name not in replay.left_out else None,
-            layer.rows(gradients) if set(layer.names) <= gradients.keys() else None,
-            len(replay.probe),
-            reached=layer.name in replay.reached,
-            apart=replay.apart(layer),
-            lookups=replay.lookups.get(layer.name),
-        )
-        refined = refinement.layers.get(layer.name)
-        if refined is not None and refined.bound is not None:
-            record = replace(record, per_layer={**record.per_layer, **refined.bound.measures})
-        yield only_observed(
-            _with_curvature(replay, record, curvatures.get(layer.name), exact.get(layer.name))
-        )
-
-
-def _with_curvature(
-    replay: Replay, record: LayerMeasures, curvature: LayerCurvature | None, exact: Mask | None
-) -> LayerMeasures:
-    if curvature is None:
-        return record
-    there = np.ones(record.nodes, dtype=bool) if record.observed is None else record.observed
-    if _proved(replay, record.name) or (exact is not None and exact[there].all()):
-        kind, exact = "hessian", None
-    elif exact is not None and exact.any():
-        kind = "mixed"
-    else:
-        kind, exact = "ggn", None
-    known = curvature.per_node["lambda_max"]
-    known = known if record.observed is None else known[record.observed]
-    median = {"lambda_max_median": float(np.median(known))} if known.size else {}
-    return replace(
-        record,
-        curvature_kind=kind,
-        exact=exact,
-        per_layer={**record.per_layer, **median},
-        per_node={**record.per_node, **curvature.per_node},
-        per_fold={**record.per_fold, **curvature.per_fold},
-    )
-
-
-def _with_rates(
-    replay: Replay, records: Sequence[LayerMeasures], update: Update | None
-) -> tuple[LayerMeasures, ...]:
-    """Add the learning rate of every layer that has one, where it is not the same for all."""
-    if update is None or update.facts.lr is not None:
-        return tuple(records)
-    facts = {layer.name: update.layer_rule(layer).facts for layer in replay.layers}
-    rates = {name: one.lr for name, one in facts.items() if one is not None and one.lr is not None}
-    return tuple(
-        replace(record, per_layer={**record.per_layer, "learning_rate": rates[record.name]})
-        if record.name in rates
-        else record
-        for record in records
-    )
-
-
-def _with_influence(layers: Sequence[LayerMeasures]) -> tuple[LayerMeasures, ...]:
-    """Add every node's ``influence``: its share of the tangent kernel's trace over all nodes measured."""
-    kernels = [layer.per_node["tangent_kernel"] for layer in layers if "tangent_kernel" in layer.per_node]
-    total = float(sum(np.nansum(kernel) for kernel in kernels))
-    if not 0 < total < np.inf:
-        return tuple(layers)
-    return tuple(
-        replace(layer, per_node={**layer.per_node, "influence": layer.per_node["tangent_kernel"] / total})
-        if "tangent_kernel" in layer.per_node
-        else layer
-        for layer in layers
-    )
-
-
 def _gradient_norm(replay: Replay) -> float | None:
     if not replay.parameter_gradients:
         return None
@@ -323,38 +216,5 @@ def _curvature_facts(
         solver=replay.plan.solver,
         converged=all(c.converged for c in curvatures.values()),
         products=max((c.products for c in curvatures.values()), default=0),
-        negative=_negative_share(replay),
+        negative=replay.negative_share,
     )
-
-
-def _negative_share(replay: Replay) -> float:
-    """Return the share of the loss's curvature in the output that is negative."""
-    negative = replay.negative_trace
-    return negative / (negative + replay.total_trace) if negative > 0 else 0.0
-
-
-def _untouched(replay: Replay) -> list[tuple[str, str]]:
-    """Return the layers that no forward pass used."""
-    return [(one.name, UNTOUCHED) for one in replay.layers if one.name not in replay.reached]
-
-
-def _apart_from(replay: Replay, exact: Mapping[str, Mask]) -> list[tuple[str, str]]:
-    """Return the layers whose samples could not be told apart, with the reason."""
-    return [
-        (name, f"{reason}; its curvature alone is known" if name in exact else reason)
-        for name, reason in sorted(replay.left_out.items())
-    ]
-
-
-def _drawn(noise: float, layers: Sequence[LayerMeasures]) -> list[str]:
-    """Say that random signs made the numbers of Gauss-Newton blocks coarse, where there are any."""
-    if noise <= CLAIMED_NOISE or all(layer.curvature_kind in ("hessian", None) for layer in layers):
-        return []
-    what = f"Gauss-Newton blocks are known through random signs, with noise of {100 * noise:.2g} % of their trace"
-    return [f"{what}; --curvature hessian has none"]
-
-
-def _not_convex(share: float) -> list[str]:
-    """Say that so much of the loss's curvature is in no Gauss-Newton block."""
-    what = f"the loss is not convex: {100 * share:.2g} % of its curvature in the output is negative"
-    return [f"{what}, and in no Gauss-Newton block; --curvature hessian has it"] if share > 0 else []

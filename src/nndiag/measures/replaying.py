@@ -293,6 +293,12 @@ class Replay:
         return any(p.dtype == torch.float64 for p in self.model.parameters())
 
     @property
+    def negative_share(self) -> float:
+        """The share of the loss's curvature in the output that is negative."""
+        negative = self.negative_trace
+        return negative / (negative + self.total_trace) if negative > 0 else 0.0
+
+    @property
     def noise(self) -> float:
         """The standard deviation that random signs gave the trace, as a share of it."""
         return self.trace_variance**0.5 / self.total_trace if self.total_trace > 0 else 0.0

@@ -16,13 +16,14 @@ from nndiag.errors import InputError, ModelError
 from nndiag.measures.blocks import GramBlocks, OuterBlocks
 from nndiag.measures.curvature import LayerCurvature, joined, layer_curvature
 from nndiag.measures.exact.applied import positions_of, signed_blocks
-from nndiag.measures.exact.blocks import SIGNS, SKETCH, TiledBlocks, formed_blocks
-from nndiag.measures.exact.bound import BOUND_PRODUCTS, TRACE_SIGNS, estimated_traces, layer_bound
+from nndiag.measures.exact.blocks import TiledBlocks, formed_blocks
+from nndiag.measures.exact.bound import estimated_traces, layer_bound
 from nndiag.measures.exact.choose import Signs, choose_nodes
 from nndiag.measures.exact.cost import pass_cost
 from nndiag.measures.exact.places import places_of
 from nndiag.measures.exact.positions import PositionBlocks
 from nndiag.measures.exact.record import ExactLayer, ExactSettings, LayerBound, Refinement
+from nndiag.measures.exact.shares import TILED_PRODUCTS, Price, Share, divided
 from nndiag.measures.hvp import HessianProducts, NoSecondDerivativeError
 from nndiag.measures.plan import LayerRule, Progress, Update
 from nndiag.measures.weights import numbers
@@ -32,11 +33,6 @@ from nndiag.records.measured import Floats, Mask
 if TYPE_CHECKING:
     from nndiag.replay.kinds import Layer
 
-SOLVER_PRODUCTS = 22
-"""What a solver takes on a large block, both ends by fold included."""
-TILED_PRODUCTS = SOLVER_PRODUCTS + 2 * SKETCH + SIGNS
-"""Products of a node in the form of ``TiledBlocks``; smaller blocks are cheaper formed."""
-BOUND_COST = BOUND_PRODUCTS + TRACE_SIGNS
 SignedBlocks = OuterBlocks | PositionBlocks | GramBlocks
 FORMED_BYTES = 256 * 2**20
 """What the exact blocks of one tile of nodes may take."""
@@ -105,19 +101,6 @@ class _Wishes:
         return np.arange(layer.nodes, dtype=np.intp) if mask is None else np.flatnonzero(mask)
 
 
-@dataclass(frozen=True)
-class _Share:
-    """What a layer may spend.
-
-    ``nodes`` are how many may be refined, all of them, without a bound first, where ``whole``; ``formed`` says that
-    their blocks may be formed, which an exact trace needs.
-    """
-
-    nodes: int
-    whole: bool
-    formed: bool
-
-
 class _Refining:
     """One refinement: its arguments, and what is the same for all layers."""
 
@@ -153,28 +136,18 @@ class _Refining:
                 refined[layer.name] = self._layer(layer, shares[layer.name])
         return Refinement(refined, self._note(shares))
 
-    def _shares(self) -> dict[str, _Share]:
-        """Divide what may be spent: a layer that needs less than its share leaves the rest to the others."""
+    def _shares(self) -> dict[str, Share]:
+        """Divide what may be spent; asked for all exact blocks, nobody counts."""
         count = {layer.name: len(self.wishes.nodes(layer)) for layer in self.layers}
         if self.hessian:
-            return {name: _Share(nodes, whole=True, formed=True) for name, nodes in count.items()}
-        left, shares = self.settings.work / self.cost.work, {}
-        waiting = sorted(self.layers, key=lambda layer: count[layer.name] * self._formed(layer))
-        for place, layer in enumerate(waiting):
-            share, nodes = left / (len(waiting) - place), count[layer.name]
-            formed, tiled = self._formed(layer), min(self._formed(layer), TILED_PRODUCTS)
-            if nodes * formed <= share and self._formable(layer):
-                shares[layer.name] = _Share(nodes, whole=True, formed=True)
-                left -= nodes * formed
-            elif nodes * tiled <= share:
-                shares[layer.name] = _Share(nodes, whole=True, formed=False)
-                left -= nodes * tiled
-            elif (some := int((share - BOUND_COST) // tiled)) > 0:
-                shares[layer.name] = _Share(some, whole=False, formed=tiled == formed)
-                left -= share
-        return shares
+            return {name: Share(nodes, whole=True, formed=True) for name, nodes in count.items()}
+        prices = {
+            layer.name: Price(count[layer.name], self._vectors(layer), self._formable(layer))
+            for layer in self.layers
+        }
+        return divided(prices, self.settings.work / self.cost.work)
 
-    def _formed(self, layer: Layer) -> int:
+    def _vectors(self, layer: Layer) -> int:
         """Return how many vectors it takes to know the exact block of one node."""
         return self.positions[layer.name].count if layer.name in self.positions else layer.size
 
@@ -190,7 +163,7 @@ class _Refining:
         """Return how many nodes there is room for at a time, by what each of them takes."""
         return max(1, self.room // each)
 
-    def _layer(self, layer: Layer, share: _Share) -> ExactLayer:
+    def _layer(self, layer: Layer, share: Share) -> ExactLayer:
         products = HessianProducts(self.model, self.probe, layer.names, self.cost.keep_graphs)
         places = places_of(layer, products)
         bound, nodes = None, self.wishes.nodes(layer)
@@ -318,7 +291,7 @@ class _Refining:
             solved = replace(solved, per_node=solved.per_node | own)
         return [(nodes, solved)]
 
-    def _note(self, shares: Mapping[str, _Share]) -> str | None:
+    def _note(self, shares: Mapping[str, Share]) -> str | None:
         left = len(self.layers) - len(shares)
         if left == 0 or self.hessian:
             return None
