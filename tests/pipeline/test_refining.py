@@ -76,6 +76,20 @@ def test_flagged_nodes_are_refined_first(affordable: tuple[nn.Module, Probe]) ->
     assert not alone.exact[SATURATED]
 
 
+def test_the_budget_does_not_change_which(affordable: tuple[nn.Module, Probe]) -> None:
+    found = [
+        measure(*affordable, Plan(Level.CURVATURE, curvature="auto", memory_budget=budget)).layers[0]
+        for budget in (None, 100_000, 62_000)
+    ]
+    masks = [layer.exact for layer in found]
+    assert all(mask is not None and mask.sum() == 2 for mask in masks)
+    for layer, mask in zip(found, masks, strict=True):
+        assert mask is not None
+        np.testing.assert_array_equal(mask, masks[0])
+        for name in ("lambda_max", "lambda_min", "trace"):
+            np.testing.assert_allclose(layer.per_node[name], found[0].per_node[name], rtol=1e-6, atol=1e-9)
+
+
 def test_a_scan_refines_what_it_flags(
     affordable: tuple[nn.Module, Probe],
     tmp_path: Path,

@@ -178,7 +178,10 @@ def _refined(
     layers = [one for one in replay.layers if one.name in replay.reached and not proved(replay, one.name)]
     tolerance = fine_tolerance(replay) if plan.tolerance is None else plan.tolerance
     settings = ExactSettings(
-        plan.curvature, CurvatureSettings(plan.solver, tolerance, plan.seed), room=schedule.budget // 4
+        plan.curvature,
+        CurvatureSettings(plan.solver, tolerance, plan.seed),
+        room=schedule.budget // 4,
+        batch_size=replay.probe.batch_size,
     )
     # the same samples, as many at a time as the budget lets through
     probe = replace(replay.probe, batch_size=replay.part_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ SECOND_TENSORS = 6
 PASS_BYTES = 512 * 2**20
 """What the vectors of one batched pass may take."""
 MOST_AT_ONCE = 64
+COUNTED = (2, 3)
+"""Samples of the two passes that are counted: what a batch takes grows in a straight line with its samples."""
 KEPT_BYTES = 512 * 2**20
 """What first-order graphs kept for the next product may take."""
 
@@ -52,15 +54,46 @@ class Cost:
         return self.batches == 1 or SECOND_TENSORS * self.batch_bytes * self.batches <= room
 
 
-def pass_cost(model: nn.Module, probe: Probe, room: int = PASS_BYTES) -> Cost:
-    """Count the operations of a forward pass over the probe, from its first batch; ``room`` is as in ``Cost``."""
-    batch = next(probe.batches())
+def pass_cost(model: nn.Module, probe: Probe, room: int = PASS_BYTES, batch_size: int | None = None) -> Cost:
+    """Count the operations of a forward pass over the probe, from its first samples.
+
+    Args:
+        model: the model.
+        probe: samples, targets and loss.
+        room: as in ``Cost``.
+        batch_size: of the batches that functions are taken to be called on, where a budget has made them smaller: what
+            is decided by the work must not depend on it.
+    """
+    few, more = (_counted(model, probe, min(count, len(probe))) for count in COUNTED)
+    samples = more.samples - few.samples
+    each = (more.work - few.work) / samples if samples else few.work / few.samples
+    each_bytes = (more.bytes - few.bytes) / samples if samples else few.bytes / few.samples
+    batches = -(-len(probe) // (batch_size or probe.batch_size))
+    size = min(len(probe), probe.batch_size)
+    return Cost(
+        each * len(probe) + batches * (few.work - each * few.samples),
+        round(few.bytes + each_bytes * (size - few.samples)),
+        -(-len(probe) // size),
+        room,
+    )
+
+
+@dataclass(frozen=True)
+class _Count:
+    """Operations and bytes of a forward pass over so many samples."""
+
+    samples: int
+    work: float
+    bytes: int
+
+
+def _counted(model: nn.Module, probe: Probe, count: int) -> _Count:
+    batch = next(replace(probe, batch_size=count).batches())
     # with gradients: without, fused layers are one call that nobody can look into
     with second_order(model), FlopCounterMode(display=False) as flops, _Outputs() as outputs:
         mean_loss(model, probe, batch)
     work = flops.get_total_flops() + ELEMENTWISE * outputs.entries + CALL * outputs.calls
-    batches = -(-len(probe) // len(batch))
-    return Cost(work * len(probe) / len(batch), outputs.bytes, batches, room)
+    return _Count(len(batch), work, outputs.bytes)
 
 
 class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -22,13 +22,15 @@ class ExactSettings:
 
     ``mode`` is ``"hessian"``: every node, with its exact trace, whatever it costs; or ``"auto"``: as many of the nodes
     that matter as ``work`` allows. ``solver`` is that of the blocks, with the seed of everything random. ``room``
-    bounds what the vectors of one pass, kept graphs and formed blocks may each take, in bytes.
+    bounds what the vectors of one pass, kept graphs and formed blocks may each take, in bytes. ``batch_size`` is that
+    which the probe would have without a budget.
     """
 
     mode: Literal["auto", "hessian"]
     solver: CurvatureSettings = field(default_factory=CurvatureSettings)
     work: float = AUTO_WORK
     room: int = 512 * 2**20
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class _Refining:
         apart = [layer for layer in self.layers if layer.name in self.found]
         self.like = HessianProducts(self.model, self.probe).like  # says at once that targets are missing
         self.positions = positions_of(self.model, self.probe, apart)
-        self.cost = pass_cost(self.model, self.probe, self.settings.room)
+        self.cost = pass_cost(self.model, self.probe, self.settings.room, self.settings.batch_size)
         shares, refined = self._shares(), {}
         for done, layer in enumerate(self.layers):
             progress(f"curvature of layer {layer.name}, exactly", done, len(self.layers))
