@@ -106,8 +106,9 @@ class Update:
         decay = layer.rows(held)
         if divisor is None:
             divisor = torch.ones_like(decay)
-        elif first.name == "adamw":  # what is not divided by P counts P times inside
-            decay = decay.to(divisor) * divisor
+        decay = decay.to(divisor)
+        if first.name == "adamw":  # what is not divided by P counts P times inside
+            decay = decay * divisor
         return LayerRule(replace(first, weight_decay=None), divisor, decay)
 
     def preconditioner(self, layer: Layer) -> Tensor | None:
