@@ -42,6 +42,9 @@ WAYS: dict[str, Callable[[], nn.Module]] = {
     "index_select": lambda: Table(
         raw(), lambda m, x: m.table.index_select(0, x.flatten()).unflatten(0, x.shape).sum(1)
     ),
+    "index_select by name": lambda: Table(
+        raw(), lambda m, x: m.table.index_select(dim=0, index=x.flatten()).unflatten(0, x.shape).sum(1)
+    ),
 }  # fmt: skip
 
 

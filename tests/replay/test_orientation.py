@@ -25,6 +25,7 @@ COLUMNS: dict[str, Product] = {
     "of mT": lambda x, w: F.linear(x, w.mT),
     "of transpose": lambda x, w: F.linear(x, w.transpose(0, 1)),
     "of negative axes": lambda x, w: F.linear(x, w.transpose(-1, -2)),
+    "of transpose by name": lambda x, w: F.linear(x, torch.transpose(input=w, dim0=0, dim1=1)),
     "of permute": lambda x, w: F.linear(x, w.permute(1, 0)),
     "turned twice": lambda x, w: x @ w.t().t(),
     "tensordot": lambda x, w: torch.tensordot(x, w, 1),

@@ -105,8 +105,7 @@ def layer_curvature(
     found = solve(multiplied, blocks.like, lead=lead, traces=traces if blocks.semidefinite else None)
     seen = None
     if rule.divisor is not None:
-        decay = rule.decay.to(blocks.like) if isinstance(rule.decay, Tensor) else rule.decay
-        seen = solve(ScaledBlocks(blocks, rule.divisor.rsqrt().to(blocks.like), decay), blocks.like)
+        seen = solve(ScaledBlocks(blocks, *rule.scaling(blocks.like)), blocks.like)
     forms = [_forms(multiplied, found, folds, known)]
     if found.smallest_vectors is not None:
         forms.append(blocks.forms_by_fold(found.smallest_vectors, folds))

@@ -105,7 +105,7 @@ def with_rates(
     """Add the learning rate of every layer that has one, where it is not the same for all."""
     if update is None or update.facts.lr is not None:
         return tuple(records)
-    facts = {layer.name: update.layer_rule(layer).facts for layer in replay.layers}
+    facts = {layer.name: update.layer_facts(layer) for layer in replay.layers}
     rates = {name: one.lr for name, one in facts.items() if one is not None and one.lr is not None}
     return tuple(
         replace(record, per_layer={**record.per_layer, "learning_rate": rates[record.name]})

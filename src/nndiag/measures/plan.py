@@ -65,10 +65,11 @@ class LayerRule:
         decay = self.decay[nodes] if isinstance(self.decay, Tensor) else self.decay
         return LayerRule(self.facts, divisor, decay)
 
-    @property
-    def preconditioned(self) -> bool:
-        """Whether steps are divided by something."""
-        return self.divisor is not None and self.facts is not None and self.facts.is_adam
+    def scaling(self, like: Tensor) -> tuple[Tensor, float | Tensor]:
+        """Return ``D`` and ``w`` in the type and on the device of vectors; there must be a divisor."""
+        assert self.divisor is not None
+        decay = self.decay.to(like) if isinstance(self.decay, Tensor) else self.decay
+        return self.divisor.rsqrt().to(like), decay
 
 
 @dataclass(frozen=True)
@@ -89,27 +90,36 @@ class Update:
         """Return the facts of a parameter, ``None`` where the optimiser does not hold it."""
         return self.rules.get(name) if self.rules else self.facts
 
+    def layer_facts(self, layer: Layer) -> OptimizerFacts | None:
+        """Return the facts of a layer's parameters, without the decay where that differs; ``None`` where more does."""
+        own = {self.rule(name) for name in layer.names}
+        bare = own if len(own) == 1 else {one and replace(one, weight_decay=None) for one in own}
+        return bare.pop() if len(bare) == 1 else None
+
     def layer_rule(self, layer: Layer) -> LayerRule:
-        """Return how the optimiser sees a layer; without facts where its parameters differ in more than the decay."""
-        own = [self.rule(name) for name in layer.names]
-        bare = {replace(one, weight_decay=None) if one is not None else None for one in own}
-        first = own[0]
-        if first is None or len(bare) > 1:
+        """Return how the optimiser sees a layer."""
+        facts = self.layer_facts(layer)
+        if facts is None:
             return LayerRule()
         divisor = self.preconditioner(layer)
-        if len(set(own)) == 1:
-            return LayerRule(first, divisor, first.coupled_decay if divisor is not None else 0.0)
-        if first.is_adam and divisor is None:
-            return LayerRule(replace(first, weight_decay=None))
-        held = {name: torch.full(slot.shape, one.weight_decay or 0.0, dtype=torch.float64)
-                for slot, name, one in zip(layer.slots, layer.names, own, strict=True) if one is not None}  # fmt: skip
-        decay = layer.rows(held)
-        if divisor is None:
-            divisor = torch.ones_like(decay)
-        decay = decay.to(divisor)
-        if first.name == "adamw":  # what is not divided by P counts P times inside
-            decay = decay * divisor
-        return LayerRule(replace(first, weight_decay=None), divisor, decay)
+        if all(self.rule(name) == facts for name in layer.names):
+            return LayerRule(facts, divisor, facts.coupled_decay if divisor is not None else 0.0)
+        if facts.is_adam and divisor is None:
+            return LayerRule(facts)
+        decay = self._decays(layer)
+        divisor = torch.ones_like(decay) if divisor is None else divisor
+        # what is not divided by P counts P times inside
+        decay = decay.to(divisor) * (divisor if facts.name == "adamw" else 1)
+        return LayerRule(facts, divisor, decay)
+
+    def _decays(self, layer: Layer) -> Tensor:
+        """Return the weight decay of every entry, ``(nodes, size)``."""
+        held = {}
+        for slot in layer.slots:
+            rule = self.rule(slot.parameter)
+            decay = 0.0 if rule is None else rule.weight_decay or 0.0
+            held[slot.parameter] = torch.full(slot.shape, decay, dtype=torch.float64)
+        return layer.rows(held)
 
     def preconditioner(self, layer: Layer) -> Tensor | None:
         """Return Adam's ``P = √(v/(1−β₂ᵗ)) + ε`` as ``(nodes, size)``; ``None`` where it is not known."""

@@ -126,16 +126,11 @@ class StreamedLayer:
             solver = solving(_Nodes(self, b - a), starts[a:b], self._settings, False, own, traces)
             self._plain.append(_Task(a, b, solver))
         if self._rule.divisor is not None:
-            scale, decay = self._rule.divisor.rsqrt().to(self._like), self._rule.decay
-            decay = decay.to(self._like) if isinstance(decay, Tensor) else decay
             starts = random_vectors(self.nodes, self.size, self._like, generator)
             for a, b in self._ranges:
+                scale, decay = self._rule.of(slice(a, b)).scaling(self._like)
                 solver = solving(_Nodes(self, b - a, full=fills(decay)), starts[a:b], self._settings, False)
-                self._seen.append(
-                    _Task(
-                        a, b, scaled(solver, scale[a:b], decay[a:b] if isinstance(decay, Tensor) else decay)
-                    )
-                )
+                self._seen.append(_Task(a, b, scaled(solver, scale, decay)))
         self._ask()
 
     @property

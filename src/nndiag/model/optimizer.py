@@ -73,10 +73,10 @@ def match_optimizer(
     saved, assignment = matched[0]
     facts, differing = facts_of(_groups(saved, assignment), list(saved.state.values()))
     notes = [assignment.note] if assignment.note else []
-    if facts.stability_threshold is None and facts.name not in (None, "sgd", "adam", "adamw"):
-        notes.append(f"it is neither SGD nor Adam ({facts.name}), and no stability margin is known of it")
-    elif facts.name is None:
+    if facts.name is None:
         notes.append("its rule is not known, give --optimizer")
+    elif not facts.is_known:
+        notes.append(f"it is neither SGD nor Adam ({facts.name}), and no stability margin is known of it")
     state = OptimizerState(
         facts,
         _step(saved, assignment),
@@ -84,12 +84,12 @@ def match_optimizer(
         _rules(saved, assignment, facts.name),
         _steps(saved, assignment),
     )
-    notes += _left_out(model, state, differing)
+    notes += _left_out(state, differing)
     note = f"optimiser: {'; '.join(notes)}" if notes else ""
     return state, printable(note)
 
 
-def _left_out(model: nn.Module, state: OptimizerState, differing: Sequence[str]) -> list[str]:
+def _left_out(state: OptimizerState, differing: Sequence[str]) -> list[str]:
     """Say what the groups do not agree on, and which parameters have no second moments."""
     notes = []
     if differing:

@@ -55,7 +55,7 @@ class OptimizerFacts:
         Source: math of the heavy-ball and Adam maps; Cohen et al. 2022, "Adaptive gradient methods at the
         edge of stability", section 3.
         """
-        if not self.lr or not (self.is_adam or self.name == "sgd"):
+        if not self.lr or not self.is_known:
             return None
         if self.is_adam:
             beta1 = self.betas[0] if self.betas else 0.9
@@ -76,6 +76,11 @@ class OptimizerFacts:
     def added_decay(self) -> float:
         """Weight decay that is added to every eigenvalue of the curvature as the optimiser sees it."""
         return 0.0 if self.name == "adam" else (self.weight_decay or 0.0)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether what the rule's steps do near a minimum is known here."""
+        return self.is_adam or self.name == "sgd"
 
     @property
     def is_adam(self) -> bool:

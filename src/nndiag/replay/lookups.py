@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +36,23 @@ def rows_taken(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], table:
         kwargs: keyword arguments of the call.
         table: one of the arguments.
     """
-    every = torch.arange(len(table), device=table.device) if table.dim() else None
-    if every is None:
-        return None
+    given = (*args, *kwargs.values())
     if name in _EMBEDDINGS:
-        ids = (v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and not v.is_floating_point())
-        return next(ids, None)
-    if name == "__getitem__" and args[0] is table:
-        index = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
-        return every[index] if isinstance(index, int | slice | list | Tensor) else None
-    if name == "index_select" and args[0] is table and args[1] in (0, -table.dim()):
-        return every[args[2]]
-    return None
+        return next(_ids(given), None)
+    if not table.dim() or given[0] is not table:
+        return None
+    index = None
+    if name == "__getitem__":
+        index = given[1][0] if isinstance(given[1], tuple) and given[1] else given[1]
+    elif name == "index_select" and _axis(given) in (0, -table.dim()):
+        index = next(_ids(given), None)
+    taken = isinstance(index, int | slice | list | Tensor)
+    return torch.arange(len(table), device=table.device)[index] if taken else None
+
+
+def _axis(given: Sequence[Any]) -> int | None:
+    return next((value for value in given if isinstance(value, int)), None)
+
+
+def _ids(given: Sequence[Any]) -> Iterator[Tensor]:
+    return (value for value in given if isinstance(value, Tensor) and not value.is_floating_point())

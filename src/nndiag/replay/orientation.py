@@ -65,14 +65,14 @@ class Orientation(TorchFunctionMode):
     ) -> None:
         """Follow a parameter whose axes a function gives another order."""
         name, _ = plain_name(func, args, kwargs)
-        if name not in _TURNS or not isinstance(result, Tensor) or not isinstance(args[0], Tensor):
+        if name not in _TURNS or not isinstance(result, Tensor):
             return
-        known = self._known(args[0])
-        if known is None or args[0].dim() < 2:
+        before, *given = (*args, *kwargs.values())
+        known = self._known(before) if isinstance(before, Tensor) else None
+        if known is None or result.dim() < 2 or (name == "t" and result.dim() > 2):
             return
         owner, order = known
-        places = _reordered(name, [*args[1:], *kwargs.values()], args[0].dim())
-        self._turned[result] = owner, tuple(order[place] for place in places)
+        self._turned[result] = owner, tuple(order[place] for place in _reordered(name, given, result.dim()))
 
     def named(self) -> Mapping[str, tuple[int, ...]]:
         """Return ``axes`` by the name of the parameter."""
