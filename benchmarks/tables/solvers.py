@@ -22,7 +22,7 @@ def table(setting: Setting) -> list[str]:
         plan = Plan(Level.CURVATURE, solver=solver, noise=0.0)
         run, spent = timed(case, plan, setting.repeats)
         assert run.curvature is not None
-        errors = errors_of(case, plan, limit=max(widths))
+        (errors,) = errors_of(case, [plan], limit=max(widths))
         marks = [
             f"{float(np.quantile(errors[name], 0.99)):.1e} / {errors[name].max():.1e}"
             for name in ("lambda_max", "lambda_min")

@@ -226,7 +226,7 @@ def test_many_outputs_alike_take_no_more_passes_than_allowed() -> None:
 def test_heavy_samples_get_more_passes_than_light_ones() -> None:
     weights = torch.ones(50, 8, dtype=torch.float64)
     weights[7] *= 100
-    found = allot(weights, torch.ones(8, dtype=torch.long), noise=1e-1, coverage=0.0, limit=32)
+    found = allot(weights, torch.ones(8, dtype=torch.long), noise=1e-1, own_noise=1.0, coverage=0.0, limit=32)
     assert int(found.passes.argmax()) == 7
     assert int(found.passes[7]) == 8
     assert int(found.passes.sum()) < 3 * 50
@@ -237,7 +237,7 @@ def test_every_atom_has_one_place_and_those_alone_are_the_heaviest(seed: int) ->
     weights = torch.rand(30, 17, generator=seeded(seed), dtype=torch.float64) ** 6
     weights[3] = 0
     weights[4, 5:] = 0
-    found = allot(weights, torch.ones(17, dtype=torch.long), noise=3e-2, coverage=0.5, limit=9)
+    found = allot(weights, torch.ones(17, dtype=torch.long), noise=3e-2, own_noise=1.0, coverage=0.5, limit=9)
     assert ((found.place >= 0) == (weights > 1e-12 * weights.sum() / 30)).all()
     assert (found.place < found.passes[:, None]).all()
     assert (found.passes >= 1).all()
@@ -255,10 +255,15 @@ def test_every_atom_has_one_place_and_those_alone_are_the_heaviest(seed: int) ->
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_left_to_chance_is_right_in_the_mean(seed: int) -> None:
+@pytest.mark.parametrize("kinds", [1, 5])
+def test_what_is_left_to_chance_is_right_in_the_mean(seed: int, kinds: int) -> None:
     weights = torch.rand(300, 6, generator=seeded(seed), dtype=torch.float64) ** 8
     columns = (torch.eye(6, dtype=torch.float64) * weights.sqrt()[:, None]).movedim(2, 0)
-    seeds = [Seeds(factor_of(columns), 0.2, seeded(one), coverage=0.0) for one in range(200)]
+    alike = torch.arange(300) % kinds
+    seeds = [
+        Seeds(factor_of(columns), 0.2, seeded(one), own_noise=2.0, coverage=0.0, alike=alike)
+        for one in range(200)
+    ]
     assert seeds[0].expected < 1
     traces = torch.tensor([sum(float(p.values.square().sum()) for p in every(one, 300)) for one in seeds])
     assert float(traces.std()) <= 0.2 * float(weights.sum())
@@ -275,3 +280,37 @@ def test_a_batch_of_which_chance_takes_nothing_still_shows_its_layers() -> None:
         groups = list(seeds.groups(256, torch.zeros(1), slice(first, first + 1)))
         assert len(groups) == 1
         assert len(list(groups[0].seeds)) >= 1
+
+
+def test_of_samples_that_are_alike_chance_takes_one_in_four() -> None:
+    columns = torch.full((1, 300, 1), 0.01, dtype=torch.float64)
+    columns[:, 200:] = 1
+    alike = torch.arange(300) % 5
+    together = torch.zeros(300)
+    for seed in range(60):
+        factor = factor_of(torch.cat([columns, columns / 2]))
+        seeds = Seeds(factor, 0.2, seeded(seed), own_noise=2.0, coverage=0.0, alike=alike)
+        taken = torch.zeros(300)
+        for one in every(seeds, 300):
+            taken[one.samples] += one.values.flatten(1).any(dim=1)
+        light = taken[:200]
+        assert light.max() == 1
+        for kind in range(5):
+            assert abs(float(light[alike[:200] == kind].sum()) - 10) <= 1
+        together += taken
+    assert (together[:200] > 0).all()  # each has its turn
+
+
+def test_seeds_that_are_made_together_are_those_that_are_made_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, _ = model_with_positions(6.0)
+    for factor in (factor_of(some_columns(4.0)), loss_factor(named_loss("masked_lm"), output, None)):
+        samples = len(factor.weights)
+        both = []
+        for together in (2**16, 1):
+            monkeypatch.setattr("nndiag.measures.seeds.TOGETHER", together)
+            both.append(every(Seeds(factor, 1e-2, seeded(3)), samples))
+        assert len(both[0]) == len(both[1])
+        for one, two in zip(*both, strict=True):
+            torch.testing.assert_close(one.values, two.values, rtol=0, atol=0)

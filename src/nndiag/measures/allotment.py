@@ -19,9 +19,9 @@ NEGLIGIBLE = 1e-12
 """Share of the batch's trace below which an atom is nothing but rounding."""
 CHANCE = 0.25
 """How often a pass is made that is left to chance."""
-OWN_NOISE, OWN_PASSES, LIGHT = 10, 4, 5e-4
-"""A sample by itself may be so many times as noisy, where so many passes reach that and unless it is this light beside
-the mean: a node may see few samples, and light ones, of which the noise of the batch says nothing."""
+OWN_PASSES, LIGHT = 4, 5e-4
+"""The noise accepted of a sample by itself is kept to where so many passes reach that, and unless the sample is this
+light beside the mean."""
 CHEAPEST, HALVINGS = 1e-12, 20
 """Search for the price of a pass: the least, relative to the largest value, and how often the search halves."""
 
@@ -47,7 +47,9 @@ class Allotment:
         return self.passes - (1 - CHANCE) * self.chance
 
 
-def allot(weights: Tensor, ranks: Tensor, *, noise: float, coverage: float, limit: int) -> Allotment:
+def allot(
+    weights: Tensor, ranks: Tensor, *, noise: float, own_noise: float, coverage: float, limit: int
+) -> Allotment:
     """Return the cheapest allotment that keeps the noise and the coverage asked for.
 
     Args:
@@ -55,6 +57,8 @@ def allot(weights: Tensor, ranks: Tensor, *, noise: float, coverage: float, limi
         ranks: columns mixed in each atom, ``(atoms,)``: an atom of several is noisy though it is alone.
         noise: accepted standard deviation of the batch's mean matrix, as a share of its trace, for a node that sees
             all atoms alike. 0 gives every atom a pass of its own.
+        own_noise: the same of a sample by itself, as a share of its own trace: a node may see few samples, and light
+            ones, of which the noise of the batch says nothing.
         coverage: share of the trace that is to go alone, where the limit allows it.
         limit: most passes of a sample where atoms share; not a bound where ``noise`` is 0.
     """
@@ -67,7 +71,7 @@ def allot(weights: Tensor, ranks: Tensor, *, noise: float, coverage: float, limi
         variances = atoms.variances(singles[:, None], torch.ones_like(singles[:, None]))[:, 0]
     else:
         levels = _Levels(atoms, min(most, limit))
-        passes, chance, singles, variances = levels.chosen(noise * total, (1 - coverage) * total, noise)
+        passes, chance, singles, variances = levels.chosen(noise * total, (1 - coverage) * total, own_noise)
     shared = float(atoms.shared(singles[:, None]).sum())
     exact = max(0.0, 1.0 - shared / total) if total > 0 else 1.0
     place = atoms.unsorted(_dealt(atoms.heavy, singles, passes))
@@ -161,7 +165,7 @@ class _Levels:
         Args:
             noise: accepted standard deviation of the sum over the samples.
             shared: accepted weight that does not go alone.
-            own_noise: what the noise of a sample is measured by, as a share of its trace.
+            own_noise: accepted standard deviation of a sample, as a share of its trace.
         """
         allowed = self._quiet(own_noise)
         level = _cheapest(self._shared, self._costs, allowed, shared)
@@ -171,15 +175,17 @@ class _Levels:
         passes, singles, variances = (table.gather(1, level[:, None])[:, 0] for table in tables)
         return passes, self._chance[level] & (singles < self._atoms.counts), singles, variances
 
-    def _quiet(self, noise: float) -> Tensor:
-        """Return the levels at which no sample is too noisy by itself, ``(batch, levels)``; all where none is.
+    def _quiet(self, own_noise: float) -> Tensor:
+        """Return the levels at which a sample is not too noisy by itself, ``(batch, levels)``.
 
-        A chance only where the others are light beside those that go alone.
+        Where few passes do not reach what is accepted, it is at least no noisier than one pass of all its atoms. A
+        chance only where the others are light beside those that go alone.
         """
         own = self._atoms.own
-        quiet = self._sensible & (self._variances <= (OWN_NOISE * noise * own).square())
-        bound = quiet[:, : 2 * OWN_PASSES].any(dim=1, keepdim=True) & (own > LIGHT * own.mean())
-        return torch.where(bound, quiet, self._sensible)
+        quiet = self._sensible & (self._variances <= (own_noise * own).square())
+        reached = quiet[:, : 2 * OWN_PASSES].any(dim=1, keepdim=True)
+        passed = self._sensible & (self._variances <= 2 * own.square())
+        return torch.where(own > LIGHT * own.mean(), torch.where(reached, quiet, passed), self._sensible)
 
 
 def _interleaved(even: Tensor, odd: Tensor) -> Tensor:

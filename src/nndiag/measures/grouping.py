@@ -12,10 +12,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-FORWARD = 0.6
-"""Cost of a forward pass of a sample, over a backward pass and what is kept of it."""
-OVERHEAD = 8
-"""Cost of any pass beside that of its samples, in samples."""
+FORWARD, INPUTS = 0.6, 0.5
+"""Cost of a sample's forward pass, and of what is made of its inputs, over a backward pass and what is kept of it."""
+PASS_OVERHEAD, GROUP_OVERHEAD = 3, 20
+"""Cost of a backward pass, and of a group, beside that of its samples: that of so many samples."""
 
 
 def grouped(passes: Tensor, folds: Tensor, rows: int) -> Iterator[Tensor | None]:
@@ -33,7 +33,7 @@ def grouped(passes: Tensor, folds: Tensor, rows: int) -> Iterator[Tensor | None]
         yield order[:1]
         return
     cuts, cost = _cuts(values, sizes)
-    if (len(passes) + OVERHEAD) * values[0] <= cost:
+    if cost_of(len(passes), values[0]) - FORWARD * len(passes) <= cost:
         yield None
         return
     ends = [sum(sizes[:place]) for place in range(len(sizes) + 1)]
@@ -49,10 +49,14 @@ def _cuts(values: list[int], sizes: list[int]) -> tuple[list[int], float]:
     for end in range(1, known + 1):
         options = []
         for begin in range(end):
-            members = sum(sizes[begin:end]) + OVERHEAD
-            options.append((best[begin][0] + members * (values[begin] + FORWARD), begin))
+            options.append((best[begin][0] + cost_of(sum(sizes[begin:end]), values[begin]), begin))
         best.append(min(options))
     cuts = [known]
     while cuts[-1]:
         cuts.append(best[cuts[-1]][1])
     return cuts[::-1], best[known][0]
+
+
+def cost_of(members: int, passes: int) -> float:
+    """Return what a group costs, in backward passes of a sample."""
+    return members * (FORWARD + INPUTS + passes) + PASS_OVERHEAD * passes + GROUP_OVERHEAD

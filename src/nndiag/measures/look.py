@@ -18,7 +18,8 @@ from nndiag.measures.budget import graph_tensors, storage_bytes
 from nndiag.measures.capture import Capture, fits_whole
 from nndiag.measures.curvature import solved_densely
 from nndiag.measures.folds import FoldRows
-from nndiag.measures.replaying import Replay, forward_work
+from nndiag.measures.replaying import Replay
+from nndiag.measures.sampling import forward_work
 from nndiag.measures.schedule import Form, Need, Passing, Setting
 from nndiag.measures.shown import Shown
 from nndiag.records.level import Level

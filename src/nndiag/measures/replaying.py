@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -17,6 +16,7 @@ from nndiag.measures.gradients import GradientSums, influence_seeds
 from nndiag.measures.plan import Plan
 from nndiag.measures.predictions import PredictionSums
 from nndiag.measures.receivers import Receiver
+from nndiag.measures.sampling import Sampling, sampling_of
 from nndiag.measures.seeds import Seeds
 from nndiag.measures.shown import Shown
 from nndiag.measures.signs import SampleSigns
@@ -29,20 +29,8 @@ from nndiag.replay.layers import find_layers, owners
 from nndiag.replay.lookups import Taken
 from nndiag.replay.orientation import unit_axes
 from nndiag.replay.passes import Forward, forward, main_output
+from nndiag.replay.retrace import Retrace
 from nndiag.replay.separation import FIRST, Blind, separation, strays
-from nndiag.replay.watch import Observer
-
-EXACT_WORK = 2e9
-"""Multiplications (columns times those of a forward pass over the probe) up to which all columns are exact."""
-EXACT_COLUMNS, SINGLE_COLUMNS = 64, 16
-"""Columns up to which that may be: a backward pass has a cost of its own, however small the network. The lesser number
-is exact whatever the work where most units have one position a sample: nothing but the backward passes grows with them
-there, and these cost less than drawing some and a forward pass anew for every group of samples."""
-PRECISE_WORK, PRECISE_COLUMNS = 2e11, 1024
-"""The same in double precision, where numbers are asked for that are as exact as they can be."""
-DEFAULT_NOISE, SELECTIVE_NOISE = 2e-3, 5e-4
-"""What sampling may cost where all columns are not: a standard deviation, as a share of the trace. Less where most
-units have one position a sample: they are off for whole samples, and see the noise of few."""
 
 
 class NonFiniteOutputError(ModelError):
@@ -62,8 +50,7 @@ class Replay:
 
     A batch of the probe is passed through in parts of ``part_size`` samples, all at once by default. The seeds of its
     passes are those of the whole batch, so that neither the parts nor a further replay change anything. The gradients
-    of ``held_passes`` passes of a part are held at once. ``coarse`` says that solvers need not be exact beyond what a
-    verdict takes: columns share passes, or there is too much work to do more.
+    of ``held_passes`` passes of a part are held at once.
     """
 
     def __init__(
@@ -90,8 +77,7 @@ class Replay:
         self._one_by_one = one_by_one
         self.part_size = probe.batch_size
         self.held_passes = 1
-        self.coarse = False
-        self._noise: float | None = None
+        self._sampling: Sampling | None = None
         self.influence_signs = SampleSigns(torch.Generator().manual_seed(plan.seed))
 
     def begin(self) -> Forward:
@@ -154,14 +140,15 @@ class Replay:
         """Run the samples with the observer watching, and take first-order measures."""
         begun, observed = time.perf_counter(), self.observer.seconds
         self.observer.begin(self.probe.fold_of(part))
-        seen = self._forward(part.inputs, part.start, self.observer)
+        self._settle(part.start)
+        seen = forward(self.model, part.inputs, self.owners, self.observer)
         self.capture_seconds += time.perf_counter() - begun - (self.observer.seconds - observed)
         self._first_order(seen, part, self._targets(seen.output, part))
         return seen
 
-    def _forward(self, inputs: Sequence[Tensor], start: int, observer: Observer) -> Forward:
+    def _once_more(self, inputs: Sequence[Tensor], start: int) -> Forward:
         self._settle(start)
-        return forward(self.model, inputs, self.owners, observer)
+        return forward(self.model, inputs, self.owners, Blind(), Retrace)
 
     def _output(self, batch: Batch) -> Tensor:
         self._settle(batch.start)
@@ -293,6 +280,12 @@ class Replay:
         return any(p.dtype == torch.float64 for p in self.model.parameters())
 
     @property
+    def sampling(self) -> Sampling:
+        """What sampling may cost, as the first samples have shown."""
+        assert self._sampling is not None
+        return self._sampling
+
+    @property
     def negative_share(self) -> float:
         """The share of the loss's curvature in the output that is negative."""
         negative = self.negative_trace
@@ -306,11 +299,14 @@ class Replay:
     def seeds(self, output: Tensor, targets: Tensor | None, start: int) -> Seeds:
         """Return the seeds of a batch whose first sample has this place in the probe."""
         assert self.probe.loss is not None
-        assert self._noise is not None
-        plan = self.plan
-        factor = loss_factor(self.probe.loss, output, targets, plan.coverage, all_exact=self._noise == 0)
+        plan, sampling = self.plan, self.sampling
+        factor = loss_factor(self.probe.loss, output, targets, plan.coverage, all_exact=sampling.noise == 0)
         signs = torch.Generator().manual_seed(plan.seed)
-        return Seeds(factor, self._noise, signs, coverage=plan.coverage, limit=plan.passes, first=start)
+        return Seeds(
+            factor, sampling.noise, signs,
+            own_noise=sampling.own_noise, coverage=plan.coverage, limit=plan.passes, first=start,
+            alike=output.reshape(len(output), -1).argmax(dim=1),
+        )  # fmt: skip
 
     def look(self, seen: Forward) -> Seeds:
         """Decide, by the first samples, whether columns share passes, and return the seeds of those samples."""
@@ -319,7 +315,7 @@ class Replay:
         targets = None if self.probe.targets is None else self.probe.targets[: len(output)]
         targets = None if targets is None else self.probe.loss.prepare(output.detach(), targets)
         columns = loss_factor(self.probe.loss, output, targets, self.plan.coverage).weights.shape[1]
-        self._noise = self._accepted_noise(seen, columns)
+        self._sampling = sampling_of(self.plan, seen, columns, len(self.probe), self.precise)
         return self.seeds(output, targets, 0)
 
     def _note_curvature(self, seen: Forward, seeds: Seeds, count: int) -> None:
@@ -344,26 +340,12 @@ class Replay:
         own = slice(offset, offset + len(part))
         for group in seeds.groups(self.part_size * self.held_passes, folds, own):
             if group.samples is None:
-                seen = seen or self._forward(part.inputs, part.start, Blind())
+                seen = seen or self._once_more(part.inputs, part.start)
                 self._keep(seen, part.inputs, group.seeds, folds, receiver)
             else:
                 some = [x[group.samples] for x in part.inputs]
-                again = self._forward(some, part.start, Blind())
+                again = self._once_more(some, part.start)
                 self._keep(again, some, group.seeds, folds[group.samples.to(folds.device)], receiver)
-
-    def _accepted_noise(self, seen: Forward, columns: int) -> float:
-        """Return the noise accepted: none where exact columns are cheap; and say whether solvers may be coarse."""
-        if self.plan.noise is not None:
-            self.coarse = self.plan.noise > 0
-            return self.plan.noise
-        selective, work = _selective(seen), columns * len(self.probe) * forward_work(seen)
-        if self.precise and work <= PRECISE_WORK and columns <= PRECISE_COLUMNS:
-            return 0.0
-        little = work <= EXACT_WORK
-        self.coarse = not little
-        if (little and columns <= EXACT_COLUMNS) or (selective and columns <= SINGLE_COLUMNS):
-            return 0.0
-        return SELECTIVE_NOISE if selective else DEFAULT_NOISE
 
     def _keep(
         self,
@@ -407,20 +389,3 @@ class Replay:
                 self.left_out.setdefault(layer.name, str(error))
                 if receiver is not None:
                     receiver.drop(layer.name)
-
-
-def _selective(seen: Forward) -> bool:
-    """Whether most units have one position a sample."""
-    uses = [call for call in seen.calls if call.use is not None]
-    units = [
-        (call.layer.nodes, math.prod(call.shape) <= len(seen.output) * call.layer.nodes) for call in uses
-    ]
-    return 2 * sum(nodes for nodes, single in units if single) > sum(nodes for nodes, _ in units)
-
-
-def forward_work(seen: Forward) -> float:
-    """Return the multiplications of a forward pass with the layers' parameters, a sample."""
-    batch = seen.output.shape[0]
-    return sum(
-        math.prod(call.shape) / batch * call.layer.fan_in for call in seen.calls if call.use is not None
-    )

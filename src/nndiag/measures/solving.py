@@ -189,7 +189,7 @@ class Solving:
         plan = self.replay.plan
         tolerance = plan.tolerance
         if tolerance is None:
-            tolerance = COARSE_TOLERANCE if self.replay.coarse else fine_tolerance(self.replay)
+            tolerance = COARSE_TOLERANCE if self.replay.sampling.coarse else fine_tolerance(self.replay)
         return CurvatureSettings(plan.solver, tolerance, plan.seed)
 
     def _rule(self, layer: Layer) -> LayerRule:

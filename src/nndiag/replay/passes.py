@@ -77,7 +77,13 @@ class Forward:
         return found
 
 
-def forward(model: nn.Module, inputs: Sequence[Tensor], owners: Owners, observer: Observer) -> Forward:
+def forward(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    owners: Owners,
+    observer: Observer,
+    watching: type[Watch] = Watch,
+) -> Forward:
     """Run the model on one batch and watch.
 
     Args:
@@ -85,11 +91,12 @@ def forward(model: nn.Module, inputs: Sequence[Tensor], owners: Owners, observer
         inputs: positional arguments of the model, each ``(batch, ...)``.
         owners: the layer and slot of every parameter, by the identity of the parameter.
         observer: told of the units while their values exist.
+        watching: how.
 
     Raises:
         ModelError: the model raised, or its output is not one row a sample.
     """
-    watch = Watch(owners, observer, tuple(chain(model.parameters(), model.buffers())))
+    watch = watching(owners, observer, tuple(chain(model.parameters(), model.buffers())))
     try:
         with watch:
             raw = model(*inputs)

@@ -150,7 +150,7 @@ class Watch(TorchFunctionMode):
             call = self._enter(use, result)
             self._lineage.see(name, args, kwargs, result, call)
             self.calls[-1].picked = self._lineage.picked(result)
-            self.calls[-1].fixed = all(map(self._lineage.fixed, tensors_in((args, kwargs))))
+            self.calls[-1].fixed = all(map(self._lineage.fixed, given))
         else:
             self._lineage.see(name, args, kwargs, result, None)
             if any(t.requires_grad for t in tensors_in(result)):

@@ -74,7 +74,7 @@ class ColumnKind(Kind):
 
     def joined(self, share: Share) -> Tensor:
         """Return the columns of all calls side by side, without ones."""
-        parts = [_columns_apart(use, self.columns(use)) for use in share.uses]
+        parts = [columns_apart(use, self.columns(use)) for use in share.uses]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
     def jacobian(self, share: Share, inputs: Tensor, g: Tensor, start: int, stop: int) -> Tensor:
@@ -217,7 +217,7 @@ def _together(use: Use, g: Tensor) -> Tensor:
     return seen.reshape(before * batch * after, outer * nodes * inner, -1)
 
 
-def _columns_apart(use: Use, columns: Tensor) -> Tensor:
+def columns_apart(use: Use, columns: Tensor) -> Tensor:
     """Return ``(rows, groups, fan_in, positions)`` as ``(batch, groups, fan_in, positions)``."""
     before, after = use.samples.before, use.samples.after
     if before == after == 1:

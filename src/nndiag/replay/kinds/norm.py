@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nndiag.replay.kinds.base import Layer, Share, Use
-from nndiag.replay.kinds.columns import ColumnKind
+from nndiag.replay.kinds.columns import ColumnKind, columns_apart
 from nndiag.replay.units import Units
 
 
@@ -41,16 +41,23 @@ class Normalisation(ColumnKind):
         return self.spread(use, self.normalised(use)).unsqueeze(2)
 
     def inputs(self, share: Share) -> Tensor:
-        """Return ``x̂``, ``(batch, nodes, 1, positions)``: the ones of a shift need not be written out."""
+        """Return ``x̂``, ``(batch, nodes, 1, positions)``: the ones of a shift need not be written out.
+
+        Or what becomes it by ``statistics``.
+        """
         return self.joined(share)
+
+    def statistics(self, share: Share, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of the inputs, ``(nodes,)`` each: those of what is normalised."""
+        nodes = inputs.shape[1]
+        return inputs.new_zeros(nodes), inputs.new_ones(nodes)
 
     def jacobian(self, share: Share, inputs: Tensor, g: Tensor, start: int, stop: int) -> Tensor:
         """``Σ_t g x̂`` and ``Σ_t g``."""
-        cotangents, normalised = g[:, start:stop].flatten(2), inputs[:, start:stop].flatten(2)
-        if share.uses[0].bias is None:
-            scale: Tensor = torch.linalg.vecdot(cotangents, normalised)
-            return scale[:, :, None]
-        return torch.stack(_products_and_sums(cotangents, normalised), dim=2)
+        mean, variance = (one[start:stop] for one in self.statistics(share, inputs))
+        cotangents, own = g[:, start:stop].flatten(2), inputs[:, start:stop].flatten(2)
+        both = _products_and_sums(cotangents, own, mean, variance)
+        return torch.stack(both[: 1 if share.uses[0].bias is None else 2], dim=2)
 
     def squared_norms(self, share: Share, inputs: Tensor, g: Tensor) -> Tensor:
         """Jacobians have one or two entries."""
@@ -72,18 +79,18 @@ class Normalisation(ColumnKind):
         return use.input.shape[0], math.prod(use.input.shape[2:])
 
 
-def _products_and_sums(g: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``Σ_t g x`` and ``Σ_t g`` of tensors ``(batch, nodes, positions)``.
+def _products_and_sums(g: Tensor, x: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``Σ_t g (x − μ)/σ`` and ``Σ_t g`` of tensors ``(batch, nodes, positions)``, ``μ`` and ``σ²`` by node.
 
     These are the gradients at scale and shift of a batch normalisation that has a channel for every sample and node,
-    mean 0 and variance 1, and on a CPU its kernel reads everything once.
+    and on a CPU its kernel reads everything once.
     """
     if g.device.type != "cpu" or not (g.numel() and g.is_contiguous() and x.is_contiguous()):
-        return torch.linalg.vecdot(g, x), g.sum(dim=2)
+        return torch.linalg.vecdot(g, x - mean[:, None]) * torch.rsqrt(variance), g.sum(dim=2)
     flat = (1, -1, g.shape[2])
-    zeros, ones = g.new_zeros(g.shape[:2].numel()), g.new_ones(g.shape[:2].numel())
+    mean, variance = mean.repeat(len(g)), variance.repeat(len(g))
     _, products, sums = torch.ops.aten.native_batch_norm_backward(
-        g.view(flat), x.view(flat), None, zeros, ones, None, None, False, 0.0, [False, True, True]
+        g.view(flat), x.view(flat), None, mean, variance, None, None, False, 0.0, [False, True, True]
     )
     return products.view(g.shape[:2]), sums.view(g.shape[:2])
 
@@ -107,6 +114,20 @@ class BatchNorm(Normalisation):
     def fits(self, use: Use, output: Tensor) -> bool:
         """In eval mode."""
         return super().fits(use, output) and not use.option("training", False)
+
+    def inputs(self, share: Share) -> Tensor:
+        """Return the input itself where there is one call: what normalises it is a number a node."""
+        if len(share.uses) > 1:
+            return super().inputs(share)
+        (use,) = share.uses
+        return columns_apart(use, self.spread(use, use.input).unsqueeze(2))
+
+    def statistics(self, share: Share, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the running ones."""
+        if len(share.uses) > 1:
+            return super().statistics(share, inputs)
+        (use,) = share.uses
+        return use.inputs["running_mean"], use.inputs["running_var"] + use.option("eps", 1e-5)
 
     def normalised(self, use: Use) -> Tensor:
         """``(x − μ)/√(σ² + ε)``."""
