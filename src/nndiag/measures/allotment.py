@@ -63,28 +63,39 @@ def allot(
         limit: most passes of a sample where atoms share; not a bound where ``noise`` is 0.
     """
     total = float(weights.sum())
-    atoms = _Sorted(weights, ranks, NEGLIGIBLE * total / len(weights))
-    most = int(atoms.counts.max())
+    live = weights > NEGLIGIBLE * total / len(weights)
+    most = int(live.sum(dim=1).max())
     if noise <= 0 or most <= 1:
-        passes, chance = atoms.counts, torch.zeros_like(atoms.counts, dtype=torch.bool)
-        singles = passes if noise <= 0 else atoms.singles(passes[:, None])[:, 0]
-        variances = atoms.variances(singles[:, None], torch.ones_like(singles[:, None]))[:, 0]
-    else:
-        levels = _Levels(atoms, min(most, limit))
-        passes, chance, singles, variances = levels.chosen(noise * total, (1 - coverage) * total, own_noise)
+        return _each_alone(torch.where(live, weights, 0), ranks, total)
+    atoms = _Sorted(torch.where(live, weights, 0), ranks)
+    levels = _Levels(atoms, min(most, limit))
+    passes, chance, singles, variances = levels.chosen(noise * total, (1 - coverage) * total, own_noise)
     shared = float(atoms.shared(singles[:, None]).sum())
-    exact = max(0.0, 1.0 - shared / total) if total > 0 else 1.0
     place = atoms.unsorted(_dealt(atoms.heavy, singles, passes))
-    return Allotment(passes, chance, place, exact, float(variances.mean()))
+    return Allotment(passes, chance, place, _exact(shared, total), float(variances.mean()))
+
+
+def _each_alone(weights: Tensor, ranks: Tensor, total: float) -> Allotment:
+    """Give every atom a pass of its own: what is mixed in itself alone is noisy."""
+    live, mixed = weights > 0, torch.where(ranks > 1, weights, 0)
+    place = torch.where(live, live.cumsum(dim=1) - 1, -1)
+    variance = float(2 * mixed.square().sum(dim=1).mean())
+    passes = live.sum(dim=1).clamp_min(1)
+    chance = torch.zeros_like(passes, dtype=torch.bool)
+    return Allotment(passes, chance, place, _exact(float(mixed.sum()), total), variance)
+
+
+def _exact(shared: float, total: float) -> float:
+    """Return the share of the trace that goes alone."""
+    return max(0.0, 1.0 - shared / total) if total > 0 else 1.0
 
 
 class _Sorted:
     """The atoms of every sample, heaviest first, with sums over the first of them and over the others."""
 
-    def __init__(self, weights: Tensor, ranks: Tensor, negligible: float) -> None:
-        live = weights > negligible
-        self.counts = live.sum(dim=1).clamp_min(1)
-        self.heavy, self._order = torch.where(live, weights, 0).sort(dim=1, descending=True, stable=True)
+    def __init__(self, weights: Tensor, ranks: Tensor) -> None:
+        self.counts = (weights > 0).sum(dim=1).clamp_min(1)
+        self.heavy, self._order = weights.sort(dim=1, descending=True, stable=True)
         mixed = (ranks > 1)[self._order]
         squares = self.heavy.square()
         self._rest = _sums_after(self.heavy)

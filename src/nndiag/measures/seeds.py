@@ -76,7 +76,9 @@ class Seeds:
         self._allotment: Allotment = allot(
             factor.weights, factor.ranks, noise=noise, own_noise=own_noise, coverage=coverage, limit=limit
         )
-        self._passes = self._allotment.passes - (self._allotment.chance & ~self._lucky(alike)).long()
+        self._passes = self._allotment.passes
+        if bool(self._allotment.chance.any()):
+            self._passes = self._passes - (self._allotment.chance & ~self._lucky(alike)).long()
         self.exact, self.variance = self._allotment.exact, self._allotment.variance
         self.total, self.negative = factor.total, factor.negative
 
