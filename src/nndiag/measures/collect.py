@@ -28,6 +28,7 @@ from nndiag.measures.weights import numbers
 from nndiag.probe.probe import Probe
 from nndiag.records.level import Level
 from nndiag.records.measured import CurvatureFacts, Floats, LayerMeasures, Mask, Measured, Timing
+from nndiag.replay.kinds import Layer
 from nndiag.replay.layers import unmeasured
 from nndiag.replay.passes import main_output
 from nndiag.replay.state import undisturbed
@@ -175,18 +176,29 @@ def _refined(
     plan = replay.plan
     if plan.level < Level.CURVATURE or plan.curvature == "ggn":
         return Refinement()
-    layers = [one for one in replay.layers if one.name in replay.reached and not proved(replay, one.name)]
+    layers, settings = smooth_layers(replay), exact_settings(replay, schedule)
+    # the same samples, as many at a time as the budget lets through
+    probe = replace(replay.probe, batch_size=replay.part_size)
+    seen = {name: numbers(counts) > 0 for name, counts in replay.lookups.items()}
+    return refine(replay.model, probe, layers, curvatures, settings, update, seen, first, progress)
+
+
+def smooth_layers(replay: Replay) -> list[Layer]:
+    """Return the layers that a replay reached and of which Gauss-Newton blocks are not proved to be exact."""
+    return [one for one in replay.layers if one.name in replay.reached and not proved(replay, one.name)]
+
+
+def exact_settings(replay: Replay, schedule: Schedule) -> ExactSettings:
+    """Return how exact blocks are made."""
+    plan = replay.plan
+    assert plan.curvature != "ggn"
     tolerance = fine_tolerance(replay) if plan.tolerance is None else plan.tolerance
-    settings = ExactSettings(
+    return ExactSettings(
         plan.curvature,
         CurvatureSettings(plan.solver, tolerance, plan.seed),
         room=schedule.budget // 4,
         batch_size=replay.probe.batch_size,
     )
-    # the same samples, as many at a time as the budget lets through
-    probe = replace(replay.probe, batch_size=replay.part_size)
-    seen = {name: numbers(counts) > 0 for name, counts in replay.lookups.items()}
-    return refine(replay.model, probe, layers, curvatures, settings, update, seen, first, progress)
 
 
 def _take_in(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nndiag.measures.collect import scheduled
+from nndiag.measures.expected import certificate_forecast, exact_forecast
 from nndiag.measures.look import INFLUENCE_PASSES, Look
 from nndiag.measures.plan import Plan, Update
 from nndiag.measures.replaying import Replay
@@ -35,7 +36,12 @@ KEPT: dict[Form, str] = {
 
 
 def forecast(
-    model: nn.Module, probe: Probe, plan: Plan, update: Update | None = None, checkpoints: int = 1
+    model: nn.Module,
+    probe: Probe,
+    plan: Plan,
+    update: Update | None = None,
+    checkpoints: int = 1,
+    certificate: bool = False,
 ) -> Forecast:
     """Say what ``measure`` would do with these.
 
@@ -45,6 +51,7 @@ def forecast(
         plan: the level, the solver and its settings, the budget.
         update: the update rule, where it is known.
         checkpoints: how many there are, of which this is one.
+        certificate: whether the whole model is to be certified after it.
 
     Raises:
         UsageError: the budget is too small.
@@ -56,7 +63,10 @@ def forecast(
         replay = Replay(model, probe, plan)
         look, schedule = scheduled(replay, update)
         passes = [_passes(look, plan.level, place) for place in range(len(schedule.rounds))]
-        seconds = _seconds(replay, look, schedule, passes)
+        there, back = _timed(replay, min(TIMED, schedule.batch_size, len(probe)))
+        seconds = _seconds(replay, look, schedule, passes, (there, back))
+        exact = exact_forecast(replay, schedule)
+        of_all = certificate_forecast(replay, update, len(probe) * (there + back)) if certificate else None
     rounds = tuple(_round(one) for one in schedule.rounds)
     return Forecast(
         level=plan.level.label,
@@ -72,6 +82,8 @@ def forecast(
             sum(_backward(one, n, look) for one, n in zip(rounds, passes, strict=True))
         ),
         seconds=checkpoints * seconds,
+        exact=exact,
+        certificate=of_all,
         rounds=rounds,
     )
 
@@ -91,9 +103,11 @@ def _backward(one: RoundForecast, first: float, look: Look) -> float:
     return first + (one.replays - 1) * look.passes
 
 
-def _seconds(replay: Replay, look: Look, schedule: Schedule, passes: Sequence[float]) -> float:
+def _seconds(
+    replay: Replay, look: Look, schedule: Schedule, passes: Sequence[float], timed: tuple[float, float]
+) -> float:
     """Return an estimate of the time: passes as timed on a small batch, other arithmetic at the rate of the model's."""
-    there, back = _timed(replay, min(TIMED, schedule.batch_size, len(replay.probe)))
+    there, back = timed
     samples = len(replay.probe)
     rate = 2 * look.work / max(there, 1e-9)
     needs = {need.layer: need for need in look.needs}
@@ -116,12 +130,13 @@ def _operations(need: Need, form: Form, samples: int) -> float:
 
 
 def _timed(replay: Replay, count: int) -> tuple[float, float]:
-    """Return the seconds of a forward and a backward pass, a sample."""
+    """Return the seconds of a forward and a backward pass, a sample; the replay takes note of what they show."""
     inputs = [x[:count] for x in replay.probe.inputs]
     begun = time.perf_counter()
     seen = forward(replay.model, inputs, replay.owners, Blind())
     _wait(seen)
     there = time.perf_counter() - begun
+    replay.note(seen)
     begun = time.perf_counter()
     if replay.plan.level >= Level.GRADIENTS:
         seen.gradients(torch.ones_like(seen.output))

@@ -177,6 +177,15 @@ class Replay:
         if self.plan.level >= Level.GRADIENTS:
             self._gradients(seen, batch, targets)
 
+    def note(self, seen: Forward) -> None:
+        """Take note of what a forward pass over the first samples showed, as a replay does of every batch."""
+        self._note_uses(seen)
+        if self.plan.level >= Level.CURVATURE:
+            targets = None if self.probe.targets is None else self.probe.targets[: len(seen.output)]
+            batch = Batch(tuple(x[: len(seen.output)] for x in self.probe.inputs), targets, 0)
+            seeds = self.seeds(seen.output, self._targets(seen.output, batch), 0)
+            self._note_curvature(seen, seeds, len(batch))
+
     def _note_uses(self, seen: Forward) -> None:
         """Take note of what the forward pass showed of the layers."""
         self.reached |= seen.watch.used_elsewhere

@@ -168,7 +168,7 @@ class Job:
             raise InputError(checkpoint.path, why, "plan with another checkpoint")
         plan, count = self._plan(), len(self.inputs.files)
         try:
-            return forecast(model, probe, plan, update, count)
+            return forecast(model, probe, plan, update, count, self.settings.certificate)
         except NonFiniteOutputError:
             return forecast(model, probe, replace(plan, level=Level.ACTIVATIONS), update, count)
 

@@ -33,13 +33,27 @@ class RoundForecast:
 
 
 @dataclass(frozen=True)
+class ProductsForecast:
+    """What second derivatives take of one checkpoint, at most: less where fewer nodes or products suffice.
+
+    ``products`` are those of one vector with a Hessian over the whole probe, ``passes`` forward and backward ones
+    beside them; ``seconds`` of both, from some that were timed on a few samples.
+    """
+
+    products: int
+    passes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Forecast:
     """The plan of a scan, of one checkpoint but for ``checkpoints`` and ``seconds``.
 
     ``batch_size`` samples go through the model together; ``backward_passes`` are of each of them over all replays.
     ``budget_bytes`` may be in use beside model and probe and ``peak_bytes`` will be; ``wanted_bytes`` is what one
     replay for everything takes, ``least_bytes`` the smallest budget. ``seconds`` is an estimate for all checkpoints,
-    from a small batch that was timed, without exact Hessian blocks and a certificate.
+    from a small batch that was timed, without what comes after: ``exact`` are exact Hessian blocks, where such may be
+    made, ``certificate`` is that of the whole model, where it is asked for.
     """
 
     level: str
@@ -53,4 +67,6 @@ class Forecast:
     replays: int
     backward_passes: int
     seconds: float
+    exact: ProductsForecast | None
+    certificate: ProductsForecast | None
     rounds: tuple[RoundForecast, ...]

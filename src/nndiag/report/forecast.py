@@ -13,7 +13,7 @@ from rich.text import Text
 
 from nndiag.config.sizes import bytes_in_words
 from nndiag.errors import printable
-from nndiag.records.forecast import Forecast, RoundForecast
+from nndiag.records.forecast import Forecast, ProductsForecast, RoundForecast
 from nndiag.report.numbers import counted
 
 
@@ -43,7 +43,17 @@ def _sentences(forecast: Forecast) -> Iterator[str]:
     yield f"Memory    {peak} at most, of a budget of {budget}, beside model and probe"
     wanted, least = bytes_in_words(forecast.wanted_bytes), bytes_in_words(forecast.least_bytes, up=True)
     yield f"          all in one replay takes {wanted}; the least is {least}"
-    yield f"Time      about {_duration(forecast.seconds)}, without exact Hessian blocks and certificate"
+    later = (("exact Hessian blocks", forecast.exact), ("the certificate", forecast.certificate))
+    more = [_spent(what, taken, forecast.checkpoints) for what, taken in later if taken is not None]
+    yield f"Time      about {_duration(forecast.seconds)}{', and at most' if more else ''}"
+    yield from (f"          {one}" for one in more)
+
+
+def _spent(what: str, taken: ProductsForecast, checkpoints: int) -> str:
+    """Return what second derivatives take, in words: the time for all checkpoints, as that of the rest."""
+    passes = f", {taken.passes:,} passes" if taken.passes else ""
+    amount = f"{counted(taken.products, 'product')}{passes}"
+    return f"{_duration(checkpoints * taken.seconds)} more for {what} ({amount})"
 
 
 def _table(forecast: Forecast) -> Table:

@@ -95,6 +95,11 @@ class _Descent:
         return self.loss <= lowest + allowed
 
 
+def passes_allowed(rate_known: bool) -> int:
+    """Return the most passes that a basin may cost, where the learning rate is ``1/λ_max`` or known."""
+    return round(PASSES_A_STEP * STEPS / (LEAST_RATE if rate_known else 1.0))
+
+
 def basin(
     objective: Objective,
     vectors: Mapping[str, Tensor],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nndiag.measures.certificate.basin import basin
+from nndiag.measures.certificate.basin import basin, passes_allowed
 from nndiag.measures.certificate.extremes import hessian_ends
 from nndiag.measures.certificate.noise import gradient_noise
 from nndiag.measures.certificate.objective import Objective, trainable
@@ -83,6 +83,11 @@ def certify(
         converged=ends.converged,
         basin=found,
     )
+
+
+def most_passes(optimizer: OptimizerFacts | None) -> int:
+    """Return the most passes forward and backward over the probe, products with the Hessian not counted."""
+    return 1 + passes_allowed(_plain_rate(optimizer) is not None)
 
 
 def _plain_rate(optimizer: OptimizerFacts | None) -> float | None:

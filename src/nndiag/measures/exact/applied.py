@@ -89,6 +89,11 @@ def positions_of(model: nn.Module, probe: Probe, layers: Sequence[Layer]) -> dic
     return known
 
 
+def vectors_of(layer: Layer, positions: Mapping[str, Positions]) -> int:
+    """Return how many vectors it takes to know the exact block of one node."""
+    return positions[layer.name].count if layer.name in positions else layer.size
+
+
 def _is_all(value: Tensor, use: Application, parameters: Mapping[str, Tensor]) -> bool:
     """Whether a layer's gradient is that of its one use: no function that cannot be seen uses it too."""
     if not value.requires_grad:

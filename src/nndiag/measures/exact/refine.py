@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nndiag.errors import InputError, ModelError
 from nndiag.measures.blocks import GramBlocks, OuterBlocks
 from nndiag.measures.curvature import LayerCurvature, joined, layer_curvature
-from nndiag.measures.exact.applied import positions_of, signed_blocks
+from nndiag.measures.exact.applied import positions_of, signed_blocks, vectors_of
 from nndiag.measures.exact.blocks import TiledBlocks, formed_blocks
 from nndiag.measures.exact.bound import estimated_traces, layer_bound
 from nndiag.measures.exact.choose import Signs, choose_nodes
@@ -142,14 +142,10 @@ class _Refining:
         if self.hessian:
             return {name: Share(nodes, whole=True, formed=True) for name, nodes in count.items()}
         prices = {
-            layer.name: Price(count[layer.name], self._vectors(layer), self._formable(layer))
+            layer.name: Price(count[layer.name], vectors_of(layer, self.positions), self._formable(layer))
             for layer in self.layers
         }
         return divided(prices, self.settings.work / self.cost.work)
-
-    def _vectors(self, layer: Layer) -> int:
-        """Return how many vectors it takes to know the exact block of one node."""
-        return self.positions[layer.name].count if layer.name in self.positions else layer.size
 
     def _formable(self, layer: Layer) -> bool:
         """Whether the exact block of one node may be held: the same whatever the room, as results must be."""
