@@ -22,7 +22,9 @@ def need(
 
 
 def setting(samples: int = 10_000, batch_size: int = 100, per_sample: float = 1000.0) -> Setting:
-    return Setting(samples, 4, batch_size, "lanczos", Passing(1000, per_sample, 0.0, 10.0), replaying=1e5)
+    return Setting(
+        samples, 4, batch_size, "lanczos", Passing(1000, per_sample, 0.0, 0.0, 10.0), replaying=1e5
+    )
 
 
 def parts(schedule: Schedule) -> list[Part]:

@@ -276,6 +276,28 @@ def test_negative_parts_of_a_callable_are_left_out_and_reported(outputs: int) ->
     torch.testing.assert_close(by_columns(found, 2)[1], truth, rtol=1e-6, atol=1e-6)
 
 
+def test_a_callable_of_outputs_that_are_one_number() -> None:
+    loss = custom_loss("own", lambda f, y: (f - y) ** 4)
+    output = random(5, 1)[:, 0]
+    found = loss_factor(loss, output, torch.zeros(5, dtype=torch.float64))
+    torch.testing.assert_close(found.weights[:, 0], 12 * output.square())
+    assert found.combine(torch.ones(5, 1), torch.arange(5), all_positive).shape == output.shape
+
+
+def test_a_callable_of_many_outputs_holds_what_it_says() -> None:
+    output = random(6, 900)
+    mixed = coupled(300, 900)
+    targets = torch.zeros(6, 300, dtype=torch.float64)
+    found = loss_factor(custom_loss("own", mixed), output, targets)
+    rows = torch.arange(6)
+    signs = torch.ones(6, found.weights.shape[1])
+    with LargestTensor() as seen:
+        found.combine(signs, rows, all_positive)
+    assert 8 * seen.largest <= found.held(6) / 3  # leading eigenvectors, Krylov vectors and their images
+    assert found.held(12) == 2 * found.held(6)
+    assert found.entries == 900
+
+
 @pytest.mark.parametrize("outputs", [4, 400])
 def test_a_callable_without_curvature_has_none(outputs: int) -> None:
     loss = custom_loss("own", lambda f, y: f.sum(dim=1))

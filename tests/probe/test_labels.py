@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nndiag.errors import InputError
+from nndiag.probe.curvature import loss_factor
 from nndiag.probe.loss import named_loss
 from nndiag.probe.probe import Probe
 
@@ -76,6 +77,26 @@ def test_probabilities_for_targets() -> None:
     targets = torch.rand_like(output).softmax(dim=1)
     truth = float(F.cross_entropy(output, targets))
     assert mean_loss("cross_entropy", output, targets, 3) == pytest.approx(truth, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(SAMPLES, TOKENS), (SAMPLES, TOKENS, POSITIONS)], ids=["one", "several"])
+def test_the_curvature_of_probabilities_that_do_not_add_up_to_one(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(4)
+    output, targets = (torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    loss = named_loss("cross_entropy")
+    one, own = output[0], targets[0]
+    hessian = torch.autograd.functional.hessian(lambda f: loss.per_sample(f[None], own[None]).sum(), one)
+    factor = loss_factor(loss, output, targets)
+    assert float(factor.weights[0].sum()) == pytest.approx(
+        float(hessian.reshape(one.numel(), -1).diagonal().sum()), rel=1e-12
+    )
+
+
+@pytest.mark.parametrize(("name", "factor"), [("cross_entropy", -1.0), ("nll", 1.0)])
+def test_targets_that_are_no_probabilities(name: str, factor: float) -> None:
+    output = logits()[:, 0].log_softmax(dim=1)
+    with pytest.raises(InputError, match="integer labels"):
+        named_loss(name).prepare(output, factor * torch.rand_like(output))
 
 
 def test_a_loss_that_no_probe_has_bound_takes_the_batch_for_all() -> None:

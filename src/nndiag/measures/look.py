@@ -55,13 +55,14 @@ def look_at(replay: Replay, seen: Forward, solvers: int = 1) -> Look:
         solvers: how many solve every block.
     """
     curved = replay.plan.level >= Level.CURVATURE
-    columns, passes, samples = 0, 0.0, 0.0
-    needs, call_bytes, patches, tile = [], 0.0, 0.0, 0.0
+    columns, passes, samples, of_seeds = 0, 0.0, 0.0, 0
+    needs, call_bytes, patches, tile, of_alone = [], 0.0, 0.0, 0.0, 0
     count = len(seen.output)
     if curved:
         seeds = replay.look(seen)
         passes, samples = seeds.expected, seeds.samples
         columns = math.ceil(passes)
+        of_seeds = seeds.held(min(replay.probe.batch_size, len(replay.probe)))
         gradients = seen.gradients(torch.ones_like(seen.output))
         call_bytes = sum(g.numel() * g.element_size() for g in gradients) / count
         for use in replay.uses(seen):
@@ -76,9 +77,9 @@ def look_at(replay: Replay, seen: Forward, solvers: int = 1) -> Look:
             if needs[-1].form != "outer":
                 tile = max(tile, columns * needs[-1].vector)
         alone = [_need_by_jacobians(replay, layer, seen.output, passes) for layer in _alone(replay)]
-        tile = max(tile, columns * sum(need.vector for need in alone))
+        of_alone = columns * sum(need.vector for need in alone)
         needs += alone
-    passing = _passing(replay, seen, columns, call_bytes, patches, tile)
+    passing = _passing(replay, seen, columns, call_bytes, patches, tile, of_alone, of_seeds)
     work = forward_work(seen)
     setting = Setting(
         samples=len(replay.probe),
@@ -141,7 +142,14 @@ def _patches(use: LayerUse, own: Sequence[Tensor]) -> float:
 
 
 def _passing(
-    replay: Replay, seen: Forward, columns: int, call_bytes: float, patches: float, tile: float
+    replay: Replay,
+    seen: Forward,
+    columns: int,
+    call_bytes: float,
+    patches: float,
+    tile: float,
+    of_alone: int,
+    of_seeds: int,
 ) -> Passing:
     count, output = len(seen.output), seen.output
     model = replay.model
@@ -157,8 +165,9 @@ def _passing(
     of_output = output.numel() * output.element_size() / count
     seeds = of_output * (2 + columns)
     return Passing(
-        fixed=int(2 * parameters + products),
+        fixed=int(2 * parameters + products + of_seeds),
         per_sample=held + gradients + max(patches, observed) + seeds,
         tile=tile,
+        alone=of_alone,
         aside=3 * of_output,
     )

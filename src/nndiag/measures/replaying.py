@@ -373,8 +373,8 @@ class Replay:
                 shown.add(gradients)
             passed += [seed] if self.by_jacobians else []
         rows = FoldRows(folds)
-        for shown in every:
-            receiver.take(shown, rows)
+        while every:
+            receiver.take(every.pop(0), rows)
         for part, found in self._jacobians(inputs, seen.output, passed, receiver):
             for name, own in found.items():
                 receiver.take_jacobians(self.by_jacobians[name], own, FoldRows(folds[part]))

@@ -15,6 +15,7 @@ from typing import Literal
 
 from nndiag.config.sizes import bytes_in_words
 from nndiag.errors import UsageError
+from nndiag.replay.jacobians import CHUNK_BYTES
 from nndiag.spectrum import NODES_AT_ONCE, ROWS_AT_ONCE, shared_directions, worth_leading
 
 Form = Literal["outer", "implicit", "rows", "whole", "streamed"]
@@ -31,6 +32,8 @@ SUMS = {"outer": 2, "rows": 1}
 """What a form takes while it is multiplied, beside what is kept, in units of that."""
 STREAM_REPLAYS = 16
 """Replays that a streamed round is taken to need."""
+JACOBIAN_COPIES = 3
+"""Copies of a chunk of Jacobians of single samples: as they are taken, stacked, and as rows of nodes."""
 TILE_BYTES = 64 * 2**20
 """What a tile of blocks or Jacobians takes where it is not asked to take less."""
 
@@ -65,20 +68,23 @@ class Need:
 class Passing:
     """Bytes that come and go with the passes over a batch: fixed ones, and so many a sample that is in the pass.
 
-    ``tile`` are those of Jacobians, of which no more are formed at once than a tile holds. ``aside`` are those that a
-    sample of the whole batch takes where it is passed through in parts.
+    ``tile`` are those of Jacobians, of which no more are formed at once than a tile holds, ``alone`` those of Jacobians
+    that are taken of one sample after the other, of which a chunk is formed. ``aside`` are those that a sample of the
+    whole batch takes where it is passed through in parts.
     """
 
     fixed: int
     per_sample: float
     tile: float
+    alone: float
     aside: float
 
     def taken(self, batch: int, whole: int) -> int:
         """Return what passes over ``batch`` samples at a time take, of a batch of ``whole`` that belong together."""
         tiles = 2 * min(TILE_BYTES, batch * self.tile)
         aside = whole * self.aside if batch < whole else 0
-        return int(self.fixed + batch * self.per_sample + tiles + aside)
+        alone = JACOBIAN_COPIES * min(CHUNK_BYTES, batch * self.alone)
+        return int(self.fixed + batch * self.per_sample + tiles + alone + aside)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ COVERAGE = 0.99
 PASSES = 32
 """The most passes where columns share them."""
 TOGETHER = 2**16
-"""Seeds with up to so many signs are made together: what small ones take is the calling."""
+"""Seeds with up to so many signs or numbers are made together: what small ones take is the calling."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,10 @@ class Seeds:
         """The share of the samples that take any, in the mean."""
         return float(self._allotment.expected.clamp_max(1).mean())
 
+    def held(self, batch: int) -> int:
+        """Return the most bytes that the seeds of so many such samples are made from."""
+        return self._factor.held(batch)
+
     def groups(self, rows: int, folds: Tensor, part: slice = slice(None)) -> Iterator[Group]:
         """Yield all samples, or a part of them, whose places are then counted from its start.
 
@@ -123,7 +127,8 @@ class Seeds:
         place, passes = self._allotment.place.index_select(0, samples), self._passes[samples]
         place = torch.where(place < passes[:, None], place, -1)
         numbers = torch.arange(max(1, int(passes.max())), device=samples.device)
-        for some in torch.split(numbers, max(1, TOGETHER // max(1, place.numel()))):
+        each = len(samples) * max(place.shape[1], self._factor.entries)
+        for some in torch.split(numbers, max(1, TOGETHER // max(1, each))):
             used = (place == some[:, None, None]).flatten(0, 1)
             seeds = self._seed(samples.repeat(len(some)), used, some.repeat_interleave(len(samples)))
             yield from seeds.unflatten(0, (len(some), -1))  # type: ignore[no-untyped-call]

@@ -23,8 +23,12 @@ AUTOGRAD_LIMIT = 256
 """Up to this many outputs per sample the matrix itself is formed."""
 LEADING = 64
 """At most so many leading eigenvectors of every sample are looked for."""
-KEPT_BYTES = 2**29
-"""What vectors kept at once may take."""
+MATRICES = 5
+"""Matrices of all samples, in double precision, that are there at once where they are split into eigenvectors."""
+KEPT_BYTES = 2**28
+"""What vectors kept at once may take, where these few do."""
+COPIES = 4
+"""Copies of the leading eigenvectors that are there at once while they are found."""
 SWEEPS = 6
 """Sweeps of subspace iteration."""
 CONVERGED = 1e-4
@@ -57,7 +61,7 @@ def callable_factor(loss: Loss, output: Tensor, targets: Tensor | None, coverage
     if targets is None:
         raise InputError(f"--loss {loss.name}", "its curvature needs targets", "give y with the probe")
     product = _product(loss, output, targets)
-    like = output.detach().flatten(1)
+    like = _rows(output.detach())
     if product is None:
         return DiagonalFactor(torch.zeros_like(like), output)
     if like.shape[1] <= AUTOGRAD_LIMIT:
@@ -79,9 +83,14 @@ def _product(loss: Loss, output: Tensor, targets: Tensor) -> Product | None:
     def product(vectors: Tensor) -> Tensor:
         seed = vectors.to(grad).reshape(grad.shape)
         (found,) = torch.autograd.grad(grad, leaf, seed, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(vectors) if found is None else found.detach().flatten(1).to(vectors)
+        return torch.zeros_like(vectors) if found is None else _rows(found.detach()).to(vectors)
 
     return product
+
+
+def _rows(output: Tensor) -> Tensor:
+    """Return an output as ``(batch, outputs)``, also where a sample is one number."""
+    return output.reshape(len(output), -1)
 
 
 def _matrix(product: Product, like: Tensor) -> Tensor:
@@ -97,7 +106,8 @@ def _matrix(product: Product, like: Tensor) -> Tensor:
 def _eigen_factor(matrices: Tensor, output: Tensor) -> ColumnFactor:
     values, vectors = torch.linalg.eigh((matrices + matrices.mT) / 2)
     columns = (vectors * values.clamp_min(0).sqrt()[:, None, :]).flip(2).permute(2, 0, 1)
-    return ColumnFactor(columns, output, negative=float(-values.clamp_max(0).sum(dim=1).mean()))
+    negative = float(-values.clamp_max(0).sum(dim=1).mean())
+    return ColumnFactor(columns, output, negative, MATRICES)
 
 
 def _diagonal(product: Product, like: Tensor, generator: torch.Generator) -> Tensor | None:
@@ -128,7 +138,8 @@ class OperatorFactor:
 
     def __init__(self, product: Product, output: Tensor, coverage: float, generator: torch.Generator) -> None:
         self._product, self._like = product, output.detach()
-        flat = self._like.flatten(1)
+        flat = _rows(self._like)
+        self.entries = flat.shape[1]
         values, self._vectors, rest = _leading(product, flat, coverage, generator)
         leading = values.clamp_min(0)
         self._lead = leading.sqrt()
@@ -139,6 +150,11 @@ class OperatorFactor:
         self.ranks[leading.shape[1] :] = flat.shape[1] - leading.shape[1]
         self.total = float(self.weights.sum(dim=1).mean())
         self.negative = float(-values.clamp_max(0).sum(dim=1).mean())
+
+    def held(self, batch: int) -> int:
+        """The leading eigenvectors as they are found, then beside them a draw's Krylov vectors and their images."""
+        leading, steps = _leading_allowed(batch, self.entries), _root_steps(batch, self.entries)
+        return 8 * batch * self.entries * max(COPIES * leading, leading + 2 * steps + COPIES)
 
     def combine(self, signs: Tensor, samples: Tensor, draw: Draw) -> Tensor:
         """``Σ ± √λ v``, and ``√(d/D) (I − V Vᵀ) B^{1/2} ε`` where ``d`` of the ``D`` draws are in it."""
@@ -158,22 +174,21 @@ class OperatorFactor:
         vectors = self._vectors[samples].double()
         start = _without(noise, vectors)
         length = torch.linalg.vector_norm(start, dim=1, keepdim=True)
-        q = (start / length.clamp_min(TINY))[:, :, None]
-        images: list[Tensor] = []
+        steps = _root_steps(len(self._like), self.entries)
+        q, images = (noise.new_zeros(*noise.shape, steps) for _ in range(2))
+        following = start / length.clamp_min(TINY)
         scale = torch.zeros_like(length)
-        for _ in range(
-            min(noise.shape[1], max(LEAST_STEPS, min(ROOT_STEPS, KEPT_BYTES // (16 * noise.numel()))))
-        ):
-            images.append(self._among(q[:, :, -1], samples))
-            following = _without(_without(images[-1], vectors), q)
-            following = _without(_without(following, vectors), q)  # once leaves rounding behind
+        for step in range(steps):
+            q[:, :, step] = following
+            images[:, :, step] = image = self._among(following, samples)
+            known = q[:, :, : step + 1]
+            following = _without(_without(image, vectors), known)
+            following = _without(_without(following, vectors), known)  # once leaves rounding behind
             norm = torch.linalg.vector_norm(following, dim=1, keepdim=True)
-            scale = scale.maximum(torch.linalg.vector_norm(images[-1], dim=1, keepdim=True))
+            scale = scale.maximum(torch.linalg.vector_norm(image, dim=1, keepdim=True))
             more = norm > torch.finfo(self._like.dtype).eps * scale * 10
             following = torch.where(more, following / norm.clamp_min(TINY), 0)
-            q = torch.cat([q, following[:, :, None]], dim=2)
-        q = q[:, :, :-1]
-        values, turns = torch.linalg.eigh(_symmetric(q.mT @ torch.stack(images, dim=2)))
+        values, turns = torch.linalg.eigh(_symmetric(q.mT @ images))
         coefficients: Tensor = turns @ (values.clamp_min(0).sqrt() * turns[:, 0])[:, :, None]
         root: Tensor = (q @ coefficients).squeeze(2) * length
         return root
@@ -201,7 +216,7 @@ def _leading(
     Only as many as hold the coverage; those that have not converged are left to the rest, with value and vector 0.
     """
     batch, outputs = like.shape
-    most = max(1, min(LEADING, KEPT_BYTES // (8 * batch * outputs)))
+    most = _leading_allowed(batch, outputs)
     count = min(8, most)
     while True:
         start = torch.randn(
@@ -213,6 +228,16 @@ def _leading(
         if count == most or held >= coverage * (held + float(rest.sum())):
             return values, vectors, rest
         count = min(2 * count, most)
+
+
+def _leading_allowed(batch: int, outputs: int) -> int:
+    """Return how many leading eigenvectors of every sample may be kept."""
+    return max(1, min(LEADING, KEPT_BYTES // (8 * batch * outputs)))
+
+
+def _root_steps(batch: int, outputs: int) -> int:
+    """Return how many products a draw takes: by the whole batch, so that seeds are the same however it is divided."""
+    return min(outputs, max(LEAST_STEPS, min(ROOT_STEPS, KEPT_BYTES // (16 * batch * outputs))))
 
 
 def _rest(product: Product, vectors: Tensor, generator: torch.Generator) -> Tensor:
@@ -240,7 +265,10 @@ def _subspace(product: Product, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _each(product: Product, vectors: Tensor) -> Tensor:
-    return torch.stack([product(v) for v in vectors.unbind(dim=2)], dim=2)
+    found = torch.empty_like(vectors)
+    for place in range(vectors.shape[2]):
+        found[:, :, place] = product(vectors[:, :, place])
+    return found
 
 
 def _without(vectors: Tensor, basis: Tensor) -> Tensor:

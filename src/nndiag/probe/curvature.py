@@ -1,8 +1,8 @@
 """The factor ``S_n`` of the loss's curvature in the output, for every form of loss.
 
 For the mean squared error over M outputs ``B = (2/M) I``, for ``bce_with_logits`` ``B = diag(σ(1−σ))/M``, for a
-cross-entropy ``diag(p) − ppᵀ`` at every position (also of log-probabilities under ``nll``: a further ``log_softmax``
-changes nothing), for a callable whatever autograd says.
+cross-entropy ``(Σ_c y_c) (diag(p) − ppᵀ)`` at every position (also of log-probabilities under ``nll``: a further
+``log_softmax`` changes nothing), for a callable whatever autograd says.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def loss_factor(
         InputError: the output is not what the loss takes, or a callable has no targets.
     """
     if loss.labels is not None:
-        weights = loss.labels.weights(output.detach(), targets)
+        weights = loss.labels.curvature_weights(output.detach(), targets)
         if all_exact and weights.shape[1] == 1 and output.shape[loss.labels.class_axis] <= CLASSES:
             columns = triangular_columns(output.detach().reshape(len(output), -1))
             return ColumnFactor(columns * weights.sqrt(), output)

@@ -26,13 +26,19 @@ class Factor(Protocol):
 
     ``weights`` are the traces ``‖s_a‖²`` of the atoms, ``(batch, atoms)`` float64; ``ranks`` how many columns each of
     them mixes, ``(atoms,)``; ``total`` the mean over samples of the trace of the positive part of ``B_n``, and
-    ``negative`` that of its negative part, which is left out (a loss that is not convex in the output).
+    ``negative`` that of its negative part, which is left out (a loss that is not convex in the output). ``entries`` are
+    the numbers of a seed, a sample.
     """
 
     weights: Tensor
     ranks: Tensor
     total: float
     negative: float
+    entries: int
+
+    def held(self, batch: int) -> int:
+        """Return the most bytes that the factor of so many such samples takes, beside a few copies of its output."""
+        ...  # pragma: no cover
 
     def combine(self, signs: Tensor, samples: Tensor, draw: Draw) -> Tensor:
         """Return ``Σ_a signs_{r,a} s_a`` of the samples named, ``(rows, …)`` like the output.
@@ -56,7 +62,7 @@ class DiagonalFactor:
     def __init__(self, entries: Tensor, output: Tensor) -> None:
         self._roots = entries.clamp_min(0).sqrt()
         self._like = output.detach()
-        outputs = entries.shape[1]
+        self.entries = outputs = entries.shape[1]
         atoms = min(outputs, DIAGONAL_ATOMS)
         self._owner = torch.arange(outputs, device=entries.device) % atoms
         traces = entries.new_zeros(len(entries), atoms, dtype=torch.float64)
@@ -64,6 +70,10 @@ class DiagonalFactor:
         self.ranks = torch.bincount(self._owner, minlength=atoms)
         self.total = float(self.weights.sum(dim=1).mean())
         self.negative = float(-entries.clamp_max(0).sum(dim=1, dtype=torch.float64).mean())
+
+    def held(self, batch: int) -> int:
+        """The weights: no more than outputs in double precision."""
+        return 0
 
     def combine(self, signs: Tensor, samples: Tensor, draw: Draw) -> Tensor:
         """``√b_j`` of every output ``j``, with its sign."""
@@ -80,14 +90,19 @@ class ColumnFactor:
         columns: ``(atoms, batch, outputs)``.
         output: gives shape and dtype of the seeds.
         negative: the part of ``B`` left out.
+        matrices: copies of ``B`` that were there at once to find them.
     """
 
-    def __init__(self, columns: Tensor, output: Tensor, negative: float = 0.0) -> None:
+    def __init__(self, columns: Tensor, output: Tensor, negative: float = 0.0, matrices: int = 0) -> None:
         self._columns, self._like = columns.transpose(0, 1).contiguous(), output.detach()
         self.weights = self._columns.double().square().sum(dim=2)
         self.ranks = torch.ones(len(columns), dtype=torch.long, device=columns.device)
         self.total = float(self.weights.sum(dim=1).mean())
-        self.negative = negative
+        self.negative, self.entries, self._matrices = negative, columns.shape[2], matrices
+
+    def held(self, batch: int) -> int:
+        """The matrices; of columns in closed form the seeds of all passes, which count as such, take about as much."""
+        return 8 * batch * self._matrices * self.entries**2
 
     def combine(self, signs: Tensor, samples: Tensor, draw: Draw) -> Tensor:
         """The columns, each with its sign."""

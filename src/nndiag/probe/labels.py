@@ -59,7 +59,10 @@ class Labels:
             raise InputError(
                 "--loss nll", "the model's outputs are not log-probabilities", "use --loss cross_entropy"
             )
-        if self.class_axis == 1 and targets.is_floating_point() and targets.shape == output.shape:
+        if self._takes_probabilities and targets.is_floating_point() and targets.shape == output.shape:
+            if bool((targets.sum(dim=1) < 0).any()):
+                why = "y holds rows that add up to less than nothing, the loss takes class probabilities"
+                raise InputError("probe", why, "give probabilities, or integer labels")
             return targets.to(output)
         if targets.dim() == 2 and targets.shape[1] == 1 and output.dim() == 2:
             targets = targets[:, 0]
@@ -84,6 +87,16 @@ class Labels:
         every = self.per_sample_count
         return counts / (max(float(counts.sum()), 1.0) / batch if every is None else every)
 
+    def curvature_weights(self, output: Tensor, targets: Tensor | None) -> Tensor:
+        """Return what the curvature ``diag(p) − ppᵀ`` of a position counts, ``w_{n,t} Σ_c y_{n,t,c}``.
+
+        Labels add up to one, and so do probabilities; what does not is taken as torch's losses take it.
+        """
+        weights = self.weights(output, targets)
+        if targets is None or not targets.is_floating_point():
+            return weights
+        return weights * targets.double().sum(dim=self.class_axis).reshape(weights.shape)
+
     def per_sample(self, output: Tensor, targets: Tensor) -> Tensor:
         """``ℓ_n = Σ_t w_{n,t} ℓ_{n,t}``, ``(batch,)``."""
         loss = F.nll_loss if self.log_probabilities else F.cross_entropy
@@ -94,6 +107,10 @@ class Labels:
         else:
             flat = loss(output, targets, reduction="none", ignore_index=IGNORED)
         return (flat.reshape(len(output), -1) * self.weights(output, targets).to(flat)).sum(dim=1)
+
+    @property
+    def _takes_probabilities(self) -> bool:
+        return self.class_axis == 1 and not self.log_probabilities
 
     def _aligned(self, labels: Tensor) -> Tensor:
         """Return the label that each position is to predict; the last position of a shifted loss has none."""

@@ -40,11 +40,12 @@ class SoftmaxFactor:
         self._output, self._axis, self._roots = output.detach(), class_axis, weights.sqrt()
         batch, classes, positions = len(output), output.shape[class_axis], weights.shape[1]
         self._positions, self._classes = positions, classes
+        self.entries = positions * classes
         self._apart = min(classes, APART // positions)
         turned = min(self._apart, TURNED)
         device = output.device
         self._places = torch.zeros(batch, positions, self._apart, dtype=torch.long, device=device)
-        self._turns = torch.zeros(batch, positions, turned, turned, dtype=torch.float64, device=device)
+        self._turns = output.new_zeros(batch, positions, turned, turned)
         rest = classes - self._apart
         self._mixtures = min(rest, -(-MIXTURES // positions))
         self._owner = torch.arange(classes, device=device) % max(1, self._mixtures)
@@ -58,6 +59,11 @@ class SoftmaxFactor:
         # an upper bound, and more than one: what is mixed never counts as exact
         self.ranks[positions * self._apart :] = max(2, -(-classes // max(1, self._mixtures)))
         self.total = float(self.weights.sum(dim=1).mean())
+
+    def held(self, batch: int) -> int:
+        """The classes that are apart, and the eigenvectors of those that are turned."""
+        turned = self._turns.element_size() * self._turns.shape[2] ** 2
+        return batch * self._positions * (8 * self._apart + turned)
 
     def combine(self, signs: Tensor, samples: Tensor, draw: Draw) -> Tensor:
         """``S r`` with ``r = W a + m ε``: ``a`` the signs of the directions, ``m`` those of the mixtures."""
@@ -84,7 +90,7 @@ class SoftmaxFactor:
         inner = torch.diag_embed(first) - roots[..., :, None] * roots[..., None, :] * pairs
         values, vectors = torch.linalg.eigh(inner)
         leading[..., :turned] = values.flip(-1)
-        self._places[part], self._turns[part] = places, vectors.flip(-1)
+        self._places[part], self._turns[part] = places, vectors.flip(-1).to(self._turns)
         found = torch.cat([leading, mixed], dim=2)
         return found.clamp_min(0) * self._roots[part].square()[..., None]
 
@@ -99,7 +105,7 @@ class SoftmaxFactor:
             r += drawn.to(r).mul_(mixed[..., self._owner])
         if apart:
             turned = self._turns.shape[2]
-            first = torch.einsum("npck,npk->npc", self._turns[samples], single[..., :turned])
+            first = torch.einsum("npck,npk->npc", self._turns[samples].double(), single[..., :turned])
             r.scatter_(2, self._places[samples], torch.cat([first, single[..., turned:]], dim=2))
         s = roots * (r - roots * (roots * r).sum(dim=2, keepdim=True)) * self._roots[samples][..., None]
         s = s.transpose(1, 2) if self._axis == 1 else s

@@ -97,9 +97,9 @@ def _vectorised(
             return main_output(called)[0]
 
         value, pull = torch.func.vjp(run, dict(parameters))[:2]
-        grads = [
-            pull(seed)[0] for seed in own
-        ]  # a vmap inside another is wrong for some functions, such as prelu
+        with torch.no_grad():  # or every gradient would keep the graph that made it
+            # one by one: a vmap inside another is wrong for some functions, such as prelu
+            grads = [pull(seed)[0] for seed in own]
         return {name: torch.stack([grad[name] for grad in grads]) for name in parameters}, value
 
     mapped = torch.func.vmap(one, in_dims=(0, 1), out_dims=(1, 0), randomness="same")
