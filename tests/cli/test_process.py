@@ -49,6 +49,18 @@ def test_quick_commands_import_nothing_heavy(folder: Path, words: list[str], mor
     assert ended.out
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no file here is always full")
+def test_a_full_disk_is_said_in_one_line(folder: Path) -> None:
+    for words in (("rules",), ("scan", "net.safetensors")):
+        with Path("/dev/full").open("w") as full:
+            ended = subprocess.run(
+                [sys.executable, "-m", "nndiag", *words], cwd=folder, env=clean_environment(), stdout=full,
+                stderr=subprocess.PIPE, text=True, check=False,
+            )  # fmt: skip
+        assert ended.returncode == 3
+        assert ended.stderr.splitlines()[-1].startswith("error: stdout: there is no room")
+
+
 def test_the_catalogue_itself_needs_no_pydantic(folder: Path) -> None:
     code = "import sys, nndiag.cli, nndiag.rules; print('pydantic' in sys.modules, 'numpy' in sys.modules)"
     assert run_process(cwd=folder, launcher=("-c", code)).out == "False False\n"

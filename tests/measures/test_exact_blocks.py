@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Literal
 
 import numpy as np
@@ -318,3 +319,21 @@ def test_nodes_that_are_not_to_be_looked_at_are_left_alone() -> None:
     one = found.layers["0"]
     assert one.nodes.tolist() == [0, 2, 5, 7]
     assert_close(one, dense_blocks(model, samples)["0"], ALL)
+
+
+def test_progress_is_told_within_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["nndiag.measures.exact.refine"], "TOGETHER", 2)
+    model, samples = build(SMOOTH[0]), probe(SMOOTH[0], "mse")
+    layers, told = found_layers(model, samples), []
+
+    def progress(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+
+    with undisturbed(model, 0):
+        settings = ExactSettings("hessian", SETTINGS)
+        refine(model, samples, layers, start(layers, samples), settings, progress=progress)
+    first = [done for what, done, _ in told if what == f"curvature of layer {layers[0].name}, exactly"]
+    assert first[0] == 0
+    assert len(first) > 2
+    assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert told[-1][1] == told[-1][2]

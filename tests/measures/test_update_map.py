@@ -50,6 +50,37 @@ def test_its_ends_are_those_of_the_step(name: str, decay: float | None, solver: 
             assert layer.per_node["stability_margin"][i] == pytest.approx(margin, **close)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_the_standard_error_of_its_margin_is_that_of_the_folds(name: str) -> None:
+    case = next(c for c in CASES if c.name == "wide_mlp")
+    model, samples = build(case), probe(case, "mse", samples=80)
+    facts = OptimizerFacts(name, LR, betas=(0.9, 0.999), eps=1e-3)
+    moments = {n: torch.rand_like(p) for n, p in model.named_parameters()} if facts.is_adam else {}
+    found = measure(model, samples, Plan(Level.CURVATURE, tolerance=1e-10), Update(facts, moments, 100))
+    folds = [
+        dense_blocks(
+            model, replace(samples, inputs=(samples.inputs[0][k::4],), targets=samples.targets[k::4])
+        )
+        for k in range(4)
+    ]
+    whole = dense_blocks(model, samples)
+    for layer in found.layers:
+        names = [f"{layer.name}.weight", f"{layer.name}.bias"]
+        for i, block in enumerate(whole[layer.name]):
+            scale = torch.ones(len(block), dtype=torch.float64)
+            if facts.is_adam:
+                second = torch.cat([moments[n].reshape(layer.nodes, -1)[i] for n in names])
+                scale = ((second / (1 - 0.999**100)).sqrt() + 1e-3).rsqrt()
+            vector = torch.linalg.eigh(scale[:, None] * block * scale).eigenvectors[:, -1] * scale
+            forms = np.array([float(vector @ fold[layer.name][i] @ vector) for fold in folds])
+            error = forms.std(ddof=1) / 2
+            assert layer.per_node["stability_margin_se"][i] == pytest.approx(
+                error / facts.stability_threshold, rel=1e-5
+            )
+            if facts.is_adam:
+                assert layer.per_node["lambda_max_preconditioned_se"][i] == pytest.approx(error, rel=1e-5)
+
+
 def test_adam_without_its_moments_says_nothing() -> None:
     model, samples = build(CASES[0]), probe(CASES[0], "mse")
     found = measure(model, samples, Plan(Level.CURVATURE), Update(OptimizerFacts("adam", LR), {}))

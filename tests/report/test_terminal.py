@@ -264,7 +264,7 @@ def test_the_margin_of_the_optimiser_and_what_was_refined() -> None:
     text = render_text(report(made), width=120)
     assert "Hessian of 5 nodes, Gauss-Newton of the other 15 by lanczos" in text
     assert "adamw, lr 0.001, decay 0.05" in text
-    assert "sharpest node at 25 % of the stability threshold (λ 38,000, preconditioned)" in text
+    assert "sharpest node at 25 % of the stability threshold (at λ 38,000, preconditioned)" in text
     signs = made.model_copy(update={"curvature": made.curvature.model_copy(update={"coverage": 0.0})})
     assert "by lanczos, by random signs" in render_text(report(signs), width=120)
 

@@ -89,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--verbose" in words:
             traceback.print_exception(error)
         line, code = as_line(error)
+        if isinstance(error, OSError):  # what could not be written is not tried again at the end
+            silence_stdout()
         return print_error(line, code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from nndiag.errors import NndiagError, printable
 USAGE = 2
 COULD_NOT = 3
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_MEMORY = ("not enough memory", "out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -26,6 +28,8 @@ def as_line(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
         return _usage(error), USAGE
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return "stdout: there is no room for what it is to hold; make some, or write elsewhere", COULD_NOT
     words = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
     return f"internal error: {words}; run again with --verbose and report what it shows", COULD_NOT
 

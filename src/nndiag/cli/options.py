@@ -106,9 +106,7 @@ LevelChoice = Annotated[
 ]  # fmt: skip
 Curvature = Annotated[
     Literal["auto", "ggn", "hessian"],
-    _option(
-        _DEPTH, "--curvature", "KIND", "auto, ggn, or hessian: refuse what is not proved to be the Hessian."
-    ),
+    _option(_DEPTH, "--curvature", "KIND", "auto, ggn, or hessian: exact blocks of every node, or an error."),
 ]
 Solver = Annotated[
     Literal["lanczos", "power", "dense"], _option(_DEPTH, "--solver", "NAME", "lanczos, power or dense.")

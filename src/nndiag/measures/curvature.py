@@ -103,13 +103,15 @@ def layer_curvature(
     if workspace is None and isinstance(blocks, ImplicitBlocks):
         multiplied = Remembering(blocks)
     found = solve(multiplied, blocks.like, lead=lead, traces=traces if blocks.semidefinite else None)
-    seen = None
+    seen = of_seen = None
     if rule.divisor is not None:
-        seen = solve(ScaledBlocks(blocks, *rule.scaling(blocks.like)), blocks.like)
+        scale, decay = rule.scaling(blocks.like)
+        seen = solve(ScaledBlocks(blocks, scale, decay), blocks.like)
+        of_seen = blocks.forms_by_fold(seen.vectors * scale, folds)
     forms = [_forms(multiplied, found, folds, known)]
     if found.smallest_vectors is not None:
         forms.append(blocks.forms_by_fold(found.smallest_vectors, folds))
-    return curvature_of(found, seen, traces, forms, fold_sizes, rule.facts)
+    return curvature_of(found, seen, traces, forms, fold_sizes, rule.facts, of_seen)
 
 
 def _forms(blocks: LayerBlocks | Remembering, found: Extremes, folds: int, known: Tensor | None) -> Tensor:
@@ -128,8 +130,12 @@ def curvature_of(
     forms: Sequence[Tensor],
     fold_sizes: Tensor,
     optimizer: OptimizerFacts | None,
+    of_seen: Tensor | None = None,
 ) -> LayerCurvature:
     """Put the results of solvers together.
+
+    ``lambda_max_se`` and its like are the standard errors of ``vᵀ H_k v`` over the folds ``k``, at the unit vector
+    ``v`` that the whole probe gives: the noise of the samples, and of the signs where columns share passes.
 
     Args:
         found: the extremes of the blocks.
@@ -138,6 +144,7 @@ def curvature_of(
         forms: shares of the folds at the vectors of the largest eigenvalues, and of the smallest where those are known.
         fold_sizes: samples of every fold, ``(folds,)``.
         optimizer: the update rule, where it is known.
+        of_seen: shares of the folds at the vectors of the largest eigenvalues as the optimiser sees them.
     """
     names, preconditioned = ("lambda_max", "lambda_min"), optimizer is not None and optimizer.is_adam
     per_fold = {name: _by_fold(form, fold_sizes) for name, form in zip(names, forms, strict=False)}
@@ -147,16 +154,18 @@ def curvature_of(
         "lambda_max_error": numbers(found.largest_error),
         "lambda_min_error": numbers(found.smallest_error),
         "trace": numbers(traces),
-        "lambda_max_se": _standard_error(per_fold["lambda_max"]),
+        **{f"{name}_se": _standard_error(values) for name, values in per_fold.items()},
         "flat_fraction": _flat_fraction(found, traces, optimizer, seen is None or not preconditioned),
     }
     if found.every:
         per_node.update(_of_every_eigenvalue(found, optimizer))
+    noise = per_node["lambda_max_se"] if of_seen is None else _standard_error(_by_fold(of_seen, fold_sizes))
     if seen is not None and preconditioned:
         per_node["lambda_max_preconditioned"] = numbers(seen.largest)
+        per_node["lambda_max_preconditioned_se"] = noise
     if optimizer is not None and (seen is not None or not preconditioned):
         ends = seen or found
-        per_node.update(update_map(numbers(ends.largest), numbers(ends.smallest), optimizer))
+        per_node.update(update_map(numbers(ends.largest), numbers(ends.smallest), noise, optimizer))
     return LayerCurvature(per_node, per_fold, bool(found.converged.all()), found.products)
 
 

@@ -108,10 +108,12 @@ class StreamedLayer:
         self._fold_sizes, self._rule = fold_sizes, rule
         self._plain: list[_Task] = []
         self._seen: list[_Task] = []
-        self._traces, self._forms = torch.zeros(()), torch.zeros(())
+        self._scales: list[Tensor] = []
+        self._traces, self._forms, self._of_seen = torch.zeros(()), torch.zeros(()), torch.zeros(())
         self._first, self._formed = True, False
         self._questions: list[_Question] = []
         self._directions: Tensor | None = None
+        self._seen_directions: Tensor | None = None
         self._leading = Leading(layer.nodes, layer.size, int(fold_sizes.sum()), like) if led else None
         if not led:
             self._begin(None)
@@ -131,6 +133,7 @@ class StreamedLayer:
                 scale, decay = self._rule.of(slice(a, b)).scaling(self._like)
                 solver = solving(_Nodes(self, b - a, full=fills(decay)), starts[a:b], self._settings, False)
                 self._seen.append(_Task(a, b, scaled(solver, scale, decay)))
+                self._scales.append(scale)
         self._ask()
 
     @property
@@ -145,6 +148,9 @@ class StreamedLayer:
         if self._directions is not None:
             forms = blocks.forms_by_fold(self._directions, len(self._fold_sizes))
             self._forms = self._forms.to(forms) + forms
+        if self._seen_directions is not None:
+            forms = blocks.forms_by_fold(self._seen_directions, len(self._fold_sizes))
+            self._of_seen = self._of_seen.to(forms) + forms
         if self._first:
             traces = blocks.traces()
             self._traces = self._traces.to(traces) + traces
@@ -179,8 +185,9 @@ class StreamedLayer:
         found = joined([task.result for task in self._plain])
         seen = joined([task.result for task in self._seen]) if self._seen else None
         own = own.to(self._traces.device)
-        forms = [self._forms[:, own]]
-        return curvature_of(found, seen, self._traces[own], forms, self._fold_sizes, self._rule.facts)
+        forms, of_seen = [self._forms[:, own]], self._of_seen[:, own] if self._seen else None
+        facts = self._rule.facts
+        return curvature_of(found, seen, self._traces[own], forms, self._fold_sizes, facts, of_seen)
 
     def _traces_of(self, start: int, stop: int) -> Tensor:
         """Return the traces of some nodes, known after the first replay."""
@@ -190,10 +197,16 @@ class StreamedLayer:
         """Put the vectors that solvers want multiplied side by side, those of all ranges in one tensor."""
         waiting = [[task for task in tasks if task.found is None] for tasks in (self._plain, self._seen)]
         self._questions = [self._question(tasks) for tasks in waiting if tasks]
-        self._directions = None
-        if not waiting[0] and not self._formed:
-            parts = [task.placed(task.result.vectors, None, self.nodes) for task in self._plain]
-            self._directions = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+        self._directions = self._seen_directions = None
+        if not any(waiting) and not self._formed:
+            self._directions = self._placed(self._plain, [task.result.vectors for task in self._plain])
+            own = [task.result.vectors * scale for task, scale in zip(self._seen, self._scales, strict=True)]
+            self._seen_directions = self._placed(self._seen, own) if own else None
+
+    def _placed(self, tasks: Sequence[_Task], vectors: Sequence[Tensor]) -> Tensor:
+        """Put vectors of all tasks side by side, ``(nodes, size)``."""
+        parts = [task.placed(own, None, self.nodes) for task, own in zip(tasks, vectors, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 
     def _question(self, tasks: list[_Task]) -> _Question:
         vectors: Tensor | None = None

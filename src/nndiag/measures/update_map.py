@@ -11,16 +11,20 @@ import numpy as np
 from nndiag.records.measured import Floats, OptimizerFacts
 
 
-def update_map(largest: Floats, smallest: Floats, optimizer: OptimizerFacts) -> dict[str, Floats]:
+def update_map(
+    largest: Floats, smallest: Floats, noise: Floats, optimizer: OptimizerFacts
+) -> dict[str, Floats]:
     """Return what the learning rate makes of the extremes of every node's (preconditioned) block.
 
     ``update_map_min = 1 − α(λ_max + w)`` and ``update_map_max = 1 − α(λ_min + w)``: the ends of the map's spectrum.
-    ``stability_margin = (λ_max + w)/threshold``: above one the map repels. ``relaxation_steps = 1/(αλ_max)`` of the
+    ``stability_margin = (λ_max + w)/threshold``: above one the map repels; ``stability_margin_se`` is its standard
+    error. ``relaxation_steps = 1/(αλ_max)`` of the
     steepest direction, without the decay, which only shrinks. Nothing without a learning rate.
 
     Args:
         largest: λ_max per node, of the block as the optimiser sees it.
         smallest: λ_min, the same.
+        noise: the standard error of ``largest``.
         optimizer: the update rule.
 
     Source: Cohen et al. 2022, "Adaptive gradient methods at the edge of stability", section 3.
@@ -34,6 +38,7 @@ def update_map(largest: Floats, smallest: Floats, optimizer: OptimizerFacts) -> 
     return {
         "relaxation_steps": relaxation,
         "stability_margin": (largest + decay) / threshold,
+        "stability_margin_se": noise / threshold,
         "update_map_min": 1.0 - optimizer.lr * (largest + decay),
         "update_map_max": 1.0 - optimizer.lr * (smallest + decay),
     }

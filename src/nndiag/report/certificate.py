@@ -35,7 +35,7 @@ def _gradient(found: Certificate) -> str:
     if found.stationary == "exact":
         return said if size == 0 else f"{said}, zero up to rounding"
     if found.stationary == "within_noise":
-        return f"{said}, within its sampling noise of {number(noise)}"
+        return f"{said}, not told from zero (sampling noise {number(noise)})"
     if not noise or size is None:
         return f"{said}, not zero"
     return f"{said}, {number(size / noise)} times its sampling noise"

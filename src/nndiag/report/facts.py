@@ -129,7 +129,7 @@ def _margin(diagnosis: Diagnosis) -> Iterator[str]:
     if known and threshold is not None:
         name = str((diagnosis.checkpoint.optimizer or {}).get("name"))
         seen = ", preconditioned" if name.startswith("adam") else ""
-        yield f"sharpest node at {percent(max(known))} of the stability threshold (λ {number(threshold)}{seen})"
+        yield f"sharpest node at {percent(max(known))} of the stability threshold (at λ {number(threshold)}{seen})"
 
 
 def _setting(name: str, value: object) -> str:

@@ -40,13 +40,12 @@ def saddle(measured: Measured, context: Context) -> Iterator[Hit]:
         "lambda_min_error": found.lambda_min_error,
         "threshold": -context.threshold("flat_direction") * scale,
     }
+    rest = "vanishes" if found.stationary == "exact" else "is not told from zero"
     if found.lambda_max <= 0:
-        message = "the gradient vanishes at a maximum: the loss falls in every direction"
+        message = f"the gradient {rest} at a maximum: the loss falls in every direction"
     else:
         share = short(-found.lambda_min / found.lambda_max)
-        message = (
-            f"the gradient vanishes at a saddle: the loss falls along a direction with −{share} of λ_max"
-        )
+        message = f"the gradient {rest} at a saddle: the loss falls along a direction with −{share} of λ_max"
     yield Hit(None, message, evidence)
 
 

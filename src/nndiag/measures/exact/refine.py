@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 SignedBlocks = OuterBlocks | PositionBlocks | GramBlocks
 FORMED_BYTES = 256 * 2**20
 """What the exact blocks of one tile of nodes may take."""
+TOGETHER = 512
+"""Vectors that a tile of nodes is multiplied with at least, where it has so many nodes: progress is told between tiles,
+and each of them takes a forward and a backward pass anew."""
 
 
 def refine(
@@ -101,6 +104,21 @@ class _Wishes:
         return np.arange(layer.nodes, dtype=np.intp) if mask is None else np.flatnonzero(mask)
 
 
+@dataclass
+class _Telling:
+    """Tells of the vectors that were multiplied, ``done`` of ``total``."""
+
+    progress: Progress
+    what: str
+    done: int
+    total: int
+
+    def add(self, vectors: int) -> None:
+        """Tell of so many more."""
+        self.done += vectors
+        self.progress(self.what, self.done, self.total)
+
+
 class _Refining:
     """One refinement: its arguments, and what is the same for all layers."""
 
@@ -130,11 +148,22 @@ class _Refining:
         self.positions = positions_of(self.model, self.probe, apart)
         self.cost = pass_cost(self.model, self.probe, self.settings.room, self.settings.batch_size)
         shares, refined = self._shares(), {}
-        for done, layer in enumerate(self.layers):
-            progress(f"curvature of layer {layer.name}, exactly", done, len(self.layers))
+        work = {
+            one.name: shares[one.name].nodes * self._vectors(one) for one in self.layers if one.name in shares
+        }
+        done, total = 0, sum(work.values())
+        for layer in self.layers:
             if layer.name in shares:
-                refined[layer.name] = self._layer(layer, shares[layer.name])
+                what = f"curvature of layer {layer.name}, exactly"
+                refined[layer.name] = self._layer(
+                    layer, shares[layer.name], _Telling(progress, what, done, total)
+                )
+                done += work[layer.name]
         return Refinement(refined, self._note(shares))
+
+    def _vectors(self, layer: Layer) -> int:
+        """Return how many vectors it takes to know the exact block of one node."""
+        return vectors_of(layer, self.positions)
 
     def _shares(self) -> dict[str, Share]:
         """Divide what may be spent; asked for all exact blocks, nobody counts."""
@@ -142,7 +171,7 @@ class _Refining:
         if self.hessian:
             return {name: Share(nodes, whole=True, formed=True) for name, nodes in count.items()}
         prices = {
-            layer.name: Price(count[layer.name], vectors_of(layer, self.positions), self._formable(layer))
+            layer.name: Price(count[layer.name], self._vectors(layer), self._formable(layer))
             for layer in self.layers
         }
         return divided(prices, self.settings.work / self.cost.work)
@@ -155,11 +184,12 @@ class _Refining:
         """Return what the exact block of one node takes, with the shares of the folds."""
         return (self.probe.fold_count + 1) * layer.size**2 * self.like.element_size()
 
-    def _tile(self, each: int) -> int:
-        """Return how many nodes there is room for at a time, by what each of them takes."""
-        return max(1, self.room // each)
+    def _tile(self, layer: Layer, each: int) -> int:
+        """Return how many nodes are treated at a time, by what each of them takes."""
+        return max(1, min(self.room // each, -(-TOGETHER // self._vectors(layer))))
 
-    def _layer(self, layer: Layer, share: Share) -> ExactLayer:
+    def _layer(self, layer: Layer, share: Share, telling: _Telling) -> ExactLayer:
+        telling.add(0)
         products = HessianProducts(self.model, self.probe, layer.names, self.cost.keep_graphs)
         places = places_of(layer, products)
         bound, nodes = None, self.wishes.nodes(layer)
@@ -167,7 +197,7 @@ class _Refining:
             bound, signs = self._signs(layer, products, places)
             nodes = nodes[self._chosen(layer, nodes, share.nodes, signs)]
         kept, parts = [], []
-        for tile, part in self._curvatures(layer, products, places, nodes, share.formed):
+        for tile, part in self._curvatures(layer, products, places, nodes, share.formed, telling):
             kept.append(tile)
             parts.append(part)
         if not parts:
@@ -201,13 +231,19 @@ class _Refining:
         )
 
     def _curvatures(
-        self, layer: Layer, products: HessianProducts, places: Tensor, nodes: NDArray[np.intp], formed: bool
+        self,
+        layer: Layer,
+        products: HessianProducts,
+        places: Tensor,
+        nodes: NDArray[np.intp],
+        formed: bool,
+        telling: _Telling,
     ) -> list[tuple[NDArray[np.intp], LayerCurvature]]:
         """Return the curvature of the nodes, tile by tile, without those whose second derivatives are not finite."""
         if len(nodes) == 0:
             return []
         if layer.name in self.positions:
-            applied = self._applied(layer, products, places, nodes)
+            applied = self._applied(layer, products, places, nodes, telling)
             if applied is not None:
                 return applied
             formed = self.hessian or layer.size <= TILED_PRODUCTS  # else it would cost more than was thought
@@ -216,14 +252,20 @@ class _Refining:
         if not formed:
             tiled = TiledBlocks(products, folds, own, samples, at_once, self.settings.solver.seed)
             return self._solved(layer, nodes, tiled)
-        tile, found = self._tile(self._whole_bytes(layer)), []
+        tile, found = self._tile(layer, self._whole_bytes(layer)), []
         for start in range(0, len(nodes), tile):
             part = slice(start, start + tile)
             found += self._solved(layer, nodes[part], formed_blocks(folds, own[part], samples, at_once))
+            telling.add(len(nodes[part]) * layer.size)
         return found
 
     def _applied(
-        self, layer: Layer, products: HessianProducts, places: Tensor, nodes: NDArray[np.intp]
+        self,
+        layer: Layer,
+        products: HessianProducts,
+        places: Tensor,
+        nodes: NDArray[np.intp],
+        telling: _Telling,
     ) -> list[tuple[NDArray[np.intp], LayerCurvature]] | None:
         """Return the curvature of nodes that are applied once, ``None`` where that is not so after all."""
         positions, samples = self.positions[layer.name], len(self.probe)
@@ -231,7 +273,7 @@ class _Refining:
         entries = samples * positions.count**2  # the curvature of one node at its positions
         kept = (samples * positions.count * layer.size + entries) * item
         summed = kept > max(self.room, each)
-        tile, found = self._tile(each if summed else entries * item), []
+        tile, found = self._tile(layer, each if summed else entries * item), []
         for start in range(0, len(nodes), tile):
             part = nodes[start : start + tile]
             index = torch.from_numpy(part)
@@ -243,6 +285,7 @@ class _Refining:
                 if not _agree(blocks, products, own, self.settings.solver.seed):
                     return None
             found += self._solved(layer, part, blocks)
+            telling.add(len(part) * positions.count)
         return found
 
     def _folds(self, layer: Layer) -> list[HessianProducts]:
