@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from nndiag.measures.look import INFLUENCE_PASSES, Look
 from nndiag.measures.plan import Plan, Update
 from nndiag.measures.replaying import Replay
 from nndiag.measures.schedule import STREAM_REPLAYS, Form, Need, Round, Schedule
+from nndiag.measures.streaming import Streaming
 from nndiag.probe.probe import Probe
 from nndiag.records.forecast import Forecast, PartForecast, RoundForecast
 from nndiag.records.level import Level
@@ -26,6 +27,8 @@ TIMED = 32
 """Samples of the batch that is timed."""
 PRODUCTS = 12
 """Products that a solver is taken to need."""
+ALONE = 3
+"""Backward passes that Jacobians of single samples take the time of, beside the pass that all samples share."""
 KEPT: dict[Form, str] = {
     "outer": "inputs and weights",
     "implicit": "inputs and gradients",
@@ -63,8 +66,10 @@ def forecast(
         replay = Replay(model, probe, plan)
         look, schedule = scheduled(replay, update)
         passes = [_passes(look, plan.level, place) for place in range(len(schedule.rounds))]
-        there, back = _timed(replay, min(TIMED, schedule.batch_size, len(probe)))
-        seconds = _seconds(replay, look, schedule, passes, (there, back))
+        count = min(TIMED, schedule.batch_size, len(probe))
+        there, back = _timed(replay, count)
+        seconds = len(probe) * _first_order(replay, count)
+        seconds += _seconds(replay, look, schedule, (there, back))
         exact = exact_forecast(replay, schedule)
         of_all = certificate_forecast(replay, update, len(probe) * (there + back)) if certificate else None
     rounds = tuple(_round(one) for one in schedule.rounds)
@@ -103,19 +108,21 @@ def _backward(one: RoundForecast, first: float, look: Look) -> float:
     return first + (one.replays - 1) * look.passes
 
 
-def _seconds(
-    replay: Replay, look: Look, schedule: Schedule, passes: Sequence[float], timed: tuple[float, float]
-) -> float:
-    """Return an estimate of the time: passes as timed on a small batch, other arithmetic at the rate of the model's."""
+def _seconds(replay: Replay, look: Look, schedule: Schedule, timed: tuple[float, float]) -> float:
+    """Return an estimate of the time that curvature takes.
+
+    Passes as timed on a small batch, the arithmetic of solvers at the rate of the model's.
+    """
     there, back = timed
     samples = len(replay.probe)
     rate = 2 * look.work / max(there, 1e-9)
+    back *= 1 + ALONE * bool(replay.by_jacobians)
     needs = {need.layer: need for need in look.needs}
     total = 0.0
-    for one, first in zip(schedule.rounds, passes, strict=True):
+    for place, one in enumerate(schedule.rounds):
         replays = STREAM_REPLAYS if one.streamed else 1
-        forwards = there * (1 + look.samples)
-        total += samples * (replays * forwards + back * (first + (replays - 1) * look.passes))
+        forwards = there * (replays * (1 + look.samples) - (place == 0))
+        total += samples * (forwards + replays * back * look.passes)
         for part in one.parts:
             need = needs[part.layer]
             total += _operations(need, part.form, samples) * (part.stop - part.start) / need.nodes / rate
@@ -142,6 +149,18 @@ def _timed(replay: Replay, count: int) -> tuple[float, float]:
         seen.gradients(torch.ones_like(seen.output))
         _wait(seen)
     return there / count, (time.perf_counter() - begun) / count
+
+
+def _first_order(replay: Replay, count: int) -> float:
+    """Return the seconds, a sample, of a first replay's forward pass and first-order measures."""
+    probe, plan = replay.probe, replay.plan
+    targets = None if probe.targets is None else probe.targets[:count]
+    few = replace(probe, inputs=tuple(x[:count] for x in probe.inputs), targets=targets, batch_size=count)
+    first = Replay(replay.model, few, replace(plan, level=min(plan.level, Level.GRADIENTS)))
+    first.begin()
+    begun = time.perf_counter()
+    first.first(Streaming({}, few.fold_sizes), lambda _: None)
+    return (time.perf_counter() - begun) / count
 
 
 def _wait(seen: Forward) -> None:
