@@ -30,6 +30,8 @@ from tests.cli.support import FULL, WITH_MODEL, network, samples
         (("--lr", "-1"), "--lr -1"),
         (("--betas", "0.9"), "--betas 0.9"),
         (("--betas", "0.9,1"), "--betas 1"),
+        (("--momentum", "1"), "--momentum 1"),
+        (("--horizon", "0"), "--horizon 0"),
         (("--format", "yaml"), "--format yaml"),
         (("--output", "report.json"), "--output report.json"),
         (("--output", "yaml=report"), "yaml"),
@@ -124,3 +126,23 @@ def test_output_never_replaces_an_input(cli: Cli, work: Path) -> None:
     for file in ("net.safetensors", "probe.safetensors"):
         assert file in cli("scan", "net.safetensors", *FULL, "--output", f"json={file}").failed(2)
     assert (work / "net.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--select", "ND505"), "needs the curvature level and --certificate"),
+        (("--select", "ND4", "--level", "gradients"), "needs the curvature level"),
+        (("--select", "ND505", "--certificate"), None),
+        (("--select", "ND1", "--select", "ND4"), None),
+    ],
+)
+def test_what_is_selected_and_cannot_be_found_is_named(
+    cli: Cli, words: tuple[str, ...], said: str | None
+) -> None:
+    ended = cli("scan", "net.safetensors", *FULL, *words)
+    assert ended.code == 0
+    if said is None:
+        assert "not looked for" not in ended.err
+    else:
+        assert f"note: --select {words[1]}: it is not looked for, as it {said}" in ended.err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from nndiag.config.toml_file import RUN_FILE
@@ -10,6 +10,7 @@ from nndiag.errors import UsageError, printable
 from nndiag.pipeline.inputs import Inputs
 from nndiag.pipeline.survey import Survey, shown
 from nndiag.records.level import Level
+from nndiag.rules import RULES
 
 _MODEL, _DATA = "--model file.py:callable", "--data FILE"
 _LOSS = "--loss cross_entropy (or mse, nll, bce_with_logits)"
@@ -79,6 +80,23 @@ def require_trials(inputs: Inputs, level: Level) -> None:
         raise UsageError("--verify", f"it needs {missing[0]}", f"add {missing[1]}")
     if level < Level.ACTIVATIONS:
         raise UsageError("--verify", "it needs more than the weights", f"leave out --level {level.label}")
+
+
+def not_looked_for(codes: Iterable[str], level: Level, certificate: bool) -> Iterator[str]:
+    """Yield a sentence for every code, or prefix of codes, of which a scan cannot find one.
+
+    Args:
+        codes: those that are selected.
+        level: how deep is looked.
+        certificate: whether the whole model is certified.
+    """
+    for code in codes:
+        needs = [(r.level, r.option or "") for r in RULES if r.code.startswith(code) and r.level is not None]
+        if not needs or any(needed <= level and (certificate or not option) for needed, option in needs):
+            continue
+        needed, option = min(needs)
+        asked = f" and {option}" if option and not certificate else ""
+        yield f"--select {code}: it is not looked for, as it needs the {needed.label} level{asked}"
 
 
 def hints(reach: Reach, level: Level, found: Callable[[], Survey | None]) -> tuple[str, ...]:

@@ -16,7 +16,15 @@ from nndiag.pipeline.cache import open_cache
 from nndiag.pipeline.inputs import Inputs, gather, located
 from nndiag.pipeline.job import Job
 from nndiag.pipeline.listener import Listener, Notes, Silence
-from nndiag.pipeline.reach import Reach, chosen_level, hints, reach_of, require_certificate, require_trials
+from nndiag.pipeline.reach import (
+    Reach,
+    chosen_level,
+    hints,
+    not_looked_for,
+    reach_of,
+    require_certificate,
+    require_trials,
+)
 from nndiag.pipeline.settings import ScanSettings
 from nndiag.pipeline.survey import Survey
 from nndiag.records.forecast import Forecast
@@ -136,6 +144,8 @@ def make_job(
         require_trials(inputs, level)
     permission = Permission.of(settings.trust, settings.allow_global)
     selection = _selection(inputs, settings)
+    for sentence in not_looked_for(selection.select, level, settings.certificate):
+        notes.say(sentence)
     rules = [selection.select, selection.ignore, dict(selection.thresholds), settings.profile]
     cache = open_cache(inputs, settings, {"level": level.label, "rules": rules})
     return Job(inputs, settings, level, selection, notes, listener, permission, cache), reach

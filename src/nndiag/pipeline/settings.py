@@ -101,6 +101,17 @@ class ScanSettings:
                 raise UsageError(
                     f"{_option(name)} {value}", "is not a usable number", "give a finite number, 0 or more"
                 )
+        if self.horizon == 0:
+            raise UsageError(
+                "--horizon 0", "nothing relaxes in no step", "give the steps that training goes on for"
+            )
+        decays = [
+            ("--momentum", self.momentum, "0.9"),
+            *(("--betas", b, "0.9,0.999") for b in self.betas or ()),
+        ]
+        for name, decay, example in decays:
+            if decay is not None and not 0 <= decay < 1:
+                raise UsageError(f"{name} {decay}", "is not from 0 up to 1", f"give e.g. {example}")
         if self.verify and self.granularity == "head":
             raise UsageError("--verify", "actions are tried on nodes", "leave out --granularity head")
         if self.jitter is not None and not 0 < self.jitter <= 1:
@@ -108,9 +119,6 @@ class ScanSettings:
             raise UsageError(
                 f"--jitter {self.jitter}", why, "give e.g. 0.01: a hundredth of each input's deviation"
             )
-        for decay in self.betas or ():
-            if not 0 <= decay < 1:
-                raise UsageError(f"--betas {decay}", "is not from 0 up to 1", "give e.g. 0.9,0.999")
         for name, known in _CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in known:
