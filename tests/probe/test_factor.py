@@ -304,3 +304,13 @@ def test_a_callable_without_curvature_has_none(outputs: int) -> None:
     found = loss_factor(loss, random(2, outputs), torch.zeros(2))
     assert found.total == 0
     assert found.negative == 0
+
+
+def test_every_class_of_many_positions_is_taken_where_all_are_exact() -> None:
+    output = random(2, 20, 40).mT
+    loss = named_loss("cross_entropy")
+    assert int(loss_factor(loss, output, None).ranks.max()) > 1
+    found = loss_factor(loss, output, None, all_exact=True)
+    assert int(found.ranks.max()) == 1
+    truth = true_curvature(loss, output, torch.zeros(2, 20, dtype=torch.long))
+    torch.testing.assert_close(by_columns(found, 2)[1], truth[1], rtol=1e-9, atol=1e-12)

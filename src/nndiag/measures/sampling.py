@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from nndiag.measures.plan import Plan
+from nndiag.probe.curvature import MOST_EXACT
 from nndiag.replay.passes import Forward
 
 EXACT_WORK = 2e9
@@ -14,7 +15,7 @@ EXACT_COLUMNS, SINGLE_COLUMNS = 64, 16
 """Columns up to which that may be: a backward pass has a cost of its own, however small the network. The lesser number
 is exact whatever the work where most units have one position a sample: nothing but the backward passes grows with them
 there, and these cost less than drawing some and a forward pass anew for every group of samples."""
-PRECISE_WORK, PRECISE_COLUMNS = 2e11, 1024
+PRECISE_WORK, PRECISE_COLUMNS = 2e11, MOST_EXACT
 """The same in double precision, where numbers are asked for that are as exact as they can be."""
 NOISE, OWN_NOISE = 1.6e-3, 0.3
 """What sampling may cost where all columns are not exact: a standard deviation, as a share of the trace, and the same

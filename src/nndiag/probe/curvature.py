@@ -16,6 +16,9 @@ from nndiag.probe.loss import Loss
 from nndiag.probe.softmax import SoftmaxFactor
 from nndiag.probe.triangular import CLASSES, triangular_columns
 
+MOST_EXACT = 1024
+"""Directions of a sample that are taken one by one where every column is exact."""
+
 
 def loss_factor(
     loss: Loss, output: Tensor, targets: Tensor | None, coverage: float = 0.99, *, all_exact: bool = False
@@ -37,7 +40,7 @@ def loss_factor(
         if all_exact and weights.shape[1] == 1 and output.shape[loss.labels.class_axis] <= CLASSES:
             columns = triangular_columns(output.detach().reshape(len(output), -1))
             return ColumnFactor(columns * weights.sqrt(), output)
-        return SoftmaxFactor(output, loss.labels.class_axis, weights)
+        return SoftmaxFactor(output, loss.labels.class_axis, weights, MOST_EXACT if all_exact else None)
     flat = output.detach().reshape(len(output), -1).double()
     if loss.form == "identity":
         return DiagonalFactor(torch.full_like(flat, 2.0 / flat.shape[1]), output)

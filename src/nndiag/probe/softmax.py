@@ -32,16 +32,17 @@ class SoftmaxFactor:
         output: logits or log-probabilities.
         class_axis: 1 or -1.
         weights: of the positions, ``(batch, positions)`` float64; see ``labels``.
+        most: directions of a sample that are kept apart, over all its positions, where not ``APART``.
     """
 
     negative = 0.0
 
-    def __init__(self, output: Tensor, class_axis: int, weights: Tensor) -> None:
+    def __init__(self, output: Tensor, class_axis: int, weights: Tensor, most: int | None = None) -> None:
         self._output, self._axis, self._roots = output.detach(), class_axis, weights.sqrt()
         batch, classes, positions = len(output), output.shape[class_axis], weights.shape[1]
         self._positions, self._classes = positions, classes
         self.entries = positions * classes
-        self._apart = min(classes, APART // positions)
+        self._apart = min(classes, (APART if most is None else most) // positions)
         turned = min(self._apart, TURNED)
         device = output.device
         self._places = torch.zeros(batch, positions, self._apart, dtype=torch.long, device=device)
