@@ -86,6 +86,11 @@ def test_the_console_script_and_the_module(folder: Path) -> None:
     run_process("scan", "net.pt", "--bogus", cwd=folder).failed(2)
 
 
+def _interruptible() -> None:
+    """Undo what a shell does to a job in the background, which ignores interrupts, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupt(folder: Path) -> None:
     marker = folder / "running"
     words = ("scan", "named.safetensors", "--model", "models.py:Slow", *FULL[2:], "--output", "json=out.json")
@@ -93,6 +98,7 @@ def test_interrupt(folder: Path) -> None:
     program = subprocess.Popen(
         [sys.executable, "-m", "nndiag", *words],
         cwd=folder, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=_interruptible,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
