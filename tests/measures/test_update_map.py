@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.cases import CASES, build, dense_blocks, probe
-from torch import nn
+from torch import Tensor, nn
 
 from nndiag.measures import Plan, Update, measure
 from nndiag.probe.loss import named_loss
@@ -17,6 +17,13 @@ from nndiag.records.level import Level
 from nndiag.records.measured import OptimizerFacts
 
 LR, DECAY = 0.05, 0.2
+
+
+def divisor(facts: OptimizerFacts, moments: list[Tensor], size: int) -> Tensor:
+    """Return ``√v̂ + ε`` of a node's parameters after a hundred steps, ones where the rule has no moments."""
+    if not facts.is_adam:
+        return torch.ones(size, dtype=torch.float64)
+    return (torch.cat(moments) / (1 - 0.999**100)).sqrt() + 1e-3
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -31,14 +38,12 @@ def test_its_ends_are_those_of_the_step(name: str, decay: float | None, solver: 
         model, samples, Plan(Level.CURVATURE, solver, tolerance=1e-8), Update(facts, moments, 100)
     )
     truth = dense_blocks(model, samples)
-    correction = 1 - 0.999**100
     for layer in found.layers:
         names = [f"{layer.name}.weight", f"{layer.name}.bias"]
         for i, block in enumerate(truth[layer.name]):
-            p = torch.ones(len(block), dtype=torch.float64)
-            if facts.is_adam:
-                second = torch.cat([moments[n].reshape(layer.nodes, -1)[i] for n in names])
-                p = (second / correction).sqrt() + 1e-3
+            p = divisor(
+                facts, [moments[n].reshape(layer.nodes, -1)[i] for n in names if n in moments], len(block)
+            )
             w = (decay or 0.0) * torch.eye(len(block), dtype=torch.float64)
             inside, outside = (w, 0 * w) if name == "adam" else (0 * w, w)
             seen = torch.diag(p.rsqrt()) @ (block + inside) @ torch.diag(p.rsqrt())
@@ -67,10 +72,8 @@ def test_the_standard_error_of_its_margin_is_that_of_the_folds(name: str) -> Non
     for layer in found.layers:
         names = [f"{layer.name}.weight", f"{layer.name}.bias"]
         for i, block in enumerate(whole[layer.name]):
-            scale = torch.ones(len(block), dtype=torch.float64)
-            if facts.is_adam:
-                second = torch.cat([moments[n].reshape(layer.nodes, -1)[i] for n in names])
-                scale = ((second / (1 - 0.999**100)).sqrt() + 1e-3).rsqrt()
+            own = [moments[n].reshape(layer.nodes, -1)[i] for n in names if n in moments]
+            scale = divisor(facts, own, len(block)).rsqrt()
             vector = torch.linalg.eigh(scale[:, None] * block * scale).eigenvectors[:, -1] * scale
             forms = np.array([float(vector @ fold[layer.name][i] @ vector) for fold in folds])
             error = forms.std(ddof=1) / 2

@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from nndiag.cli.catalogue import explain, rules
 from nndiag.cli.compare import compare
-from nndiag.cli.endings import COULD_NOT, USAGE, as_line, print_error, silence_stdout
+from nndiag.cli.endings import COULD_NOT, USAGE, as_line, has_no_room, print_error, silence_stdout
 from nndiag.cli.gate import gate
 from nndiag.cli.heal import heal
 from nndiag.cli.help import EXIT_CODES, GroupedCommand
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--verbose" in words:
             traceback.print_exception(error)
         line, code = as_line(error)
-        if isinstance(error, OSError):  # what could not be written is not tried again at the end
+        if has_no_room(error):
             silence_stdout()
         return print_error(line, code)
 

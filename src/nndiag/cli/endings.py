@@ -28,10 +28,15 @@ def as_line(error: BaseException) -> tuple[str, int]:
         return str(error), error.exit_code
     if hasattr(error, "format_message"):  # typer's own: a wrong option or argument
         return _usage(error), USAGE
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if has_no_room(error):
         return "stdout: there is no room for what it is to hold; make some, or write elsewhere", COULD_NOT
     words = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
     return f"internal error: {words}; run again with --verbose and report what it shows", COULD_NOT
+
+
+def has_no_room(error: BaseException) -> bool:
+    """Whether a disk is full: what could not be written is not to be tried again at the end."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 def print_error(line: str, code: int) -> int:

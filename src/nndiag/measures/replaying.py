@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -181,10 +182,8 @@ class Replay:
         """Take note of what a forward pass over the first samples showed, as a replay does of every batch."""
         self._note_uses(seen)
         if self.plan.level >= Level.CURVATURE:
-            targets = None if self.probe.targets is None else self.probe.targets[: len(seen.output)]
-            batch = Batch(tuple(x[: len(seen.output)] for x in self.probe.inputs), targets, 0)
-            seeds = self.seeds(seen.output, self._targets(seen.output, batch), 0)
-            self._note_curvature(seen, seeds, len(batch))
+            seeds = self.seeds(seen.output, self._first_targets(seen.output), 0)
+            self._note_curvature(seen, seeds, len(seen.output))
 
     def _note_uses(self, seen: Forward) -> None:
         """Take note of what the forward pass showed of the layers."""
@@ -234,6 +233,10 @@ class Replay:
         if self.probe.loss is None or batch.targets is None:
             return None
         return self.probe.loss.prepare(output.detach(), batch.targets)
+
+    def _first_targets(self, output: Tensor) -> Tensor | None:
+        """Return the targets of the first samples, of which this is the output."""
+        return self._targets(output, next(replace(self.probe, batch_size=len(output)).batches()))
 
     def uses(self, seen: Forward) -> list[LayerUse]:
         """Return the layers of a forward pass that kinds can treat.
@@ -321,8 +324,7 @@ class Replay:
         """Decide, by the first samples, whether columns share passes, and return the seeds of those samples."""
         assert self.probe.loss is not None
         output = self._finite(seen.output)
-        targets = None if self.probe.targets is None else self.probe.targets[: len(output)]
-        targets = None if targets is None else self.probe.loss.prepare(output.detach(), targets)
+        targets = self._first_targets(output)
         columns = loss_factor(self.probe.loss, output, targets, self.plan.coverage).weights.shape[1]
         self._sampling = sampling_of(self.plan, seen, columns, len(self.probe), self.precise)
         return self.seeds(output, targets, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -26,18 +26,6 @@ class Retrace(Watch):
 
     def _look_for_unseen(self, given: Iterable[Tensor]) -> None:
         """Known."""
-
-    def _run(
-        self,
-        func: Callable[..., Any],
-        name: str,
-        in_place: bool,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        given: Iterable[Tensor],
-    ) -> Any:
-        """No units are followed."""
-        return func(*args, **kwargs)
 
     def _enter(self, use: Use, output: Tensor) -> int:
         """Take note of the use."""

@@ -106,16 +106,17 @@ class _Wishes:
 
 @dataclass
 class _Telling:
-    """Tells of the vectors that were multiplied, ``done`` of ``total``."""
+    """Tells of the vectors that were multiplied, ``done`` of ``total``; those of one layer end at ``end``."""
 
     progress: Progress
     what: str
     done: int
+    end: int
     total: int
 
     def add(self, vectors: int) -> None:
-        """Tell of so many more."""
-        self.done += vectors
+        """Tell of so many more, though a layer may take more than was thought."""
+        self.done = min(self.done + vectors, self.end)
         self.progress(self.what, self.done, self.total)
 
 
@@ -154,11 +155,10 @@ class _Refining:
         done, total = 0, sum(work.values())
         for layer in self.layers:
             if layer.name in shares:
-                what = f"curvature of layer {layer.name}, exactly"
-                refined[layer.name] = self._layer(
-                    layer, shares[layer.name], _Telling(progress, what, done, total)
-                )
-                done += work[layer.name]
+                what, end = f"curvature of layer {layer.name}, exactly", done + work[layer.name]
+                telling = _Telling(progress, what, done, end, total)
+                refined[layer.name] = self._layer(layer, shares[layer.name], telling)
+                done = end
         return Refinement(refined, self._note(shares))
 
     def _vectors(self, layer: Layer) -> int:
